@@ -1,0 +1,1 @@
+"""Gradient-harmonized one-stage object detection."""
