@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ghmdet.files import write_atomic
+
+
+def test_text_and_bytes_arrive_and_replace_what_was_there(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "new" / "a.json", "größe")
+    assert path.read_bytes() == "größe".encode()
+    write_atomic(path, b"\x00\x01")
+    assert path.read_bytes() == b"\x00\x01"
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a.txt", "old")
+    with pytest.raises(TypeError):
+        write_atomic(path, 3)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
