@@ -1,0 +1,246 @@
+"""The command line: it only parses and calls."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from ghmdet.config import TrainConfig
+from ghmdet.errors import GhmdetError
+
+app = App(
+    name="ghmdet",
+    help="Gradient-harmonized one-stage object detection, for badly imbalanced training data.",
+    help_format="markdown",
+)
+data_app = App(name="data", help="Look at data sets and make synthetic ones.")
+app.command(data_app)
+
+# Lines are never wrapped: what is printed can be searched, and an error stays one line.
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command
+def train(
+    data: Path,
+    /,
+    *,
+    out: Path,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Train a detector on a data set (COCO, Pascal VOC or YOLO).
+
+    Parameters
+    ----------
+    data
+        Folder of the data set, or a COCO annotations file.
+    out
+        Folder for the run: checkpoints, curves, logs, how it was made.
+    resume
+        Continue the run in `out` exactly where it stopped.
+    """
+    from ghmdet.engine.train import train as run
+
+    run(data, out, config, resume=resume, say=console.print)
+
+
+@app.command
+def val(
+    checkpoint: Path,
+    data: Path,
+    /,
+    *,
+    split: str = "val",
+    out: Path | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+) -> None:
+    """Score a checkpoint on a part of a data set; writes metrics.json and predictions.json.
+
+    Parameters
+    ----------
+    checkpoint
+        A `best.pt` or `last.pt` of a training run.
+    data
+        Folder of the data set, or a COCO annotations file.
+    split
+        Part of the data set to score.
+    out
+        Folder to write; by default `SPLIT/` beside the checkpoint.
+    batch_size
+        Pictures at a time.
+    workers
+        Processes that read pictures.
+    device
+        auto, cpu or cuda.
+    precision
+        auto, fp32, bf16 or fp16.
+    """
+    from ghmdet.data import read_data
+    from ghmdet.engine.checkpoint import load_checkpoint
+    from ghmdet.engine.evaluate import validate
+
+    classes = tuple(load_checkpoint(checkpoint)["classes"])
+    part = read_data(data, split, classes=classes)
+    console.print(part.describe())
+    out = out or checkpoint.parent / part.split
+    with _progress(len(part.records)) as advance:
+        metrics = validate(
+            checkpoint,
+            part,
+            out,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
+        )
+    console.print(metrics.table())
+    console.print(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
+
+
+@app.command
+def predict(
+    checkpoint: Path,
+    pictures: Path,
+    /,
+    *,
+    out: Path,
+    annotations: Path | None = None,
+    threshold: float = 0.3,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: str = "auto",
+) -> None:
+    """Detect on a picture or a folder; writes predictions.json (COCO results) and drawn pictures.
+
+    Parameters
+    ----------
+    checkpoint
+        A `best.pt` or `last.pt` of a training run.
+    pictures
+        A picture, or a folder that is searched with its subfolders.
+    out
+        Folder to write.
+    annotations
+        COCO annotations whose image ids the results should carry, so that `ghmdet score` can compare them.
+    threshold
+        The least score of a box that is drawn; predictions.json keeps them all.
+    batch_size
+        Pictures at a time.
+    device
+        auto, cpu or cuda.
+    precision
+        auto, fp32, bf16 or fp16.
+    """
+    from ghmdet.engine.predict import find_pictures
+    from ghmdet.engine.predict import predict as run
+
+    with _progress(len(find_pictures(pictures))) as advance:
+        results = run(
+            checkpoint,
+            pictures,
+            out,
+            annotations=annotations,
+            threshold=threshold,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            advance=advance,
+        )
+    drawn = sum(result["score"] >= threshold for result in results)
+    console.print(f"{len(results)} boxes, {drawn} of them scored at least {threshold:g} and drawn: {out}")
+
+
+@app.command
+def score(annotations: Path, results: Path, /, *, json: Path | None = None) -> None:
+    """Score a COCO results file against COCO annotations.
+
+    Parameters
+    ----------
+    annotations
+        COCO annotations (the truth).
+    results
+        COCO results (what was detected).
+    json
+        File to write the figures to, as JSON.
+    """
+    from ghmdet.engine.run_folder import write_json
+    from ghmdet.engine.score import score as run
+
+    metrics = run(annotations, results)
+    console.print(metrics.table())
+    if json:
+        write_json(json, metrics.to_dict())
+
+
+@app.command
+def demo(*, out: Path, seed: int = 0) -> None:
+    """Do the main job on a synthetic set, in about four minutes: data, training with GHM, AP, pictures.
+
+    Parameters
+    ----------
+    out
+        Folder for everything it makes; must be new or empty.
+    seed
+        Seed of the pictures and the training.
+    """
+    from ghmdet.engine.demo import demo as run
+
+    run(out, seed=seed, say=console.print)
+
+
+@data_app.command(name="check")
+def check(data: Path, /, *, split: str | None = None) -> int:
+    """List every problem of a data set; exits with 1 if any is an error.
+
+    Parameters
+    ----------
+    data
+        Folder of the data set, or a COCO annotations file.
+    split
+        The one part to check; all parts by default.
+    """
+    from ghmdet.data import check_data, format_problems
+
+    problems = check_data(data, split)
+    console.print(format_problems(problems))
+    return int(any(problem.severity == "error" for problem in problems))
+
+
+@contextmanager
+def _progress(pictures: int) -> Iterator[Callable[[int], None]]:
+    from rich.progress import Progress
+
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("pictures", total=pictures)
+        yield lambda done: progress.advance(task, done)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        result: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (GhmdetError, CycloptsError) as error:
+        _fail(" ".join(str(error).split()), 2)
+    except KeyboardInterrupt as stopped:
+        _fail(str(stopped) or "stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"ghmdet: {message}", file=sys.stderr)
+    sys.exit(status)

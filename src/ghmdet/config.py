@@ -1,0 +1,118 @@
+"""The settings of a training run: one frozen dataclass, which the command line fills and a checkpoint keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ghmdet.errors import GhmdetError, unknown_name
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a training run is made of, apart from its data and its folder.
+
+    Raises:
+        GhmdetError: a value that cannot be trained with, named with its mend.
+    """
+
+    model: str = "nano"
+    """Preset: nano, r18, r50 or r50_v2."""
+    size: int | None = None
+    """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
+    proportion."""
+    cls_loss: str = "ghm-c"
+    """Class loss: ce, ohem, focal, ghm-c or ghm-c-published."""
+    box_loss: str = "giou"
+    """Box loss: smooth-l1, asl1, giou or ghm-r."""
+    cls_weight: float | None = None
+    """Weight of the class loss; by default the one measured to suit the loss."""
+    box_weight: float | None = None
+    """Weight of the box loss; by default the one measured to suit the loss."""
+    weights: str = "auto"
+    """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
+    epochs: int = 30
+    """Passes over the training pictures."""
+    batch_size: int = 16
+    """Pictures in a batch, over all processes together."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one optimizer step."""
+    lr: float = 2e-3
+    """Peak learning rate of neck and heads (AdamW)."""
+    backbone_lr: float = 0.3
+    """Learning rate of the backbone as a share of `lr`; a backbone trained from scratch always takes 1."""
+    weight_decay: float = 0.02
+    """AdamW's weight decay; none on biases and norms."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    clip_norm: float = 10.0
+    """Largest norm of the whole gradient."""
+    ema: float = 0.98
+    """Decay of the moving average of the weights, which is what is validated and kept; 0 keeps the last weights."""
+    hflip: float = 0.5
+    """Chance of a left-right flip."""
+    vflip: float = 0.0
+    """Chance of an upside-down flip: right for microscopes and aerial pictures."""
+    mosaic: float = 0.0
+    """Chance that a picture is put together from four."""
+    precision: str = "auto"
+    """auto, fp32, bf16 or fp16; auto says what it chose and why."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Seed of weights, order and augmentation: same seed and machine, same numbers."""
+    workers: int | None = None
+    """Processes that read pictures; by default none on a CPU, and up to eight a GPU."""
+    train_split: str = "train"
+    """Name of the part to train on."""
+    val_split: str = "val"
+    """Name of the part to choose the best checkpoint on."""
+    val_every: int | None = None
+    """Epochs between two validations; by default about ten in a run."""
+    patience: int = 0
+    """Stop after this many epochs without a better AP; 0 never stops early."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between two saves of `last.pt` within an epoch."""
+    tensorboard: bool = False
+    """Also write TensorBoard scalars (extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise unknown_name("device", self.device, ("auto", "cpu", "cuda"))
+        for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise GhmdetError(f"{_option(name)} {value}: give a whole number of at least 1")
+        for name in ("lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a number above 0")
+        for name in (
+            "cls_weight",
+            "box_weight",
+            "weight_decay",
+            "backbone_lr",
+            "patience",
+            "workers",
+            "checkpoint_minutes",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise GhmdetError(f"{_option(name)} {value}: give a number of at least 0")
+        for name in ("warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a number in [0, 1)")
+        for name in ("hflip", "vflip", "mosaic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a chance in [0, 1]")
+
+    @property
+    def validate_every(self) -> int:
+        """Epochs between two validations."""
+        return self.val_every or max(1, self.epochs // 10)
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

@@ -1,0 +1,47 @@
+"""Which device and which precision a run uses, each with the reason, which is said aloud."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ghmdet.errors import GhmdetError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, a precision (fp32, bf16 or fp16) and why they were chosen."""
+
+    type: str
+    precision: str
+    reason: str
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context of this precision (disabled in fp32)."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.type, dtype=dtype, enabled=self.precision != "fp32")
+
+
+def choose_device(device: str = "auto", precision: str = "auto") -> Device:
+    """The device and precision for `auto`, or what was asked for if the machine has it.
+
+    Raises:
+        GhmdetError: cuda was asked for and there is none; fp16 was asked for on a CPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise GhmdetError(
+            "--device cuda: PyTorch sees no CUDA GPU here; use --device cpu or install a CUDA build"
+        )
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if precision == "fp16" and chosen == "cpu":
+        raise GhmdetError("--precision fp16 needs a GPU: on a CPU use bf16 or fp32")
+    if precision != "auto":
+        return Device(chosen, precision, f"{chosen}, {precision} as asked")
+    if chosen == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Device(chosen, "bf16", f"{torch.cuda.get_device_name()}, bf16 since it has it")
+        return Device(chosen, "fp16", f"{torch.cuda.get_device_name()}, fp16 since it has no bf16")
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return Device(chosen, "bf16", "CPU, bf16 since this processor has instructions for it")
+    return Device(chosen, "fp32", "CPU, fp32 since this processor has no instructions for bf16")

@@ -1,0 +1,111 @@
+"""Detections over a data set as COCO results, and their score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
+from ghmdet.engine.checkpoint import load_checkpoint
+from ghmdet.engine.device import Device, choose_device
+from ghmdet.engine.run_folder import write_json
+from ghmdet.engine.score import Metrics, score
+from ghmdet.models import RetinaNet, model_from_state
+
+
+def coco_results(
+    detections: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """One picture's detections (boxes [n, 4] xyxy pixels, scores [n], labels [n]) as COCO results (xywh boxes)."""
+    boxes = detections["boxes"].float().cpu()
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(value, 3) for value in box],
+            "score": round(certainty, 6),
+        }
+        for box, label, certainty in zip(
+            xywh.tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True
+        )
+    ]
+
+
+@torch.inference_mode()
+def detect(
+    model: RetinaNet,
+    data: DetectionData,
+    *,
+    device: Device,
+    batch_size: int = 16,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> list[dict[str, Any]]:
+    """Detect on this rank's share of the pictures of `data`, in original pixels, as COCO results.
+
+    Args:
+        model: a detector on `device`; its mode is restored.
+        data: the pictures; their boxes are not looked at.
+        device: device and precision to run with.
+        batch_size: pictures at a time.
+        workers: processes that read pictures.
+        rank: which share, of `world_size` equal ones.
+        world_size: how many processes share the pictures.
+        advance: called with the number of pictures just finished.
+    """
+    was_training = model.training
+    model.eval()
+    dataset = DetectionDataset(data, eval_transforms(model.config.min_size, model.config.max_size))
+    loader = make_loader(
+        dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size
+    )
+    records = {record.image_id: record for record in data.records}
+    results = []
+    for images, targets in loader:
+        with device.autocast():
+            batch = model([image.to(device.type, non_blocking=True) for image in images])
+        for image, target, detections in zip(images, targets, batch, strict=True):
+            record = records[int(target["image_id"])]
+            height, width = image.shape[-2:]
+            scale = detections["boxes"].new_tensor([record.width / width, record.height / height]).repeat(2)
+            detections["boxes"] = detections["boxes"] * scale
+            results += coco_results(detections, record.image_id, data.category_ids)
+        advance(len(images))
+    model.train(was_training)
+    return results
+
+
+def validate(
+    checkpoint: Path | str,
+    data: DetectionData,
+    out: Path | str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> Metrics:
+    """Score a checkpoint on `data`; writes `metrics.json` and `predictions.json` (COCO results) to the folder `out`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        GhmdetError: the device is not there.
+    """
+    chosen = choose_device(device, precision)
+    model = model_from_state(load_checkpoint(checkpoint)).to(chosen.type)
+    results = detect(model, data, device=chosen, batch_size=batch_size, workers=workers, advance=advance)
+    metrics = score(data.to_coco(), results)
+    write_json(Path(out) / "predictions.json", results)
+    write_json(
+        Path(out) / "metrics.json",
+        {"checkpoint": str(checkpoint), "data": str(data.root), "split": data.split} | metrics.to_dict(),
+    )
+    return metrics

@@ -1,0 +1,110 @@
+"""What a run leaves behind: how it was made, its numbers as CSV, its curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ghmdet.files import write_atomic
+
+PACKAGES = ("ghmdet", "torch", "torchvision", "timm", "accelerate", "hotcoco", "numpy", "pillow")
+
+
+def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
+    """How a run is made: command, arguments, versions, machine, git state of the folder it was started in, time."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "arguments": arguments,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+        "git": _git_state(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class CsvLog:
+    """A CSV that grows by rows and can be cut back to a step, so that a resumed run repeats no row."""
+
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        self.path = path
+        self.columns = list(columns)
+
+    def start(self, keep_until_step: int = 0) -> None:
+        """Begin the file anew, or keep its rows up to and including a step."""
+        kept = [row for row in self.rows() if int(row["step"]) <= keep_until_step] if keep_until_step else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomic(self.path, text.getvalue())
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row; columns that it lacks stay empty."""
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def rows(self) -> list[dict[str, str]]:
+        """All rows, as text."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def draw_curves(path: Path, log: CsvLog, metrics: CsvLog) -> None:
+    """Draw the losses over the steps, and AP and AP50 over the steps, as one picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    steps = [int(row["step"]) for row in log.rows()]
+    for name in ("loss", "classification", "bbox_regression"):
+        losses.plot(steps, [float(row[name]) for row in log.rows()], label=name, linewidth=1)
+    losses.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    losses.legend(frameon=False)
+    validated = [row for row in metrics.rows() if row["AP"]]
+    for name in ("AP", "AP50"):
+        values = [float(row[name]) for row in validated]
+        scores.plot([int(row["step"]) for row in validated], values, marker="o", markersize=3, label=name)
+    scores.set(xlabel="step", ylim=(0, 1), title="validation")
+    scores.legend(frameon=False)
+    for axes in (losses, scores):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,429 @@
+"""The training engine, top to bottom: data, model, optimizer, steps, validation, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ghmdet.config import TrainConfig
+from ghmdet.data import AugmentConfig, DetectionDataset, make_loader, read_data, train_transforms
+from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
+from ghmdet.engine.device import choose_device
+from ghmdet.engine.draw import draw_batch
+from ghmdet.engine.evaluate import detect
+from ghmdet.engine.optim import average_weights, make_optimizer, warmup_cosine
+from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
+from ghmdet.engine.score import Metrics, score
+from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.models import PRESETS, LossConfig, ModelConfig, RetinaNet, load_weights, model_state
+
+LOSSES = ("classification", "bbox_regression")
+LOG_COLUMNS = ("step", "epoch", "lr", "loss", *LOSSES, "grad_norm")
+METRIC_COLUMNS = ("step", "epoch", "seconds", "AP", "AP50", "AP75", "APs", "APm", "APl")
+MAY_CHANGE = {"workers", "checkpoint_minutes", "tensorboard", "patience", "val_every"}
+"""Settings that a resumed run may change, since the weights do not depend on them."""
+
+
+class NonFiniteLoss(GhmdetError):
+    """The loss or its gradient became infinite or NaN; the message names the pictures of the batch."""
+
+
+@dataclass
+class Place:
+    """How far a run has come: `batch` batches into `epoch`, `step` optimizer steps in all, the best AP so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_AP: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    data: Path | str,
+    out: Path | str,
+    config: TrainConfig | None = None,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> Place:
+    """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
+
+    The folder holds `best.pt` (the best averaged weights), `last.pt` (all that resuming needs), `log.csv` (a row a
+    step), `metrics.csv` (a row a validation), `metrics.json` (the best one), `curves.png`, `batch.jpg`, `run.json`.
+
+    Args:
+        data: a data set that `ghmdet.data.read_data` reads.
+        out: the run's folder; refused if it holds a run, unless `resume`.
+        config: the settings.
+        resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
+        say: takes each line meant for the user.
+
+    Raises:
+        GhmdetError: a setting, the data or a checkpoint that cannot be used, before any work starts.
+        NonFiniteLoss: training diverged; `last.pt` and `best.pt` are those of before.
+        KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
+    """
+    return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say).run()
+
+
+class Trainer:
+    """One run: `__init__` builds its parts in the order in which data flows, `run` is the loop."""
+
+    def __init__(
+        self, data: Path, out: Path, config: TrainConfig, resume: bool, say: Callable[[str], None]
+    ) -> None:
+        self.config, self.out = config, out
+        model_config = _model_config(config)
+        loss_config = LossConfig(
+            cls_loss=config.cls_loss,
+            box_loss=config.box_loss,
+            cls_weight=config.cls_weight,
+            box_weight=config.box_weight,
+            accumulation_steps=config.accumulate,
+        )
+        self.arguments = {"data": str(data), "out": str(out)} | asdict(config)
+        state = _saved_run(out, self.arguments, resume)
+
+        self.device = choose_device(config.device, config.precision)
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision="no" if self.device.precision == "fp32" else self.device.precision,
+            log_with="tensorboard" if config.tensorboard else None,
+            project_dir=str(out),
+        )
+        self.main = self.accelerator.is_main_process
+        self.say: Callable[[str], None] = say if self.main else lambda line: None
+        set_seed(config.seed)
+
+        self.train_data = read_data(data, config.train_split)
+        self.val_data = read_data(data, config.val_split, classes=self.train_data.classes)
+        self.say(self.train_data.describe())
+        self.say(self.val_data.describe())
+        self.loader = self._make_loader(model_config)
+        self.steps_per_epoch = len(self.loader) // config.accumulate
+        if not self.steps_per_epoch:
+            raise GhmdetError(
+                f"{len(self.train_data.records)} pictures make {len(self.loader)} batches of {config.batch_size},"
+                f" fewer than --accumulate {config.accumulate}: give a smaller --batch-size or --accumulate"
+            )
+
+        self.model = RetinaNet(model_config, self.train_data.classes, loss_config)
+        self.say(f"resuming {out / 'last.pt'}" if state else load_weights(self.model, config.weights))
+        self.say(f"{config.model} on {self.device.reason}; {self.accelerator.num_processes} process(es)")
+        self.model.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(
+            self.model,
+            self.model.backbone,
+            lr=config.lr,
+            backbone_lr=1.0 if config.weights == "none" else config.backbone_lr,
+            weight_decay=config.weight_decay,
+        )
+        self.schedule = warmup_cosine(
+            self.optimizer, steps=config.epochs * self.steps_per_epoch, warmup=config.warmup
+        )
+        self.average = average_weights(self.model, config.ema)
+        self.detector: RetinaNet = self.average.module
+        self.place = Place()
+        if state:
+            self._restore(state)
+        self.parallel, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+        self.log = CsvLog(out / "log.csv", LOG_COLUMNS)
+        self.metrics_log = CsvLog(out / "metrics.csv", METRIC_COLUMNS)
+        if self.main:
+            if not state:
+                write_json(out / "run.json", provenance(self.arguments))
+            self.log.start(self.place.step)
+            self.metrics_log.start(self.place.step)
+        if config.tensorboard:
+            self.accelerator.init_trackers("tensorboard")
+        self.unread: list[tuple[dict[str, float], Tensor, list[int]]] = []
+        self.started = time.monotonic() - self.place.seconds
+
+    def run(self) -> Place:
+        """Train to the last epoch, or until the AP has not risen for `patience` epochs."""
+        config, place = self.config, self.place
+        # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
+        look_every = 1 if self.device.type == "cpu" else 20
+        saved = time.monotonic()
+        with _StopSignal() as stop, self._progress() as progress:
+            bar = progress.add_task("", total=config.epochs * self.steps_per_epoch, completed=place.step)
+            while place.epoch < config.epochs:
+                self.parallel.train()
+                self.loader.set_epoch(place.epoch, start_batch=place.batch)
+                for images, targets in self.loader:
+                    if place.batch == self.steps_per_epoch * config.accumulate:
+                        break  # the batches that do not fill a step
+                    if place.epoch == place.batch == 0 and self.main:
+                        draw_batch(self.out / "batch.jpg", images, targets, self.train_data.classes)
+                    if not self._step(images, targets):
+                        continue
+                    progress.update(bar, advance=1, description=f"epoch {place.epoch + 1}/{config.epochs}")
+                    if len(self.unread) >= look_every:
+                        due = time.monotonic() - saved > 60 * config.checkpoint_minutes
+                        due, stopping = self._read_losses(due, stop.asked)
+                        if due or stopping:
+                            self._save_last()
+                            saved = time.monotonic()
+                        if stopping:
+                            raise KeyboardInterrupt(
+                                f"stopped at epoch {place.epoch + 1}, step {place.step}; the same command with"
+                                " --resume continues"
+                            )
+                place.epoch, place.batch = place.epoch + 1, 0
+                self._read_losses()
+                last = place.epoch == config.epochs
+                if last or place.epoch % config.validate_every == 0:
+                    progress.update(bar, description="validating")
+                    self._validate()
+                self._save_last()
+                saved = time.monotonic()
+                if config.patience and place.epoch - place.best_epoch >= config.patience:
+                    self.say(f"stopping early: no better AP than epoch {place.best_epoch}'s")
+                    break
+        if config.tensorboard:
+            self.accelerator.end_training()
+        self.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {self.out / 'best.pt'}")
+        return place
+
+    def _step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> bool:
+        """Forward and backward of one batch; whether it completed an optimizer step."""
+        accelerator, place = self.accelerator, self.place
+        place.batch += 1
+        stepping = place.batch % self.config.accumulate == 0
+        with contextlib.nullcontext() if stepping else accelerator.no_sync(self.parallel):
+            losses = self.parallel(
+                [image.to(accelerator.device, non_blocking=True) for image in images],
+                [
+                    {name: target[name].to(accelerator.device) for name in ("boxes", "labels")}
+                    for target in targets
+                ],
+            )
+            loss = torch.stack([losses[name] for name in LOSSES]).sum()
+            accelerator.backward(loss / self.config.accumulate)
+        norm = loss.new_zeros(())
+        rate = self.schedule.get_last_lr()[-1]
+        if stepping:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.schedule.step()
+            self.average.update_parameters(self.model)
+            place.step += 1
+        values = torch.stack([loss, *(losses[name] for name in LOSSES), norm]).detach().float()
+        ids = [int(target["image_id"]) for target in targets]
+        row = {"step": place.step + (not stepping), "epoch": place.epoch + 1, "lr": rate}
+        self.unread.append((row, values, ids))
+        return stepping
+
+    def _read_losses(self, *wishes: bool) -> list[bool]:
+        """Write the losses since the last look (one row a step, the mean over batches and ranks) and check them.
+
+        Returns, for each wish, whether any rank has it: ranks that save or stop must do so at the same step.
+
+        Raises:
+            NonFiniteLoss: naming the pictures of the first batch whose loss or gradient is not finite.
+        """
+        if not self.unread:
+            return list(wishes)
+        mine = torch.stack([values for _, values, _ in self.unread])
+        wished = mine.new_zeros(1, mine.shape[1])
+        wished[0, : len(wishes)] = torch.tensor(wishes)
+        everyone = self.accelerator.reduce(torch.cat([mine, wished]), "mean").cpu()
+        everyone, wished = everyone[:-1], everyone[-1]
+        # fp16's loss scaling skips steps whose gradient overflows; that is no divergence.
+        watched = everyone[:, :3] if self.device.precision == "fp16" else everyone
+        bad = (~watched.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            row, _, ids = self.unread[bad[0]]
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {row['step']} ({_named(everyone[bad[0]])}); pictures of the batch:"
+                f" {', '.join(self._file_names(gather_object(ids)))}. Look at them with `ghmdet data check`, or"
+                f" lower --lr; {self.out / 'last.pt'} is the last good checkpoint"
+            )
+        if self.main:
+            for step in dict.fromkeys(row["step"] for row, _, _ in self.unread):
+                places = [i for i, (row, _, _) in enumerate(self.unread) if row["step"] == step]
+                means = everyone[places].mean(0)
+                means[-1] = everyone[places[-1], -1]  # only the batch that steps has a gradient norm
+                values = dict(zip(("loss", *LOSSES, "grad_norm"), means.tolist(), strict=True))
+                row = self.unread[places[0]][0] | values
+                self.log.append(row)
+                if self.config.tensorboard:
+                    self.accelerator.log(row, step=int(step))
+        self.unread.clear()
+        return [bool(wish > 0) for wish in wished[: len(wishes)]]
+
+    def _validate(self) -> None:
+        """Score the averaged weights; keep them as `best.pt` if their AP is the best so far."""
+        place, accelerator = self.place, self.accelerator
+        results = gather_object(
+            detect(
+                self.detector,
+                self.val_data,
+                device=self.device,
+                batch_size=max(1, self.config.batch_size // accelerator.num_processes),
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+            )
+        )
+        metrics: Metrics = broadcast_object_list(
+            [score(self.val_data.to_coco(), results) if self.main else None]
+        )[0]
+        place.seconds = time.monotonic() - self.started
+        if (metrics.AP or 0.0) > place.best_AP:
+            place.best_AP, place.best_epoch = metrics.AP or 0.0, place.epoch
+            if self.main:
+                save_checkpoint(self.out / "best.pt", self._detector_state())
+                write_json(self.out / "metrics.json", metrics.to_dict())
+        row = {"step": place.step, "epoch": place.epoch, "seconds": round(place.seconds, 1)}
+        row |= {name: metrics.to_dict()[name] for name in METRIC_COLUMNS[3:]}
+        if self.main:
+            self.metrics_log.append(row)
+            draw_curves(self.out / "curves.png", self.log, self.metrics_log)
+        if self.config.tensorboard:
+            accelerator.log(
+                {name: row[name] for name in METRIC_COLUMNS[3:] if row[name] is not None}, step=place.step
+            )
+        self.say(
+            f"epoch {place.epoch}/{self.config.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
+            f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
+        )
+
+    def _detector_state(self) -> dict[str, Any]:
+        return model_state(self.detector) | {"category_ids": list(self.train_data.category_ids)}
+
+    def _save_last(self) -> None:
+        self._read_losses()
+        self.place.seconds = time.monotonic() - self.started
+        if self.main:
+            training = {
+                "arguments": self.arguments,
+                "place": asdict(self.place),
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "rng": torch.get_rng_state(),
+            }
+            save_checkpoint(self.out / "last.pt", self._detector_state() | {"training": training})
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.place = Place(**state["place"])
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+
+    def _make_loader(self, model: ModelConfig) -> Any:
+        config, world = self.config, self.accelerator.num_processes
+        if config.batch_size % world:
+            raise GhmdetError(
+                f"--batch-size {config.batch_size} does not divide among {world} processes: give a multiple of {world}"
+            )
+        augment = AugmentConfig(hflip=config.hflip, vflip=config.vflip, mosaic=config.mosaic)
+        dataset = DetectionDataset(self.train_data, train_transforms(model.min_size, model.max_size, augment))
+        workers = config.workers
+        if workers is None:
+            workers = 8 if self.device.type == "cuda" else 0
+        return make_loader(
+            dataset,
+            batch_size=config.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            workers=workers,
+            rank=self.accelerator.process_index,
+            world_size=world,
+            drop_last=len(dataset) >= config.batch_size,
+        )
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, transient=True, disable=not self.main)
+
+    def _file_names(self, ids: list[int]) -> list[str]:
+        paths = {record.image_id: record.path for record in self.train_data.records}
+        return [paths[image_id].name for image_id in ids]
+
+
+class _StopSignal:
+    """Turns the first interrupt or termination signal into a wish that the loop grants after its step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignal:
+        with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to take
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self.before[number])  # a second one stops at once
+
+
+def _model_config(config: TrainConfig) -> ModelConfig:
+    if config.model not in PRESETS:
+        raise unknown_name("model", config.model, PRESETS)
+    preset = PRESETS[config.model]
+    if config.size is None:
+        return preset
+    short = round(config.size * preset.min_size / preset.max_size)
+    return dataclasses.replace(preset, min_size=short, max_size=config.size)
+
+
+def _saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """What `last.pt` says of the run in `out`, None for a new one; refuses to mix two runs."""
+    last = out / "last.pt"
+    if not resume:
+        if last.exists() or (out / "run.json").exists():
+            raise GhmdetError(
+                f"{out} holds a run already: add --resume to continue it, or give another --out"
+            )
+        return None
+    if not last.exists():
+        return None
+    training: dict[str, Any] | None = load_checkpoint(last).get("training")
+    if training is None:
+        raise GhmdetError(
+            f"{last}: a detector without its training state cannot be resumed; start it by --weights"
+        )
+    saved = training["arguments"]
+    changed = [
+        f"{name} {arguments[name]} (the run has {saved.get(name)})"
+        for name in arguments
+        if name not in MAY_CHANGE | {"data", "out"} and arguments[name] != saved.get(name)
+    ]
+    if changed:
+        raise GhmdetError(f"cannot resume {out} with other settings: {'; '.join(changed)}")
+    return training
+
+
+def _named(values: Tensor) -> str:
+    names = ("loss", *LOSSES, "gradient norm")
+    return ", ".join(f"{name} {value:g}" for name, value in zip(names, values.tolist(), strict=True))
