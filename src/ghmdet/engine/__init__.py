@@ -1,1 +1,1 @@
-
+"""Training, judging and running a detector."""

@@ -338,7 +338,7 @@ class Trainer:
         config, world = self.config, self.accelerator.num_processes
         if config.batch_size % world:
             raise GhmdetError(
-                f"--batch-size {config.batch_size} does not divide among {world} processes: give a multiple of {world}"
+                f"--batch-size {config.batch_size} does not divide among {world} processes: give a multiple of it"
             )
         augment = AugmentConfig(hflip=config.hflip, vflip=config.vflip, mosaic=config.mosaic)
         dataset = DetectionDataset(self.train_data, train_transforms(model.min_size, model.max_size, augment))
@@ -391,6 +391,9 @@ def _model_config(config: TrainConfig) -> ModelConfig:
     if config.model not in PRESETS:
         raise unknown_name("model", config.model, PRESETS)
     preset = PRESETS[config.model]
+    if config.weights == "none":
+        # Frozen at random values, batch norm would not normalise: from scratch it has to learn.
+        preset = dataclasses.replace(preset, freeze_batch_norm=False)
     if config.size is None:
         return preset
     short = round(config.size * preset.min_size / preset.max_size)
