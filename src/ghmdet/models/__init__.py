@@ -1,1 +1,20 @@
+"""The detector: backbone, pyramid, heads, targets, losses, detections, and where its first weights come from."""
 
+from ghmdet.models.loss import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig
+from ghmdet.models.presets import PRESETS, ModelConfig
+from ghmdet.models.retinanet import RetinaNet
+from ghmdet.models.state import model_from_state, model_state
+from ghmdet.models.weights import load_weights
+
+__all__ = [
+    "BOX_LOSSES",
+    "CLS_LOSSES",
+    "PRESETS",
+    "DetectionLoss",
+    "LossConfig",
+    "ModelConfig",
+    "RetinaNet",
+    "load_weights",
+    "model_from_state",
+    "model_state",
+]

@@ -1,0 +1,55 @@
+"""Anchor boxes: the places and shapes that predictions are relative to."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ghmdet.models.presets import ModelConfig
+
+
+@lru_cache(maxsize=32)
+def make_anchors(
+    config: ModelConfig, height: int, width: int, device: torch.device
+) -> tuple[Tensor, tuple[int, ...]]:
+    """All anchors of a batch of pictures: boxes [A, 4] (xyxy, pixels) and how many of them each level has.
+
+    height, width: of the padded batch in pixels. The order is the head's: level by level, row by row, at each
+    place all sizes of the first ratio, then of the next. Kept for the last sizes asked for: do not write into it.
+
+    >>> from ghmdet.models import PRESETS
+    >>> boxes, counts = make_anchors(PRESETS["nano"], 288, 384, torch.device("cpu"))
+    >>> counts  # 36 x 48, 18 x 24, 9 x 12 and 5 x 6 cells with 6 anchors each
+    (10368, 2592, 648, 180)
+    """
+    # A tensor made under inference_mode could never be used in training, and this one is kept.
+    with torch.inference_mode(False), torch.no_grad():
+        levels = [
+            _level(config, sizes, stride, height, width)
+            for sizes, stride in zip(config.level_sizes, config.strides, strict=True)
+        ]
+        return torch.cat(levels).to(device), tuple(len(level) for level in levels)
+
+
+def _level(config: ModelConfig, sizes: tuple[float, ...], stride: int, height: int, width: int) -> Tensor:
+    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
+    shapes = _shapes(sizes, config.anchor_ratios)
+    if config.anchor_rule == "torchvision":
+        shapes = shapes.round()
+        y, x = torch.arange(rows) * (height // rows), torch.arange(columns) * (width // columns)
+    else:
+        y, x = (torch.arange(rows) + 0.5) * stride, (torch.arange(columns) + 0.5) * stride
+    grid_y, grid_x = torch.meshgrid(y.float(), x.float(), indexing="ij")
+    centres = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1)  # [rows, columns, 4]
+    return (centres[:, :, None] + shapes).reshape(-1, 4)
+
+
+def _shapes(sizes: tuple[float, ...], ratios: tuple[float, ...]) -> Tensor:
+    # [ratios * sizes, 4], around the origin; each has the area of its size's square
+    side = torch.tensor(sizes, dtype=torch.float32)
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+    w, h = ((1 / root)[:, None] * side).flatten(), (root[:, None] * side).flatten()
+    return torch.stack((-w, -h, w, h), dim=1) / 2

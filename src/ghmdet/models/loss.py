@@ -1,0 +1,113 @@
+"""The detector's two losses, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
+
+from ghmdet import functional
+from ghmdet.distributed import sum_over_ranks, world_size
+from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.losses import GHMC, GHMR
+from ghmdet.models.box_coder import decode, encode
+
+# Names, and the weight that brings each loss to where one learning rate suits all (docs/models.md says how it was found).
+CLS_LOSSES: dict[str, float] = {"ce": 0.1, "ohem": 0.1, "focal": 0.2, "ghm-c": 0.1, "ghm-c-published": 0.3}
+BOX_LOSSES: dict[str, float] = {"giou": 2.0, "smooth-l1": 1.0, "asl1": 1.0, "ghm-r": 10.0}
+
+_CLASS_SUMS: dict[str, Callable[..., Tensor]] = {
+    "ce": functional.binary_cross_entropy,
+    "ohem": functional.ohem_loss,
+    "focal": functional.sigmoid_focal_loss,
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which losses train the detector; a weight of None takes the name's own from CLS_LOSSES or BOX_LOSSES."""
+
+    cls_loss: str = "ghm-c"
+    box_loss: str = "giou"
+    cls_weight: float | None = None
+    box_weight: float | None = None
+    accumulation_steps: int = 1
+    """Backward passes of one optimizer step, so that the moving averages of GHM move once a step."""
+
+    def __post_init__(self) -> None:
+        if self.cls_loss not in CLS_LOSSES:
+            raise unknown_name("class loss", self.cls_loss, CLS_LOSSES)
+        if self.box_loss not in BOX_LOSSES:
+            raise unknown_name("box loss", self.box_loss, BOX_LOSSES)
+        for name, weight in (("cls_weight", self.cls_weight), ("box_weight", self.box_weight)):
+            if weight is not None and not 0 <= weight < float("inf"):
+                raise GhmdetError(f"{name} is {weight}; a loss's weight is a number of at least 0")
+
+
+class DetectionLoss(nn.Module):
+    """The two losses of a batch, in float32 whatever precision the network ran in.
+
+    With P the positives of all ranks divided by the number of ranks (so that averaging the ranks' gradients gives what
+    one process would have had on the joined batch): `ce`, `ohem`, `focal`, `giou`, `smooth-l1` and `asl1` are sums / P. The
+    GHM losses bring their own denominator (article, equations 8 to 13).
+    """
+
+    def __init__(self, config: LossConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_weight = CLS_LOSSES[config.cls_loss] if config.cls_weight is None else config.cls_weight
+        self.box_weight = BOX_LOSSES[config.box_loss] if config.box_weight is None else config.box_weight
+        if config.cls_loss == "ghm-c":
+            self.ghm_c = GHMC.guarded(num_classes, accumulation_steps=config.accumulation_steps)
+        elif config.cls_loss == "ghm-c-published":
+            self.ghm_c = GHMC.published(accumulation_steps=config.accumulation_steps)
+        if config.box_loss == "ghm-r":
+            self.ghm_r = GHMR(accumulation_steps=config.accumulation_steps)
+
+    def forward(
+        self, logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor, anchors: Tensor
+    ) -> dict[str, Tensor]:
+        """The weighted losses `classification` and `bbox_regression`, scalars.
+
+        logits [B, A, K]; deltas [B, A, 4]; labels [B, A] int64, K for background, negative for ignored; boxes [B, A, 4] the
+        matched ones (of positive size everywhere, see `AnchorTargets`); anchors [A, 4] (xyxy pixels).
+        """
+        positive = (labels >= 0) & (labels < logits.shape[-1])  # [B, A]
+        positives = (sum_over_ranks(positive.sum().float()) / world_size()).clamp(min=1)
+        with torch.autocast(logits.device.type, enabled=False):
+            classification = self._classification(logits.float(), labels, positives)
+            regression = self._regression(deltas.float(), boxes, anchors, positive, positives)
+        return {
+            "classification": self.cls_weight * classification,
+            "bbox_regression": self.box_weight * regression,
+        }
+
+    def _classification(self, logits: Tensor, labels: Tensor, positives: Tensor) -> Tensor:
+        name = self.config.cls_loss
+        if name in _CLASS_SUMS:
+            return _CLASS_SUMS[name](logits, labels, reduction="sum") / positives
+        loss: Tensor = self.ghm_c(logits, labels)
+        return loss
+
+    def _regression(
+        self, deltas: Tensor, boxes: Tensor, anchors: Tensor, positive: Tensor, positives: Tensor
+    ) -> Tensor:
+        name = self.config.box_loss
+        if name == "giou":
+            # An offset that does not count becomes 0: its box is then its anchor, and neither value nor gradient can be NaN.
+            counted = torch.where(positive[..., None], deltas, 0.0)
+            per_box = generalized_box_iou_loss(decode(counted, anchors), boxes)
+            return torch.where(positive, per_box, 0.0).sum() / positives
+        offsets = encode(boxes, anchors)
+        if name == "ghm-r":
+            loss: Tensor = self.ghm_r(deltas, offsets, valid=positive)
+            return loss
+        if name == "asl1":
+            return functional.asl1_loss(deltas, offsets, mu=0.02, valid=positive, reduction="sum") / positives
+        return (
+            functional.smooth_l1_loss(deltas, offsets, beta=1 / 9, valid=positive, reduction="sum")
+            / positives
+        )

@@ -1,0 +1,60 @@
+"""From logits and offsets to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from ghmdet.models.box_coder import decode
+from ghmdet.models.preprocess import Batch, Size, scale_boxes
+from ghmdet.models.presets import ModelConfig
+
+
+def postprocess(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    level_counts: Sequence[int],
+    batch: Batch,
+    config: ModelConfig,
+) -> list[dict[str, Tensor]]:
+    """Detections of each picture in its own pixels: boxes [n, 4] xyxy, scores [n] falling, labels [n] in 0..K-1.
+
+    logits [B, A, K], deltas [B, A, 4], anchors [A, 4]; `level_counts` splits A into the pyramid's levels. The rules
+    are torchvision's: the best candidates of each level above the threshold, then NMS class by class.
+    """
+    logits, deltas = logits.float(), deltas.float()
+    detections = []
+    for index, (size, original) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
+        levels = zip(
+            logits[index].split(list(level_counts)),
+            deltas[index].split(list(level_counts)),
+            anchors.split(list(level_counts)),
+            strict=True,
+        )
+        candidates = [_candidates(*level, size, config) for level in levels]
+        boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+        keep = batched_nms(boxes, scores, labels, config.nms_iou)[: config.detections_per_image]
+        detections.append(
+            {
+                "boxes": scale_boxes(boxes[keep], size, original),
+                "scores": scores[keep],
+                "labels": labels[keep],
+            }
+        )
+    return detections
+
+
+def _candidates(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, size: Size, config: ModelConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    # one picture, one level: logits [a, K] -> boxes [n, 4], scores [n], labels [n]
+    scores = logits.sigmoid().flatten()  # [a * K]
+    above = (scores > config.score_threshold).nonzero()[:, 0]
+    scores, order = scores[above].topk(min(config.topk_candidates, len(above)))
+    place = above[order]
+    anchor, label = place // logits.shape[1], place % logits.shape[1]
+    return clip_boxes_to_image(decode(deltas[anchor], anchors[anchor]), size), scores, label

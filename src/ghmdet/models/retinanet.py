@@ -1,0 +1,138 @@
+"""The detector."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ghmdet.errors import GhmdetError
+from ghmdet.models.anchors import make_anchors
+from ghmdet.models.backbone import Backbone
+from ghmdet.models.head import Head
+from ghmdet.models.loss import DetectionLoss, LossConfig
+from ghmdet.models.matcher import anchor_targets, match
+from ghmdet.models.neck import FeaturePyramid
+from ghmdet.models.postprocess import postprocess
+from ghmdet.models.preprocess import Batch, make_batch
+from ghmdet.models.presets import ModelConfig
+from ghmdet.models.targets import check_targets, pad_targets
+
+
+class RetinaNet(nn.Module):
+    """A one-stage detector (Lin et al. 2017), torchvision's contract, but with labels 0..K-1 and no background class.
+
+    config: what it is made of, usually one of `PRESETS`. classes: K distinct names. loss: what trains it.
+    A new detector is random, its backbone too: see `ghmdet.models.load_weights`.
+
+    Raises GhmdetError for no classes, one named twice, or an unknown backbone.
+    """
+
+    def __init__(self, config: ModelConfig, classes: Sequence[str], loss: LossConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = _checked_classes(classes)
+        self.backbone = Backbone(config.backbone, frozen=config.freeze_batch_norm, eps=config.batch_norm_eps)
+        self.neck = FeaturePyramid(
+            self.backbone.channels, config.channels, config.extra_levels, config.extra_from
+        )
+        self.head = Head(
+            config.channels,
+            depth=config.tower_depth,
+            norm_groups=config.norm_groups,
+            anchors=config.anchors_per_cell,
+            num_classes=len(self.classes),
+            prior=config.prior,
+        )
+        self.loss = DetectionLoss(loss or LossConfig(), len(self.classes))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.head.class_logits.weight.device
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """The losses in training, the detections otherwise.
+
+        images: float tensors [3, H, W] in 0..1, RGB, of any sizes.
+        targets: in training, for each image a dict with boxes [n, 4] float32 (xyxy pixels) and labels [n] int64 in
+            0..K-1; n may be 0.
+
+        Returns in training a dict of scalars `classification` and `bbox_regression`, whose sum is to be minimised;
+        otherwise for each image a dict boxes [n, 4] (its own pixels), scores [n] (falling), labels [n].
+        Raises GhmdetError naming the image (and box) for pictures or targets that cannot be used.
+        """
+        if self.training:
+            if targets is None:
+                raise GhmdetError("in training mode the detector needs targets; call eval() first to detect")
+            check_targets(targets, len(images), len(self.classes))
+        batch = self.preprocess(images)
+        logits, deltas = self.forward_raw(batch.images)
+        if not self.training or targets is None:
+            return self.postprocess(logits, deltas, batch)
+
+        anchors, _ = self._anchors(batch.images)
+        boxes, labels, valid = pad_targets(targets, batch, self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            matches = match(
+                boxes,
+                valid,
+                anchors,
+                positive_iou=self.config.positive_iou,
+                background_iou=self.config.background_iou,
+            )
+        wanted = anchor_targets(matches, boxes, labels, anchors, len(self.classes))
+        losses: dict[str, Tensor] = self.loss(logits, deltas, wanted.labels, wanted.boxes, anchors)
+        return losses
+
+    def preprocess(self, images: Sequence[Tensor]) -> Batch:
+        """Pictures of any size, scaled and normalised, in one padded batch on the detector's device."""
+        return make_batch(images, self.config, self.device)
+
+    def forward_raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pictures [B, 3, H, W] -> logits [B, A, K] and box offsets [B, A, 4], all levels concatenated.
+
+        Pure tensor code: export, spectrum and audit start from it. The offsets are relative to `make_anchors`.
+        """
+        logits, deltas = self.head(self.neck(self.backbone(images)))
+        return logits, deltas
+
+    def postprocess(self, logits: Tensor, deltas: Tensor, batch: Batch) -> list[dict[str, Tensor]]:
+        """The detections of `forward_raw`'s result, in each picture's own pixels."""
+        anchors, level_counts = self._anchors(batch.images)
+        return postprocess(logits, deltas, anchors, level_counts, batch, self.config)
+
+    def set_classes(self, classes: Sequence[str]) -> None:
+        """Detect other classes: a new class layer, whose every score starts at the prior, and a fresh loss."""
+        self.classes = _checked_classes(classes)
+        self.head.set_classes(len(self.classes))
+        self.loss = DetectionLoss(self.loss.config, len(self.classes)).to(self.device)
+
+    def freeze_batch_norm(self, frozen: bool) -> None:
+        """Hold the backbone's batch norm at what it was loaded with, or let it learn (as a random backbone needs)."""
+        self.config = dataclasses.replace(self.config, freeze_batch_norm=frozen)
+        self.backbone.freeze_batch_norm(frozen)
+
+    @classmethod
+    def from_torchvision(cls, model: nn.Module, classes: Sequence[str] | None = None) -> RetinaNet:
+        """The same detector as torchvision's `retinanet_resnet50_fpn` or `_v2`: see `ghmdet.models.torchvision_import`."""
+        from ghmdet.models.torchvision_import import from_torchvision
+
+        return from_torchvision(model, classes)
+
+    def _anchors(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        return make_anchors(self.config, images.shape[-2], images.shape[-1], images.device)
+
+
+def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(classes)
+    if isinstance(classes, str) or not names:
+        raise GhmdetError(f"classes must be a list of at least one name, got {classes!r}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise GhmdetError(f"class '{twice}' is named twice; every class needs its own name")
+    return names
