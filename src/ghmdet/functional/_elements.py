@@ -1,0 +1,143 @@
+"""What every loss shares: which elements take part, in which precision, and how they are reduced."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ghmdet.errors import GhmdetError, unknown_name
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Elements(NamedTuple):
+    """The arguments of a loss, all of the inputs' shape and free of whatever stood at masked places.
+
+    Inputs and targets are float32 (float64 for float64 inputs) whatever precision came in, and 0 where not valid,
+    so that a NaN there reaches neither the value nor a gradient.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    valid: Tensor
+    weight: Tensor | None
+
+
+def class_elements(
+    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+) -> Elements:
+    """The elements of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
+    _check_inputs(inputs)
+    counted = _valid(inputs, valid)
+    if targets.shape == inputs.shape:
+        elements = _masked(inputs, targets, counted, weight)
+        inside = (elements.targets >= 0) & (elements.targets <= 1)
+        if values_can_be_read(inputs) and not bool(inside.all()):
+            raise GhmdetError(
+                f"targets must lie in 0..1, found {value_range(elements.targets)}; integer class labels have the "
+                f"inputs' shape {tuple(inputs.shape)} without dimension 1"
+            )
+        return elements
+    if inputs.dim() < 2 or targets.shape != _without_classes(inputs):
+        raise GhmdetError(
+            f"targets have shape {tuple(targets.shape)}; inputs of shape {tuple(inputs.shape)} take targets of that "
+            "shape, or integer labels of that shape without dimension 1"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise GhmdetError(f"labels (targets without dimension 1) must be integers, not {targets.dtype}")
+    labels = targets.unsqueeze(1)
+    counted = counted & (labels >= 0)
+    num_classes = inputs.shape[1]
+    if values_can_be_read(inputs) and bool(((labels > num_classes) & counted).any()):
+        raise GhmdetError(
+            f"label {int(targets.max())} is outside 0..{num_classes - 1} (classes), {num_classes} (background) "
+            "and the negative numbers (ignored)"
+        )
+    classes = torch.arange(num_classes, device=inputs.device).view(1, -1, *[1] * (inputs.dim() - 2))
+    return _masked(inputs, labels == classes, counted, weight)
+
+
+def regression_elements(
+    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+) -> Elements:
+    """The elements of a regression: targets of the inputs' shape, of any value."""
+    _check_inputs(inputs)
+    if targets.shape != inputs.shape:
+        raise GhmdetError(
+            f"targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}: they must be equal"
+        )
+    return _masked(inputs, targets, _valid(inputs, valid), weight)
+
+
+def reduce(loss: Tensor, elements: Elements, reduction: str, count: Tensor | None = None) -> Tensor:
+    """The weighted loss reduced over the valid elements; "mean" divides by `count`, by default their number or 1."""
+    if elements.weight is not None:
+        loss = loss * elements.weight
+    loss = torch.where(elements.valid, loss, 0.0)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    return loss.sum() / (elements.valid.sum().clamp_min(1) if count is None else count)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise for a reduction that is not one of "mean", "sum", "none"."""
+    if reduction not in REDUCTIONS:
+        raise unknown_name("reduction", reduction, REDUCTIONS)
+
+
+def values_can_be_read(tensor: Tensor) -> bool:
+    """Whether looking at values costs no wait for an accelerator and no break in a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def value_range(tensor: Tensor) -> str:
+    """The least and the greatest value, for an error's text."""
+    return f"{tensor.min().item():g} to {tensor.max().item():g}"
+
+
+def expand(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor`, of the shape of `like` or of that shape without dimension 1, as a view of the shape of `like`."""
+    if tensor.shape == like.shape:
+        return tensor
+    if like.dim() >= 2 and tensor.shape == _without_classes(like):
+        return tensor.unsqueeze(1).expand(like.shape)
+    raise GhmdetError(
+        f"{name} has shape {tuple(tensor.shape)}; inputs of shape {tuple(like.shape)} take that shape, "
+        "or that shape without dimension 1"
+    )
+
+
+def _without_classes(inputs: Tensor) -> torch.Size:
+    return inputs.shape[:1] + inputs.shape[2:]
+
+
+def _check_inputs(inputs: Tensor) -> None:
+    if not inputs.is_floating_point():
+        raise GhmdetError(f"inputs must be floating point, not {inputs.dtype}")
+    if inputs.dim() == 0:
+        raise GhmdetError("inputs must have at least one dimension, found shape ()")
+
+
+def _valid(inputs: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return torch.ones((), dtype=torch.bool, device=inputs.device).expand(inputs.shape)
+    if valid.dtype != torch.bool:
+        raise GhmdetError(
+            f"valid must be a bool mask, not {valid.dtype}; a weight whose size counts goes to weight="
+        )
+    return expand("valid", valid, inputs)
+
+
+def _masked(inputs: Tensor, targets: Tensor, valid: Tensor, weight: Tensor | None) -> Elements:
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    if weight is not None:
+        if not weight.is_floating_point():
+            raise GhmdetError(f"weight must be floating point, not {weight.dtype}; a mask goes to valid=")
+        weight = torch.where(valid, expand("weight", weight, inputs).to(dtype), 0.0)
+    return Elements(
+        torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid, weight
+    )

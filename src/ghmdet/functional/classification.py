@@ -1,0 +1,148 @@
+"""Classification losses over sigmoid logits: cross entropy, and four ways to weigh its examples."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghmdet.errors import GhmdetError
+from ghmdet.functional._elements import check_reduction, class_elements, reduce
+from ghmdet.functional.density import MinCount, check_options, weights
+from ghmdet.functional.gradient_norm import sigmoid_norm
+
+
+def binary_cross_entropy(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    class_weight: Tensor | None = None,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """L_CE(p, p*) with p = sigmoid(x), each class times its `class_weight` [C] if given (article, "cross entropy").
+
+    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit.
+    """
+    check_reduction(reduction)
+    elements = class_elements(inputs, targets, valid, weight)
+    loss = cross_entropy(elements.inputs, elements.targets)
+    if class_weight is not None:
+        if inputs.dim() < 2 or class_weight.shape != inputs.shape[1:2]:
+            raise GhmdetError(
+                f"class_weight has shape {tuple(class_weight.shape)}; inputs of shape {tuple(inputs.shape)} take one "
+                "weight for each class along dimension 1"
+            )
+        loss = loss * class_weight.to(loss.dtype).view(1, -1, *[1] * (inputs.dim() - 2))
+    return reduce(loss, elements, reduction)
+
+
+def ghm_c_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    bins: int = 30,
+    method: str = "unit-region",
+    normalize: str = "occupied",
+    min_count: MinCount = 0.0,
+    per_class: bool = False,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """L_GHM-C = 1/N Σ β_i L_CE(p_i, p*_i): cross entropy harmonized by its own gradient density (article, GHM-C loss).
+
+    The weights β are :func:`ghmdet.functional.harmonizing_weights` of g = |p − p*|, with its options `bins`, `method`,
+    `normalize`, `min_count` and `per_class`; no gradient flows through them. ``min_count="positives",
+    normalize="none"`` is the guarded form Σ L_CE / max(R(g_i), P). The batch alone makes the density; for a moving
+    average and for several ranks use :class:`ghmdet.GHMC`.
+
+    - `inputs`: logits of any layout with the classes along dimension 1, [N, C], [N, C, H, W], or [N] for one class.
+    - `targets`: the inputs' shape (0..1, soft allowed), or integer labels without dimension 1 (K = background,
+      negative = ignored).
+    - `valid`: bool mask, the inputs' shape or that without dimension 1; what it leaves out changes nothing.
+    - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
+    - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
+
+    The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
+    for shapes, dtypes or options that do not fit and (on the CPU) for targets outside 0..1 and labels above K.
+
+    >>> logits = torch.tensor([-4.0, -4.0, -4.0, 1.0])
+    >>> ghm_c_loss(logits, torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    tensor(0.1657)
+    """
+    check_options(bins, normalize, min_count, method)
+    check_reduction(reduction)
+    elements = class_elements(inputs, targets, valid, weight)
+    norm = sigmoid_norm(elements.inputs, elements.targets).detach()
+    beta = weights(norm, elements.targets, elements.valid, bins, method, normalize, min_count, per_class)
+    return reduce(beta * cross_entropy(elements.inputs, elements.targets), elements, reduction)
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Focal loss α_t (1 − p_t)^γ L_CE (Lin et al. 2017), equal to torchvision's; a negative `alpha` leaves α_t out.
+
+    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit, `alpha` above 1
+    and negative `gamma`.
+    """
+    if not alpha <= 1:
+        raise GhmdetError(f"alpha must be at most 1 (negative leaves it out), not {alpha!r}")
+    if not gamma >= 0:
+        raise GhmdetError(f"gamma must be at least 0, not {gamma!r}")
+    check_reduction(reduction)
+    elements = class_elements(inputs, targets, valid, weight)
+    x, t = elements.inputs, elements.targets
+    # 1 − p_t without the subtraction, which would round to 0 and give NaN gradients for γ < 1.
+    missing = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
+    loss = missing**gamma * cross_entropy(x, t)
+    if alpha >= 0:
+        loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
+    return reduce(loss, elements, reduction)
+
+
+def ohem_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    ratio: float = 3.0,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross entropy over every positive element (target ≥ 0.5) and the `ratio` times as many hardest negative ones.
+
+    Hardness is the unweighted cross entropy; of equals the first are kept. A batch without positives keeps as many
+    negatives as a batch with one. "mean" divides by the number kept; what is dropped counts as not valid.
+    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit and a negative
+    `ratio`.
+    """
+    if not ratio >= 0:
+        raise GhmdetError(f"ratio must be at least 0, not {ratio!r}")
+    check_reduction(reduction)
+    elements = class_elements(inputs, targets, valid, weight)
+    loss = cross_entropy(elements.inputs, elements.targets)
+    with torch.no_grad():
+        positive = elements.valid & (elements.targets >= 0.5)
+        keep = torch.round(ratio * positive.sum().clamp_min(1)).long()
+        hardness = torch.where(elements.valid & ~positive, loss, -torch.inf).flatten()
+        hardest_first = hardness.argsort(descending=True, stable=True)
+        rank = torch.empty_like(hardest_first).scatter_(
+            0, hardest_first, torch.arange(hardness.numel(), device=loss.device)
+        )
+        kept = positive | (elements.valid & (rank.view(loss.shape) < keep))
+    return reduce(loss, elements._replace(valid=kept), reduction)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """L_CE of each element, of tensors that are already of one shape and precision."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

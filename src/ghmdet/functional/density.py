@@ -1,0 +1,270 @@
+"""Gradient density and the harmonizing weights that follow from it (the mathematics: README.md beside this file)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.functional._elements import class_elements, value_range, values_can_be_read
+
+METHODS = ("unit-region", "exact")
+NORMALIZE = ("occupied", "all", "none")
+MinCount = float | Literal["positives"]
+
+
+class RegionCounts(NamedTuple):
+    """How many examples lie in each unit region: one table, so that one sum over ranks or one average covers it.
+
+    The rows of `table` [C, M + 2] are the classes (one row when joint); its columns are the M regions, then the
+    number of examples, then the number of positives. The average of such tables is such a table.
+    """
+
+    table: Tensor
+
+    @property
+    def regions(self) -> Tensor:
+        """R, the number of examples in each region: [C, M]."""
+        return self.table[:, :-2]
+
+    @property
+    def examples(self) -> Tensor:
+        """N, the number of examples: [C]."""
+        return self.table[:, -2]
+
+    @property
+    def positives(self) -> Tensor:
+        """P, the sum of the targets: [C]."""
+        return self.table[:, -1]
+
+    @property
+    def occupied(self) -> Tensor:
+        """The number of regions that hold an example: [C]."""
+        return (self.regions > 0).sum(1).to(self.table.dtype)
+
+
+def gradient_density(
+    gradient_norm: Tensor,
+    *,
+    epsilon: float = 1 / 30,
+    method: str = "exact",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """GD(g_i), the number of examples per unit of gradient norm around each example (article, "Gradient Density").
+
+    ``method="exact"`` counts the window [g − ε/2, g + ε/2) in float64 and divides by its valid length
+    l_ε(g) = min(g + ε/2, 1) − max(g − ε/2, 0), by one sort: O(N log N) time, O(N) memory. ``"unit-region"`` divides
+    0..1 into M = round(1/ε) regions and gives R·M, with R the number of examples in the example's own region.
+
+    `gradient_norm` has any shape and values in 0..1; all its elements are one population. `valid`, a bool mask (the
+    same shape, or that without dimension 1), leaves elements out; their density is given as 0.
+    Raises ValueError for an epsilon outside (0, 1], an unknown method, or (on the CPU) values outside 0..1.
+
+    >>> gradient_density(torch.tensor([0.05, 0.5, 0.52]), epsilon=0.1)
+    tensor([10., 20., 20.])
+    """
+    if not 0 < epsilon <= 1:
+        raise GhmdetError(f"epsilon must lie in (0, 1], not {epsilon!r}")
+    _check_method(method)
+    norm, _, mask = _norm_elements(gradient_norm, None, valid)
+    with torch.no_grad():
+        if method == "exact":
+            count, length = _window_counts(_rows(norm, False), _rows(mask, False), epsilon)
+            density = (count / length).view(norm.shape).to(norm.dtype)
+        else:
+            bins = round(1 / epsilon)
+            index = region_index(norm, mask, bins, per_class=False)
+            regions = count_regions(index, None, bins, num_classes=None, dtype=norm.dtype).regions
+            density = look_up(regions * bins, index)
+        return torch.where(mask, density, 0.0)
+
+
+def harmonizing_weights(
+    gradient_norm: Tensor,
+    *,
+    bins: int = 30,
+    method: str = "unit-region",
+    normalize: str = "occupied",
+    min_count: MinCount = 0.0,
+    per_class: bool = False,
+    targets: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """β_i, the weight that each example gets from the density of its gradient norm (article: β_i = N / GD(g_i)).
+
+    - `bins`: M, the number of unit regions; ε = 1/M for ``method="exact"``.
+    - `normalize`: ``"all"`` is the article's N / GD(g). ``"occupied"`` is the same over the occupied part of the
+      range, so that without a floor the weights sum to N; for unit regions that is N / (R · occupied regions), the
+      authors' code. ``"none"`` is N / R: every occupied region carries a total weight of N.
+    - `min_count`: each region counts as at least that many examples, R → max(R, min_count); ``"positives"`` stands
+      for P, the sum of the targets (at least 1).
+    - `per_class`: a density of its own for each class along dimension 1; the weights are scaled so that a mean over
+      all elements is the mean over the classes.
+    - `targets`: needed for ``min_count="positives"``; the shape of `gradient_norm`, or integer labels without
+      dimension 1 (negative = left out).
+    - `valid`: bool mask, the same shape or that without dimension 1; the weight of what is left out is 0.
+
+    The result has the shape of `gradient_norm` and no gradient. Raises ValueError for options out of range, shapes that
+    do not fit, missing targets, or (on the CPU) gradient norms outside 0..1.
+
+    >>> harmonizing_weights(torch.tensor([0.01, 0.02, 0.99]))
+    tensor([0.7500, 0.7500, 1.5000])
+    """
+    check_options(bins, normalize, min_count, method)
+    if min_count == "positives" and targets is None:
+        raise GhmdetError('min_count="positives" needs the targets, to count the positives')
+    norm, dense, mask = _norm_elements(gradient_norm, targets, valid)
+    return weights(norm, dense, mask, bins, method, normalize, min_count, per_class)
+
+
+@torch.no_grad()
+def weights(
+    norm: Tensor,
+    targets: Tensor | None,
+    valid: Tensor,
+    bins: int,
+    method: str,
+    normalize: str,
+    min_count: MinCount,
+    per_class: bool,
+) -> Tensor:
+    """β of gradient norms, targets and mask that are already of one shape; options already checked."""
+    num_classes = class_count(norm, per_class)
+    index = region_index(norm, valid, bins, per_class)
+    counts = count_regions(index, targets, bins, num_classes, norm.dtype)
+    if method == "unit-region":
+        return look_up(region_weights(counts, counts.occupied, normalize, min_count), index)
+    rows, mask = _rows(norm, per_class), _rows(valid, per_class)
+    count, length = _window_counts(rows, mask, 1 / bins)
+    occupied = torch.where(mask, length / count, 0.0).sum(1) * bins
+    floored = torch.maximum(count, _floor(counts, min_count).unsqueeze(1))
+    scale = counts.examples.mean() / _divisor(occupied, bins, normalize)
+    beta = torch.where(mask, scale.unsqueeze(1) * length * bins / floored, 0.0).to(norm.dtype)
+    if per_class:
+        return beta.view(norm.shape[1], norm.shape[0], *norm.shape[2:]).movedim(0, 1)
+    return beta.view(norm.shape)
+
+
+def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Tensor:
+    """The place of each element in a flat [C · M + 1] table: its class's region, or the last one where not valid."""
+    num_classes = class_count(norm, per_class) or 1
+    index = (norm.detach() * bins).to(torch.int32).clamp_(0, bins - 1)
+    if per_class:
+        offset = torch.arange(num_classes, device=norm.device, dtype=torch.int32) * bins
+        index = index + offset.view(1, -1, *[1] * (norm.dim() - 2))
+    return torch.where(valid, index, num_classes * bins)
+
+
+def count_regions(
+    index: Tensor, targets: Tensor | None, bins: int, num_classes: int | None, dtype: torch.dtype
+) -> RegionCounts:
+    """The examples of each region from `region_index`, and the sum of the targets; `num_classes` None is joint."""
+    classes = num_classes or 1
+    counts = torch.zeros(classes * bins + 1, dtype=torch.int64, device=index.device)
+    counts.index_add_(0, index.flatten(), counts.new_ones(1).expand(index.numel()))
+    regions = counts[:-1].view(classes, bins)
+    if targets is None:
+        positives = torch.zeros(classes, dtype=dtype, device=index.device)
+    elif num_classes is None:
+        positives = targets.sum().view(1)
+    else:
+        positives = targets.sum([d for d in range(targets.dim()) if d != 1])
+    columns = [regions.to(dtype), regions.sum(1, keepdim=True).to(dtype), positives.detach().unsqueeze(1)]
+    return RegionCounts(torch.cat(columns, 1))
+
+
+def region_weights(counts: RegionCounts, occupied: Tensor, normalize: str, min_count: MinCount) -> Tensor:
+    """β of each region [C, M]: mean over classes of N, over max(R, floor) and the divisor; 0 for an empty region."""
+    regions = counts.regions
+    floored = torch.maximum(regions, _floor(counts, min_count).unsqueeze(1))
+    divisor = _divisor(occupied, regions.shape[1], normalize).unsqueeze(1)
+    return torch.where(regions > 0, counts.examples.mean() / (floored * divisor), 0.0)
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """The entry of `table` [C, M] at each place given by `region_index`, 0 at elements that are not valid."""
+    flat = torch.cat([table.flatten(), table.new_zeros(1)])
+    return flat.index_select(0, index.flatten()).view(index.shape)
+
+
+def class_count(inputs: Tensor, per_class: bool) -> int | None:
+    """The number of classes that have a density of their own; None when joint."""
+    if not per_class:
+        return None
+    if inputs.dim() < 2:
+        raise GhmdetError(
+            f"per_class=True needs a class dimension (dimension 1), found shape {tuple(inputs.shape)}"
+        )
+    return inputs.shape[1]
+
+
+def check_options(
+    bins: int, normalize: str, min_count: MinCount, method: str = "unit-region", positives: bool = True
+) -> None:
+    """Raise for an option of the harmonizing weights that is misspelt or out of range; without `positives`, no P."""
+    check_bins(bins)
+    _check_method(method)
+    if normalize not in NORMALIZE:
+        raise unknown_name("normalize", normalize, NORMALIZE)
+    if isinstance(min_count, str):
+        if min_count != "positives":
+            raise unknown_name("min_count", min_count, ["positives"])
+        if not positives:
+            raise GhmdetError(
+                'min_count="positives" has no meaning in a regression: give a number of examples'
+            )
+    elif not 0 <= min_count < float("inf"):
+        raise GhmdetError(f'min_count must be at least 0 or "positives", not {min_count!r}')
+
+
+def check_bins(bins: int) -> None:
+    """Raise unless `bins` is a whole number of at least 1."""
+    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
+        raise GhmdetError(f"bins must be a whole number of at least 1, not {bins!r}")
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+
+
+def _norm_elements(
+    gradient_norm: Tensor, targets: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    dense = torch.zeros_like(gradient_norm) if targets is None else targets
+    norm, dense, mask, _ = class_elements(gradient_norm.detach(), dense, valid)
+    if values_can_be_read(norm) and not bool(((norm >= 0) & (norm <= 1)).all()):
+        raise GhmdetError(f"gradient norms lie in 0..1, found {value_range(norm)}")
+    return norm, None if targets is None else dense, mask
+
+
+def _rows(tensor: Tensor, per_class: bool) -> Tensor:
+    """The elements of each population as a row: [C, N]."""
+    return tensor.movedim(1, 0).reshape(tensor.shape[1], -1) if per_class else tensor.reshape(1, -1)
+
+
+def _window_counts(norm: Tensor, valid: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Σ_k δ_ε(g_k, g_i) and l_ε(g_i) in float64 for each row of [C, N]."""
+    norm = norm.double()
+    # Elements that are not valid go behind every window.
+    ordered, order = torch.where(valid, norm, torch.inf).sort(dim=1)
+    below = torch.searchsorted(ordered, ordered - epsilon / 2)
+    up_to = torch.searchsorted(ordered, ordered + epsilon / 2)
+    count = torch.empty_like(norm).scatter_(1, order, (up_to - below).double())
+    length = (norm + epsilon / 2).clamp_max(1) - (norm - epsilon / 2).clamp_min(0)
+    return count, length
+
+
+def _floor(counts: RegionCounts, min_count: MinCount) -> Tensor:
+    if isinstance(min_count, str):
+        return counts.positives.clamp_min(1)
+    return torch.full_like(counts.positives, min_count)
+
+
+def _divisor(occupied: Tensor, bins: int, normalize: str) -> Tensor:
+    """By how many regions the weights are divided: all M, the occupied ones, or none."""
+    if normalize == "occupied":
+        return occupied.clamp_min(torch.finfo(occupied.dtype).tiny)
+    return torch.full_like(occupied, bins if normalize == "all" else 1)

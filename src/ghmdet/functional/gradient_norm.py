@@ -1,0 +1,85 @@
+"""Gradient norms: how strongly one example pulls at the model, a number in 0..1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ghmdet.errors import GhmdetError
+from ghmdet.functional._elements import class_elements, values_can_be_read
+
+
+def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
+    """The norm of the gradient of binary cross entropy by the logit, g = |p − p*| with p = sigmoid(x).
+
+    Article, section "cross entropy". `logits` have any shape, `targets` the same (0..1) or integer labels without
+    dimension 1 (K = background, negative = ignored: g is 0 there). float32, or float64 for float64 logits.
+    Raises ValueError for shapes that do not fit and for targets outside 0..1.
+
+    >>> sigmoid_gradient_norm(torch.tensor([0.0, 0.0, 100.0]), torch.tensor([1.0, 0.0, 0.0]))
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+    elements = class_elements(logits, targets)
+    return torch.where(elements.valid, sigmoid_norm(elements.inputs, elements.targets), 0.0)
+
+
+def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of softmax cross entropy by the labelled class's logit, g = 1 − p_label.
+
+    `logits` [N, C, ...] over all classes (background is one of them if the model has it), `labels` [N, ...] integers
+    in 0..C-1, negative = ignored (g is 0 there). The result has the labels' shape. This is the softmax form of the
+    article's |p − p*|; weights from it multiply ``F.cross_entropy(..., reduction="none")``.
+    Raises ValueError for shapes that do not fit and, on the CPU, for a label of C or more.
+
+    >>> softmax_gradient_norm(torch.zeros(2, 4), torch.tensor([3, 0]))
+    tensor([0.7500, 0.7500])
+    """
+    if logits.dim() < 2 or labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise GhmdetError(
+            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} take labels of that shape "
+            "without dimension 1"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise GhmdetError(f"labels must be integers, not {labels.dtype}")
+    if values_can_be_read(labels) and bool((labels >= logits.shape[1]).any()):
+        raise GhmdetError(f"label {int(labels.max())} is outside 0..{logits.shape[1] - 1}")
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    log_p = torch.log_softmax(logits.to(dtype), dim=1)
+    log_p_label = log_p.gather(1, labels.clamp_min(0).long().unsqueeze(1)).squeeze(1)
+    return torch.where(labels >= 0, -torch.expm1(log_p_label), 0.0)
+
+
+def smooth_l1_gradient_norm(diff: Tensor, beta: float = 1 / 9) -> Tensor:
+    """The norm of the gradient of smooth L1 by the difference d: |d|/δ up to δ = `beta`, and 1 beyond.
+
+    Article, section "smooth L1". Any shape. Raises ValueError unless `beta` is positive.
+
+    >>> smooth_l1_gradient_norm(torch.tensor([-0.05, 0.2]), beta=0.1)
+    tensor([0.5000, 1.0000])
+    """
+    check_positive("beta", beta)
+    return (diff.abs() / beta).clamp_max(1)
+
+
+def asl1_gradient_norm(diff: Tensor, mu: float = 0.02) -> Tensor:
+    """The norm of the gradient of authentic smooth L1 by the difference d, gr = |d| / sqrt(d² + μ²).
+
+    Article, section "smooth L1". Any shape. Raises ValueError unless `mu` is positive.
+
+    >>> asl1_gradient_norm(torch.tensor([0.0, -0.02]), mu=0.02)
+    tensor([0.0000, 0.7071])
+    """
+    check_positive("mu", mu)
+    # The root may round to just below |d|.
+    return (diff.abs() / torch.sqrt(diff.square() + mu**2)).clamp_max(1)
+
+
+def sigmoid_norm(logits: Tensor, targets: Tensor) -> Tensor:
+    """|sigmoid(x) − p*| of tensors that are already of one shape and precision."""
+    return (torch.sigmoid(logits) - targets).abs()
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless an option is a positive number."""
+    if not value > 0:
+        raise GhmdetError(f"{name} must be positive, not {value!r}")

@@ -1,0 +1,219 @@
+"""The harmonized losses as modules: settings and a spectrum, over the functions of :mod:`ghmdet.functional`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ghmdet.distributed import sum_over_ranks, world_size
+from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.functional._elements import (
+    Elements,
+    check_reduction,
+    class_elements,
+    expand,
+    reduce,
+    regression_elements,
+)
+from ghmdet.functional.classification import cross_entropy
+from ghmdet.functional.density import (
+    MinCount,
+    RegionCounts,
+    check_options,
+    class_count,
+    count_regions,
+    look_up,
+    region_index,
+    region_weights,
+)
+from ghmdet.functional.gradient_norm import asl1_gradient_norm, check_positive, sigmoid_norm
+from ghmdet.functional.regression import asl1
+from ghmdet.spectrum import GradientSpectrum, PeerSpectrum
+
+
+class _Harmonized(nn.Module):
+    """What both losses are: weights from a spectrum, over elements, their gradient norms and their plain losses."""
+
+    per_class = False
+
+    def __init__(
+        self,
+        bins: int,
+        momentum: float,
+        normalize: str,
+        min_count: MinCount,
+        num_classes: int | None,
+        accumulation_steps: int,
+        compat: str | None,
+        reduction: str,
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        if compat not in (None, "mmdet"):
+            raise unknown_name("compat", str(compat), ["mmdet"])
+        if compat and (normalize, min_count, num_classes, accumulation_steps) != ("occupied", 0.0, None, 1):
+            raise GhmdetError(
+                'compat="mmdet" has fixed settings: leave normalize, min_count, per_class and accumulation_steps'
+            )
+        self.bins = bins
+        self.normalize = normalize
+        self.min_count: MinCount = min_count
+        self.compat = compat
+        self.reduction = reduction
+        self.spectrum: GradientSpectrum = (PeerSpectrum if compat else GradientSpectrum)(
+            bins, momentum=momentum, num_classes=num_classes or 1, accumulation_steps=accumulation_steps
+        )
+
+    def _harmonize(self, elements: Elements, norm: Tensor, targets: Tensor | None, loss: Tensor) -> Tensor:
+        index = region_index(norm, elements.valid, self.bins, self.per_class)
+        batch = count_regions(index, targets, self.bins, class_count(norm, self.per_class), norm.dtype)
+        batch = RegionCounts(batch.table.to(self.spectrum.total.dtype))
+        ranks = 1
+        # As in SyncBatchNorm, ranks agree in training only: in evaluation they may not all be here.
+        if self.spectrum.moves and not self.compat:
+            batch, ranks = RegionCounts(sum_over_ranks(batch.table)), world_size()
+        counts = self.spectrum.update(batch)
+        beta = look_up(region_weights(counts, batch.occupied, self.normalize, self.min_count), index)
+        # The mean over all ranks' elements, as an average of the ranks gives it.
+        return reduce(beta * loss, elements, self.reduction, batch.examples.sum().clamp_min(1) / ranks)
+
+    def _masks(
+        self, inputs: Tensor, valid: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """In the peer's form a weight says only whether an element counts."""
+        if not self.compat or weight is None:
+            return valid, weight
+        counted = expand("weight", weight, inputs) > 0
+        return (counted if valid is None else counted & expand("valid", valid, inputs)), None
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        names = ("normalize", "min_count", "per_class", "compat", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class GHMC(_Harmonized):
+    """GHM-C: binary cross entropy harmonized by the gradient density of the batches seen.
+
+    Called as ``loss(inputs, targets, valid=None, weight=None)`` with the arguments of
+    :func:`ghmdet.functional.ghm_c_loss`, once a step over everything: concatenate images and pyramid levels, since a
+    density for each is another loss. The density is a moving average that includes the present batch. It moves in
+    training mode with gradients on, once per optimizer step; elsewhere it is only read. Under torch.distributed the
+    counts are summed over the ranks in training: with "sum" the ranks add up to one process on the joined batch,
+    with "mean" they average to it.
+
+    - `bins`: M, the number of unit regions. `momentum`: of the moving average, in [0, 1).
+    - `normalize`: "occupied" (the authors' code), "all" (the article) or "none"; `min_count`: a number of examples or
+      "positives". Both as in :func:`ghmdet.functional.harmonizing_weights`.
+    - `per_class`: a density, a number of examples and of positives for each of `num_classes` classes; the mean over
+      elements is then the mean over classes.
+    - `accumulation_steps`: the number of calls that make one optimizer step.
+    - `compat`: "mmdet" gives the numbers of mmdetection 3.3.0, with all that is wrong with them (docs/losses.md).
+    - `reduction`: "mean" over the valid elements, "sum" or "none".
+
+    Raises ValueError for options that are out of range or do not go together.
+
+    >>> import torch
+    >>> loss = GHMC()
+    >>> logits = torch.tensor([[-3.0, -2.0], [0.5, -1.0]], requires_grad=True)
+    >>> loss(logits, torch.tensor([2, 0]))
+    tensor(0.2407, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        bins: int = 30,
+        momentum: float = 0.75,
+        normalize: str = "occupied",
+        *,
+        min_count: MinCount = 0.0,
+        per_class: bool = False,
+        num_classes: int | None = None,
+        accumulation_steps: int = 1,
+        compat: str | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        check_options(bins, normalize, min_count)
+        if per_class != (num_classes is not None):
+            raise GhmdetError(
+                f"per_class={per_class} with num_classes={num_classes}: a density for each class needs their number, "
+                "a joint one takes none"
+            )
+        super().__init__(
+            bins, momentum, normalize, min_count, num_classes, accumulation_steps, compat, reduction
+        )
+        self.per_class = per_class
+
+    @classmethod
+    def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
+        """The form of the article and its authors: one density, no floor, 30 regions, momentum 0.75."""
+        return cls(30, 0.75, "occupied", accumulation_steps=accumulation_steps, reduction=reduction)
+
+    @classmethod
+    def guarded(cls, num_classes: int, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
+        """The form for small and imbalanced data: Σ L_CE / max(R(g), P) for each class, averaged over the classes."""
+        return cls(
+            30,
+            0.75,
+            "none",
+            min_count="positives",
+            per_class=True,
+            num_classes=num_classes,
+            accumulation_steps=accumulation_steps,
+            reduction=reduction,
+        )
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss of logits against targets."""
+        elements = class_elements(inputs, targets, *self._masks(inputs, valid, weight))
+        norm = sigmoid_norm(elements.inputs, elements.targets).detach()
+        plain = cross_entropy(elements.inputs, elements.targets)
+        return self._harmonize(elements, norm, elements.targets, plain)
+
+
+class GHMR(_Harmonized):
+    """GHM-R: authentic smooth L1 harmonized by the gradient density of the batches seen.
+
+    Called as ``loss(inputs, targets, valid=None, weight=None)`` with the arguments of
+    :func:`ghmdet.functional.ghm_r_loss`, once a step over everything. `mu` is μ of ASL_1; `min_count` is a number of
+    examples; the other options, the moving average and the ranks are as in :class:`GHMC`.
+
+    Raises ValueError for options that are out of range or do not go together.
+
+    >>> import torch
+    >>> loss = GHMR()
+    >>> loss(torch.tensor([[0.0, 0.1]], requires_grad=True), torch.zeros(1, 2))
+    tensor(0.0410, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        mu: float = 0.02,
+        bins: int = 10,
+        momentum: float = 0.7,
+        normalize: str = "occupied",
+        *,
+        min_count: float = 0.0,
+        accumulation_steps: int = 1,
+        compat: str | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        check_positive("mu", mu)
+        check_options(bins, normalize, min_count, positives=False)
+        super().__init__(bins, momentum, normalize, min_count, None, accumulation_steps, compat, reduction)
+        self.mu = mu
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss of predicted offsets against target offsets."""
+        elements = regression_elements(inputs, targets, *self._masks(inputs, valid, weight))
+        diff = elements.inputs - elements.targets
+        return self._harmonize(
+            elements, asl1_gradient_norm(diff.detach(), self.mu), None, asl1(diff, self.mu)
+        )
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        return f"mu={self.mu}, {super().extra_repr()}"
