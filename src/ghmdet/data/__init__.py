@@ -1,1 +1,25 @@
+"""Data sets of images and boxes: reading, checking, augmenting, batching."""
 
+from __future__ import annotations
+
+from ghmdet.data.dataset import DetectionDataset, Draw
+from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
+from ghmdet.data.read import read_data
+from ghmdet.data.records import DetectionData, Problem, Record, Records
+from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
+
+__all__ = [
+    "AugmentConfig",
+    "DetectionData",
+    "DetectionDataset",
+    "DetectionLoader",
+    "Draw",
+    "EpochBatches",
+    "Problem",
+    "Record",
+    "Records",
+    "eval_transforms",
+    "make_loader",
+    "read_data",
+    "train_transforms",
+]

@@ -1,0 +1,78 @@
+"""What the readers share: splits by name, and folders of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ghmdet.data.images import EXTENSIONS
+from ghmdet.data.records import VALIDATION_NAMES
+from ghmdet.errors import DataError
+
+Source = TypeVar("Source")
+PROBES = 16  # how many file names decide which folder holds the pictures
+
+
+def pick_split(splits: Mapping[str, Source], split: str, root: Path) -> str:
+    """The name under which the split is found; val, valid and validation are one name.
+
+    >>> pick_split({"train": 1, "valid": 2}, "val", Path("."))
+    'valid'
+    """
+    names = (split, *VALIDATION_NAMES) if split in VALIDATION_NAMES else (split,)
+    for name in names:
+        if name in splits:
+            return name
+    raise DataError(
+        f"{root}: no split '{split}': splits found: {', '.join(sorted(splits))}: choose one of them"
+    )
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; raises DataError naming it when it is missing, empty or not text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file: check the path") from None
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}): check the path and its permissions"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: empty file: write the annotations again")
+    return text
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures under a folder, sub-folders included, in the order of their names."""
+    found = (
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in EXTENSIONS
+    )
+    return sorted(found)
+
+
+def folder_of(names: Sequence[str], candidates: Iterable[Path]) -> Path:
+    """The candidate folder that holds most of the first named pictures; the first candidate when none holds any."""
+    candidates = list(dict.fromkeys(candidates))
+    hits = [sum((folder / name).is_file() for name in names[:PROBES]) for folder in candidates]
+    return candidates[hits.index(max(hits))]
+
+
+def checked_classes(names: Iterable[object], file: Path) -> tuple[str, ...]:
+    """The class names as strings; raises DataError when there is none or one is there twice."""
+    classes = tuple(str(name).strip() for name in names)
+    if not classes:
+        raise DataError(f"{file}: no classes: name at least one category")
+    for name in classes:
+        if not name:
+            raise DataError(f"{file}: a class has an empty name: name every category")
+        if classes.count(name) > 1:
+            raise DataError(f"{file}: class '{name}' is there twice: give every category a name of its own")
+    return classes

@@ -1,0 +1,161 @@
+"""Batches in an order, and with random numbers, that depend on (seed, epoch, index) alone.
+
+Neither the number of worker processes nor of ranks changes a batch, and a run can go on from the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ghmdet.data.dataset import DetectionDataset, Draw
+from ghmdet.data.transforms import Target
+from ghmdet.errors import DataError, GhmdetError
+
+Batch = tuple[list[Tensor], list[Target]]
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """The batches of one epoch after another: lists of `Draw`, this rank's share of each global batch.
+
+    set_epoch chooses the epoch; `start_batch` batches of it are left out (to resume) until the next set_epoch. Rank r
+    of R takes the r-th contiguous part of every global batch, so that R ranks together see what one process would.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
+        self.drop_last, self.rank, self.world_size = drop_last, rank, world_size
+        self.epoch = 0
+        self.start_batch = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch, and the batch of it to begin with."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """The number of batches of a whole epoch, the same on every rank."""
+        whole, rest = divmod(self.length, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __len__(self) -> int:
+        return max(0, self.batches_per_epoch - self.start_batch)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        for batch in range(self.start_batch, self.batches_per_epoch):
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            start, end = (len(indices) * r // self.world_size for r in (self.rank, self.rank + 1))
+            yield [Draw(int(i), self._seed_of(int(i))) for i in indices[start:end]]
+
+    def _seed_of(self, index: int) -> int:
+        state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    """Hands a DataError over as the batch: raised in a worker process, torch would wrap it in a page of traceback."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: int | Draw) -> tuple[Tensor, Target]:
+        return self.dataset[item]
+
+    def __getitems__(self, items: Sequence[Draw]) -> list[tuple[Tensor, Target]] | DataError:
+        try:
+            return [self.dataset[item] for item in items]
+        except DataError as error:
+            return error
+
+
+def _collate(samples: list[tuple[Tensor, Target]] | DataError) -> Batch | DataError:
+    if isinstance(samples, DataError):
+        return samples
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+class DetectionLoader(DataLoader[Any]):
+    """A DataLoader of (list of images, list of targets); its batch_sampler is an `EpochBatches`."""
+
+    batch_sampler: EpochBatches
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch, and the batch of it to begin with."""
+        self.batch_sampler.set_epoch(epoch, start_batch)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int = 0,
+    drop_last: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DetectionLoader:
+    """A loader of (list of images float32 [3, H, W], list of targets) of `dataset`.
+
+    batch_size: pictures in a global batch, all ranks together. shuffle: a new order each epoch (`set_epoch`). seed:
+    of order and augmentation. drop_last: leave out a last batch that is not full. workers: processes that load; they
+    change no batch. rank, world_size: this process's share of each batch.
+
+    Raises GhmdetError when a batch would be empty on some rank; iterating raises DataError naming a bad picture.
+    """
+    if batch_size < 1:
+        raise GhmdetError(f"batch size is {batch_size}: choose at least 1")
+    if drop_last and len(dataset) < batch_size:
+        raise GhmdetError(
+            f"batch size {batch_size} leaves no full batch of {len(dataset)} images: choose at most {len(dataset)}"
+        )
+    smallest = batch_size if drop_last or len(dataset) % batch_size == 0 else len(dataset) % batch_size
+    if smallest < world_size:
+        raise GhmdetError(
+            f"a batch of {smallest} cannot be shared by {world_size} processes: "
+            "choose a larger batch size, or drop the last batch"
+        )
+    batches = EpochBatches(
+        len(dataset),
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_last=drop_last,
+        rank=rank,
+        world_size=world_size,
+    )
+    return DetectionLoader(
+        _ErrorsAsItems(dataset),
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

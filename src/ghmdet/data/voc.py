@@ -1,0 +1,164 @@
+"""Reader of Pascal VOC: Annotations/*.xml, ImageSets/Main/{split}.txt and JPEGImages/, or xml files beside pictures.
+
+Corners are taken as written: box = xmin, ymin, xmax, ymax, the far edge excluded, no pixel added or taken off. The
+original VOC sets count pixels from 1 and include the far one; nearly every tool that writes the format since does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ghmdet.data.collector import Collector
+from ghmdet.data.images import EXTENSIONS, image_size
+from ghmdet.data.layout import checked_classes, read_text
+from ghmdet.data.records import DetectionData
+from ghmdet.errors import DataError
+
+LOOKED_FOR = (
+    "Annotations/*.xml (with ImageSets/Main/{split}.txt and JPEGImages/), or {split}/*.xml beside pictures"
+)
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class VocSplit:
+    """Where the xml files of a split lie, and the file that lists them (None: all of the folder)."""
+
+    annotations: Path
+    listing: Path | None = None
+
+
+def find_splits(root: Path) -> dict[str, VocSplit]:
+    """The splits of a VOC folder; without ImageSets its one split is called train. None when it is no VOC folder."""
+    annotations = root / "Annotations"
+    if not _has_xml(annotations):
+        flat = {"train": root} if _has_xml(root) else {}
+        folders = {
+            child.name: child for child in sorted(root.iterdir()) if child.is_dir() and _has_xml(child)
+        }
+        return {name: VocSplit(folder) for name, folder in (folders or flat).items()}
+    listings = [file for file in sorted((root / "ImageSets" / "Main").glob("*.txt")) if _lists_images(file)]
+    if not listings:
+        return {"train": VocSplit(annotations)}
+    return {file.stem: VocSplit(annotations, file) for file in listings}
+
+
+def _has_xml(folder: Path) -> bool:
+    return next(folder.glob("*.xml"), None) is not None
+
+
+def _lists_images(listing: Path) -> bool:
+    """Not one of VOC's lists for one class (aeroplane_train.txt), which have a second column."""
+    with listing.open(encoding="utf-8", errors="replace") as lines:
+        return len(next(lines, "").split()) <= 1
+
+
+def _xml_files(source: VocSplit) -> list[Path]:
+    if source.listing is None:
+        return sorted(source.annotations.glob("*.xml"))
+    stems = read_text(source.listing).split()
+    return [source.annotations / f"{stem}.xml" for stem in stems]
+
+
+def read_split(
+    root: Path, split: str, source: VocSplit, classes: Sequence[str] | None = None
+) -> DetectionData:
+    """Read one VOC split; classes are the names found, in alphabetical order, or those given by `classes`.
+
+    Objects marked difficult become crowd regions. Raises DataError when the split lists no file or has no class;
+    single bad records become problems.
+    """
+    listing = source.listing or source.annotations
+    collect = Collector()
+    folder, there = _pictures(root, source)
+    label_of = {name: label for label, name in enumerate(classes or ())}
+    for image_id, file in enumerate(_xml_files(source), start=1):
+        tree = _parse(file, listing, collect)
+        if tree is None:
+            continue
+        name = _image_name(tree, file, there)
+        size = _size(tree)
+        if size is None:
+            try:
+                size = image_size(folder / name)
+            except DataError as error:
+                collect.report("image without a size", file, "size", "", str(error))
+                continue
+        collect.add_image(image_id, name, *size)
+        for number, node in enumerate(tree.findall("object"), start=1):
+            if classes is None and (found := _class_name(node)):
+                label_of.setdefault(found, len(label_of))
+            _add_box(collect, node, number, label_of, file)
+    if classes is None:
+        classes = checked_classes(sorted(label_of), listing)
+        collect.relabel([classes.index(name) for name in label_of])
+    return collect.pack(root, folder, "VOC", split, classes, range(1, len(classes) + 1))
+
+
+def _parse(file: Path, listing: Path, collect: Collector) -> ElementTree.Element | None:
+    try:
+        return ElementTree.fromstring(read_text(file))
+    except DataError as error:
+        collect.report("unreadable annotation", listing, f"'{file.stem}'", "", str(error))
+    except ElementTree.ParseError as error:
+        line, column = error.position
+        where = f"line {line}, column {column + 1}"
+        collect.report("invalid XML", file, where, f"({error})", "write the file again")
+    return None
+
+
+def _pictures(root: Path, source: VocSplit) -> tuple[Path, dict[str, str]]:
+    """The folder of the pictures, and its pictures' names by name and by stem."""
+    for folder in (root / "JPEGImages", root / "images", source.annotations):
+        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        names = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+        if names:
+            return folder, {Path(name).stem: name for name in names} | {name: name for name in names}
+    return root / "JPEGImages", {}
+
+
+def _image_name(tree: ElementTree.Element, file: Path, there: dict[str, str]) -> str:
+    """The picture named as the xml file is, since <filename> is often left behind by renaming; else <filename>."""
+    written = Path((tree.findtext("filename") or "").strip().replace("\\", "/")).name
+    return (
+        there.get(file.stem)
+        or there.get(written)
+        or there.get(Path(written).stem)
+        or written
+        or f"{file.stem}.jpg"
+    )
+
+
+def _class_name(node: ElementTree.Element) -> str:
+    return (node.findtext("name") or "").strip()
+
+
+def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        width, height = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    except (ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _add_box(
+    collect: Collector, node: ElementTree.Element, number: int, label_of: dict[str, int], file: Path
+) -> None:
+    name = _class_name(node)
+    record = f"object {number} '{name}'"
+    if name not in label_of:
+        collect.report("unknown class", file, record, f"'{name}'", f"known: {', '.join(label_of)}")
+        return
+    texts = [(node.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS]
+    value = f"[{', '.join(texts)}]"
+    try:
+        corners = [float(text) for text in texts]
+    except ValueError:
+        mend = "write the numbers xmin, ymin, xmax and ymax in its bndbox"
+        collect.report("malformed box", file, record, value, mend)
+        return
+    crowd = (node.findtext("difficult") or "").strip() == "1"
+    collect.add_box(corners, label_of[name], file=file, record=record, value=value, crowd=crowd)

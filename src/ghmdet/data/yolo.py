@@ -1,0 +1,213 @@
+"""Reader of YOLO txt: data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt.
+
+A line is `class cx cy w h`, fractions of the picture's size; or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the
+surrounding box is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ghmdet.data.collector import Collector
+from ghmdet.data.images import EXTENSIONS, image_size
+from ghmdet.data.layout import checked_classes, image_files, read_text
+from ghmdet.data.records import DetectionData
+from ghmdet.errors import DataError
+
+LOOKED_FOR = "data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt"
+SPLITS = ("train", "val", "valid", "validation", "test")
+OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
+
+
+@dataclass(frozen=True)
+class YoloSplit:
+    """The folders of pictures or lists of pictures of a split, and the file that names the classes."""
+
+    images: tuple[Path, ...]
+    names: Path | None
+
+
+def find_splits(root: Path) -> dict[str, YoloSplit]:
+    """The splits of a YOLO folder, or of a data.yaml; without splits its one split is called train."""
+    config = root if root.is_file() else _config(root)
+    if config is not None:
+        content = _load(config)
+        if splits := _yaml_splits(config, content):
+            return splits
+    if root.is_file():
+        raise DataError(f"{root}: names no pictures: give train, val or test a folder")
+    names = config or next(
+        (f for f in (root / "classes.txt", root / "labels" / "classes.txt") if f.is_file()), None
+    )
+    for images, labels in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
+        found = {
+            split: YoloSplit((root / images.format(split),), names)
+            for split in SPLITS
+            if (root / images.format(split)).is_dir() and (root / labels.format(split)).is_dir()
+        }
+        if found:
+            return found
+    if (root / "images").is_dir() and next((root / "labels").glob("*.txt"), None) is not None:
+        return {"train": YoloSplit((root / "images",), names)}
+    return {}
+
+
+def _config(root: Path) -> Path | None:
+    """The yaml file with class names: data.yaml, or the only one that has them."""
+    files = [root / "data.yaml", *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
+    return next((file for file in files if file.is_file() and "names" in _load(file)), None)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(read_text(file))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise DataError(f"{file}: invalid YAML{place} ({error.problem}): write the file again") from None
+    except yaml.YAMLError as error:
+        raise DataError(
+            f"{file}: invalid YAML ({' '.join(str(error).split())}): write the file again"
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml_splits(config: Path, content: dict[str, Any]) -> dict[str, YoloSplit]:
+    base = config.parent / str(content.get("path") or "")
+    if not base.is_dir():
+        base = config.parent  # `path` is often the place on the machine that wrote it
+    splits = {}
+    for split in SPLITS:
+        entries = content.get(split) or []
+        entries = entries if isinstance(entries, list) else [entries]
+        if entries:
+            splits[split] = YoloSplit(tuple(_place(base, str(entry)) for entry in entries), config)
+    return splits
+
+
+def _place(base: Path, entry: str) -> Path:
+    """The path of an entry; Roboflow writes ../train/images for what lies beside its data.yaml."""
+    path = base / entry
+    return base / entry[3:] if entry.startswith("../") and not path.exists() else path
+
+
+def _class_names(source: YoloSplit) -> tuple[str, ...]:
+    if source.names is None:
+        raise DataError(
+            f"{source.images[0]}: no class names: write classes.txt, one name a line, or data.yaml"
+        )
+    if source.names.suffix == ".txt":
+        return checked_classes(read_text(source.names).strip().splitlines(), source.names)
+    content = _load(source.names)
+    names = content.get("names")
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(
+                f"{source.names}: names are not numbered 0 to {len(names) - 1}: number them without a gap"
+            )
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise DataError(f"{source.names}: no class names: write names: [first, second]")
+    classes = checked_classes(names, source.names)
+    if content.get("nc", len(classes)) != len(classes):
+        raise DataError(
+            f"{source.names}: nc is {content['nc']} but names has {len(classes)}: make them agree"
+        )
+    return classes
+
+
+def _images(place: Path) -> list[Path]:
+    if place.is_dir():
+        return image_files(place)
+    if place.suffix.lower() in EXTENSIONS:
+        return [place]
+    if not place.exists():
+        raise DataError(f"{place}: no such folder or list of pictures: correct its entry in data.yaml")
+    lines = (line.strip() for line in read_text(place).splitlines())
+    return [place.parent / line for line in lines if line]
+
+
+def _label_file(image: Path) -> Path:
+    """labels/ in the place of the path's last images/, else beside the picture."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index("images")
+        parts[last] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def read_split(
+    root: Path, split: str, source: YoloSplit, classes: Sequence[str] | None = None
+) -> DetectionData:
+    """Read one YOLO split; classes are those that its data.yaml or classes.txt names, or ordered as by `classes`.
+
+    A picture without a label file is a picture without boxes. Sizes come from the pictures' headers. Raises
+    DataError when class names or pictures are missing; single bad records become problems.
+    """
+    own = _class_names(source)
+    classes = own if classes is None else tuple(classes)
+    images = [image for place in source.images for image in _images(place)]
+    if not images:
+        places = ", ".join(map(str, source.images))
+        raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
+    base = root.parent if root.is_file() else root
+    collect = Collector()
+    for image_id, image in enumerate(images, start=1):
+        try:
+            width, height = image_size(image)
+        except DataError as error:
+            collect.report("image without a size", image, "header", "", str(error).removeprefix(f"{image}: "))
+            continue
+        name = str(image.relative_to(base)) if image.is_relative_to(base) else str(image)
+        collect.add_image(image_id, name, width, height)
+        labels = _label_file(image)
+        if not labels.is_file():
+            continue
+        lines = labels.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                _add_box(collect, line, number, (width, height), own, classes, labels)
+    return collect.pack(root, base, "YOLO", split, classes, range(1, len(classes) + 1))
+
+
+def _add_box(
+    collect: Collector,
+    line: str,
+    number: int,
+    size: tuple[int, int],
+    own: Sequence[str],
+    classes: Sequence[str],
+    file: Path,
+) -> None:
+    record, value = f"line {number}", f"'{line.strip()[:60]}'"
+    try:
+        index, *fractions = (float(word) for word in line.split())
+    except ValueError:
+        index, fractions = 0.0, []
+    polygon = len(fractions) >= 6 and len(fractions) % 2 == 0
+    if len(fractions) != 4 and not polygon:
+        collect.report("malformed box", file, record, value, "write five numbers: class cx cy w h")
+        return
+    name = own[int(index)] if index in range(len(own)) else None
+    if name not in classes:
+        known = f"not among the classes asked for: '{name}'" if name else f"classes are 0 to {len(own) - 1}"
+        collect.report("unknown class", file, record, value, known)
+        return
+    if max(fractions) > OUTSIDE:
+        collect.report(
+            "box not in fractions", file, record, value, "divide by the picture's width and height"
+        )
+        return
+    if polygon:
+        xs, ys = fractions[0::2], fractions[1::2]
+        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    else:
+        cx, cy, w, h = fractions
+        x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+    corners = (x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1])
+    collect.add_box(corners, classes.index(name), file=file, record=record, value=value)
