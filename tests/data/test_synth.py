@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ghmdet.data import scene, synth
+from ghmdet.data.scene import Dials, draw_scene
+from ghmdet.data.synth import CLASSES, SynthConfig, synthesize
+from ghmdet.data.vehicles import VEHICLES
+from ghmdet.errors import DataError, GhmdetError
+
+SMALL = {"images": 8, "size": (128, 96)}
+
+
+def content(root: Path, split: str = "train") -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+    return loaded
+
+
+def all_bytes(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_the_same_dials_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    config = SynthConfig(**SMALL, wrong_label_share=0.3)
+    for name in ("a", "b"):
+        synthesize(tmp_path / name, config)
+    synthesize(tmp_path / "c", SynthConfig(**SMALL, wrong_label_share=0.3, seed=1))
+    assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
+    assert len(all_bytes(tmp_path / "a")) == 8 + 4
+    picture = "images/train_00000.jpg"
+    assert (tmp_path / "a" / picture).read_bytes() != (tmp_path / "c" / picture).read_bytes()
+
+
+def test_more_pictures_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
+    synthesize(tmp_path / "few", SynthConfig(**SMALL))
+    synthesize(tmp_path / "many", SynthConfig(**{**SMALL, "images": 12}))
+    few, many = all_bytes(tmp_path / "few"), all_bytes(tmp_path / "many")
+    pictures = [name for name in few if name.endswith(".jpg")]
+    assert pictures and all(few[name] == many[name] for name in pictures)
+
+
+def test_the_layout_is_coco_with_boxes_inside_pictures_of_the_size_asked_for(tmp_path: Path) -> None:
+    summary = synthesize(tmp_path, SynthConfig(**SMALL, val_share=0.25))
+    ids: list[int] = []
+    for split, count in (("train", 6), ("val", 2)):
+        coco = content(tmp_path, split)
+        assert [c["name"] for c in coco["categories"]] == list(CLASSES[:3])
+        assert len(coco["images"]) == count == summary.splits[split].images
+        assert len(coco["annotations"]) == sum(summary.splits[split].objects.values()) > 0
+        ids += [image["id"] for image in coco["images"]]
+        for image in coco["images"]:
+            with Image.open(tmp_path / "images" / image["file_name"]) as picture:
+                assert picture.size == (image["width"], image["height"]) == (128, 96)
+        known = {image["id"] for image in coco["images"]}
+        for box in coco["annotations"]:
+            x, y, w, h = box["bbox"]
+            assert box["image_id"] in known and min(w, h) > 3
+            assert x >= 0 and y >= 0 and x + w <= 128.05 and y + h <= 96.05
+    assert len(set(ids)) == 8
+    assert json.loads((tmp_path / "wrong_labels.json").read_text()) == []
+    assert "6 images" in str(summary)
+
+
+@pytest.mark.parametrize("name", VEHICLES)
+def test_a_box_is_tight_around_what_is_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On bare magenta ground all that is green in any measure is vehicle: neither ground nor shadow has any."""
+    flat = Image.new("RGB", (320, 240), (255, 0, 255))
+    monkeypatch.setattr(scene, "_ground", lambda dials, rng: ((90, 90, 90), flat.copy()))
+    monkeypatch.setattr(scene, "_roads", lambda *arguments: None)
+    monkeypatch.setattr(scene, "_develop", lambda canvas, rng: canvas.reduce(2))
+    dials = Dials(160, 120, {name: 1.0}, 1.0, 0.25, 0.0, 0.5, 0.0)
+    seen = 0
+    for seed in range(25):
+        picture, things = draw_scene(dials, np.random.default_rng(seed))
+        if len(things) == 1:
+            seen += 1
+            rows, columns = np.nonzero(np.asarray(picture)[..., 1] > 5)
+            drawn = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert things[0].box == pytest.approx(drawn, abs=1.5)
+    assert seen >= 5
+
+
+@pytest.mark.parametrize("name", VEHICLES)
+def test_a_vehicle_is_about_one_length_long_and_no_wider(name: str) -> None:
+    for seed in range(5):
+        points = np.concatenate([p.points for p in VEHICLES[name].parts(np.random.default_rng(seed))])
+        length, width = np.ptp(points, axis=0)
+        assert 0.85 <= length <= 1.05
+        assert width <= length
+
+
+def test_the_imbalance_dial_sets_the_classes_ratio(tmp_path: Path) -> None:
+    config = SynthConfig(
+        images=60, size=(128, 96), foreground=12, object_size=0.08, clutter=0, class_imbalance=4
+    )
+    assert config.dials().frequencies == pytest.approx({"car": 16 / 21, "bus": 4 / 21, "bicycle": 1 / 21})
+    objects = synthesize(tmp_path, config).splits["train"].objects
+    total = sum(objects.values())
+    assert objects["car"] / total == pytest.approx(16 / 21, abs=0.06)
+    assert objects["bus"] / total == pytest.approx(4 / 21, abs=0.06)
+    assert SynthConfig(class_imbalance=1).dials().frequencies["bicycle"] == pytest.approx(1 / 3)
+
+
+def test_foreground_size_and_hard_dials_move_what_they_name(tmp_path: Path) -> None:
+    base = {"images": 30, "size": (160, 128), "clutter": 0.0}
+    summary = synthesize(tmp_path / "none", SynthConfig(**base, foreground=0))
+    assert (
+        content(tmp_path / "none")["annotations"] == [] and sum(summary.splits["val"].objects.values()) == 0
+    )
+    counts, areas = [], []
+    for name, dials in (("few", (2, 0.1, 0.0)), ("many", (8, 0.2, 1.0))):
+        foreground, object_size, hard = dials
+        summary = synthesize(
+            tmp_path / name,
+            SynthConfig(**base, foreground=foreground, object_size=object_size, hard_share=hard, val_share=0),
+        )
+        boxes = content(tmp_path / name)["annotations"]
+        assert {b["hard"] for b in boxes} == {int(hard)} and list(summary.splits) == ["train"]
+        counts.append(len(boxes) / 30)
+        areas.append(np.median([b["area"] for b in boxes]))
+    assert 1.3 < counts[0] < 2.7 < 5 < counts[1] < 9
+    assert areas[1] > 2.5 * areas[0]
+
+
+def test_a_golden_bus_is_golden() -> None:
+    dials = Dials(200, 160, {"bus": 1.0}, 2.0, 0.2, 0.0, 1.0, 0.0)
+    golden = 0
+    for seed in range(20):
+        picture, things = draw_scene(dials, np.random.default_rng(seed))
+        pixels = np.asarray(picture, dtype=float)
+        for thing in things:
+            x0, y0, x1, y1 = (int(v) for v in thing.box)
+            cx, cy = (x0 + x1) // 2, (y0 + y1) // 2
+            red, green, blue = pixels[cy - 2 : cy + 3, cx - 2 : cx + 3].mean(axis=(0, 1))
+            golden += red > 1.1 * green > 1.1 * 1.8 * blue
+    assert golden >= 5
+
+
+def test_wrong_labels_are_the_share_asked_for_and_recorded_and_the_rest_is_as_without(tmp_path: Path) -> None:
+    dials = {"images": 40, "size": (160, 128), "foreground": 6.0, "clutter": 0.0}
+    synthesize(tmp_path / "right", SynthConfig(**dials))
+    summary = synthesize(tmp_path / "wrong", SynthConfig(**dials, wrong_label_share=0.25))
+    true = {b["id"]: b for b in content(tmp_path / "right")["annotations"]}
+    given = {b["id"]: b for b in content(tmp_path / "wrong")["annotations"]}
+    record = json.loads((tmp_path / "wrong" / "wrong_labels.json").read_text())
+    assert len(record) == summary.wrong_labels == round(0.25 * len(true))
+    assert {r["kind"] for r in record} == {"class", "missing", "shifted"}
+    names = {i["id"]: i["file_name"] for i in content(tmp_path / "wrong")["images"]}
+    for r in record:
+        before, after = true[r["annotation_id"]], given.get(r["annotation_id"])
+        assert r["true"] == {"category_id": before["category_id"], "bbox": before["bbox"]}
+        assert names[r["image_id"]] == r["file_name"] and r["image_id"] == before["image_id"]
+        if r["kind"] == "missing":
+            assert after is None and r["given"] is None
+            continue
+        assert after is not None and r["given"] == {
+            "category_id": after["category_id"],
+            "bbox": after["bbox"],
+        }
+        assert (after["category_id"] != before["category_id"]) == (r["kind"] == "class")
+        assert (iou(after["bbox"], before["bbox"]) < 0.45) == (r["kind"] == "shifted")
+    touched = {r["annotation_id"] for r in record}
+    assert {i: b for i, b in true.items() if i not in touched} == {
+        i: b for i, b in given.items() if i not in touched
+    }
+    right, wrong = all_bytes(tmp_path / "right"), all_bytes(tmp_path / "wrong")
+    assert (
+        content(tmp_path / "right", "val")["annotations"] == content(tmp_path / "wrong", "val")["annotations"]
+    )
+    assert all(right[name] == wrong[name] for name in right if name.endswith(".jpg"))
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / (a[2] * a[3] + b[2] * b[3] - both)
+
+
+def test_it_replaces_its_own_data_set_and_leaves_other_files_alone(tmp_path: Path) -> None:
+    synthesize(tmp_path, SynthConfig(**{**SMALL, "images": 12}))
+    (tmp_path / "notes.txt").write_text("mine")
+    synthesize(tmp_path, SynthConfig(**SMALL))
+    assert len(list((tmp_path / "images").iterdir())) == 8
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_other_things_in_it_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"holds files that 'data synth' did not write.*give a new or an empty folder"
+    ):
+        synthesize(tmp_path)
+    assert list(all_bytes(tmp_path)) == ["holiday.jpg"]
+    with pytest.raises(DataError, match="is a file"):
+        synthesize(tmp_path / "holiday.jpg")
+
+
+def test_an_interrupted_run_leaves_no_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthesize(tmp_path, SynthConfig(**SMALL))
+    drawn = []
+
+    def fails_at_the_fourth(dials: Dials, rng: np.random.Generator) -> Any:
+        drawn.append(dials)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw_scene(dials, rng)
+
+    monkeypatch.setattr(synth, "draw_scene", fails_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path, SynthConfig(**SMALL, seed=3))
+    assert not list((tmp_path / "annotations").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("dial", "value", "message"),
+    [
+        ("images", 1, "images is 1: give a whole number from 2"),
+        ("images", 2.5, "images is 2.5: give a whole number"),
+        ("classes", 7, "classes is 7: give a whole number from 1 to 6"),
+        ("class_imbalance", 0.5, "class_imbalance is 0.5: give a number from 1"),
+        ("hard_share", 1.5, "hard_share is 1.5: give a number from 0 to 1"),
+        ("wrong_label_share", float("nan"), "wrong_label_share is nan"),
+        ("foreground", "4", "foreground is '4': give a number"),
+        ("size", (320, 20), r"size is \(320, 20\): give width and height"),
+    ],
+)
+def test_a_dial_out_of_range_is_named_with_its_range(dial: str, value: Any, message: str) -> None:
+    with pytest.raises(GhmdetError, match=message):
+        SynthConfig(**{dial: value})
+
+
+@pytest.mark.parametrize(
+    ("images", "val_share", "train", "val"), [(2, 0.9, 1, 1), (2, 0.01, 1, 1), (3, 0.0, 3, 0)]
+)
+def test_each_split_asked_for_has_a_picture(
+    tmp_path: Path, images: int, val_share: float, train: int, val: int
+) -> None:
+    summary = synthesize(tmp_path, SynthConfig(images=images, size=(64, 64), val_share=val_share))
+    counts = {name: split.images for name, split in summary.splits.items()}
+    assert counts == ({"train": train, "val": val} if val else {"train": train})
