@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ghmdet.engine.draw import class_colour, contact_sheet, draw_batch, draw_detections, draw_side_by_side
+
+CLASSES = ("car", "bus")
+GREY = Image.new("RGB", (320, 240), (90, 90, 90))
+BOXES = torch.tensor([[40.0, 60.0, 120.0, 160.0], [200.0, 80.0, 300.0, 200.0]])
+LABELS = torch.tensor([0, 1])
+
+
+def changed(picture: Image.Image) -> np.ndarray:
+    return (np.asarray(picture) != 90).any(axis=2)
+
+
+def test_lines_run_along_the_boxes_in_the_class_colours_and_the_picture_itself_stays() -> None:
+    drawn = draw_detections(GREY, BOXES, LABELS, None, CLASSES)
+    assert drawn.getpixel((40, 110)) == class_colour(0) and drawn.getpixel((250, 200)) == class_colour(1)
+    assert drawn.getpixel((80, 110)) == (90, 90, 90)
+    assert not changed(GREY).any()
+
+
+def test_the_text_stands_over_the_box_and_tells_class_and_score_apart() -> None:
+    plain = draw_detections(GREY, BOXES, LABELS, None, CLASSES)
+    scored = draw_detections(GREY, BOXES, LABELS, torch.tensor([0.25, 0.75]), CLASSES)
+    assert changed(plain)[45:58, 41:55].any() and not changed(plain)[:40].any()
+    assert changed(scored)[45:58].sum() > 1.5 * changed(plain)[45:58].sum()
+    other = draw_detections(GREY, BOXES, LABELS, torch.tensor([0.26, 0.75]), CLASSES)
+    assert scored.tobytes() != other.tobytes()
+
+
+def test_lines_and_letters_grow_with_the_picture() -> None:
+    small = draw_detections(GREY, BOXES, LABELS, None, CLASSES)
+    large = draw_detections(GREY.resize((1280, 960)), BOXES * 4, LABELS, None, CLASSES)
+    assert changed(large).mean() == pytest.approx(changed(small).mean(), rel=0.4)
+
+
+def test_the_best_detection_lies_on_top() -> None:
+    same = torch.tensor([[40.0, 60.0, 120.0, 160.0]] * 2)
+    for scores, top in (((0.9, 0.3), 0), ((0.3, 0.9), 1)):
+        drawn = draw_detections(GREY, same, LABELS, torch.tensor(scores), CLASSES)
+        assert drawn.getpixel((40, 110)) == class_colour(top)
+
+
+def test_boxes_partly_outside_and_none_at_all_are_drawn_without_error() -> None:
+    outside = torch.tensor(
+        [[-50.0, -50.0, 30.0, 30.0], [300.0, 220.0, 900.0, 900.0], [400.0, 400.0, 500.0, 500.0]]
+    )
+    drawn = draw_detections(GREY, outside, torch.tensor([0, 1, 1]), None, CLASSES)
+    assert drawn.size == GREY.size and changed(drawn)[:31, :31].any()
+    assert not changed(draw_detections(GREY, torch.zeros(0, 4), torch.zeros(0), None, CLASSES)).any()
+
+
+def test_tensors_and_pictures_draw_alike() -> None:
+    tensor = torch.full((3, 240, 320), 90 / 255)
+    from_tensor = draw_detections(tensor, BOXES, LABELS, None, CLASSES)
+    assert from_tensor.tobytes() == draw_detections(GREY, BOXES, LABELS, None, CLASSES).tobytes()
+    assert draw_detections(GREY.convert("L"), BOXES, LABELS, None, CLASSES).mode == "RGB"
+
+
+def test_the_first_classes_have_colours_that_differ() -> None:
+    colours = np.array([class_colour(k) for k in range(12)], dtype=float)
+    distance = np.linalg.norm(colours[:, None] - colours[None], axis=2) + 999 * np.eye(12)
+    assert distance.min() > 50
+
+
+def test_a_sheet_holds_every_picture_in_reading_order() -> None:
+    pictures = [Image.new("RGB", (40, 30), (10 * i, 200, 0)) for i in range(1, 6)]
+    sheet = contact_sheet(pictures, columns=3)
+    assert sheet.size == (3 * 44 - 4, 2 * 34 - 4)
+    centres = [(20 + 44 * (i % 3), 15 + 34 * (i // 3)) for i in range(5)]
+    assert [sheet.getpixel(c) for c in centres] == [(10 * i, 200, 0) for i in range(1, 6)]
+    assert contact_sheet(pictures[:2], columns=8).width == 84
+
+
+def test_truth_lies_left_of_what_was_found() -> None:
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+    sheet = draw_side_by_side(GREY, {"boxes": BOXES, "labels": LABELS}, nothing, CLASSES)
+    assert changed(sheet.crop((0, 0, 320, 240))).any() and not changed(sheet.crop((324, 0, 644, 240))).any()
+
+
+def test_a_batch_is_written_with_its_boxes_and_at_most_so_many_pictures(tmp_path: Path) -> None:
+    images = [torch.full((3, 64, 64), 0.5)] * 6
+    targets = [{"boxes": torch.tensor([[8.0, 24.0, 40.0, 56.0]]), "labels": torch.tensor([1])}] * 6
+    with Image.open(draw_batch(tmp_path / "batch.jpg", images, targets, CLASSES, most=4)) as sheet:
+        assert sheet.size == (132, 132)
+        assert np.abs(np.asarray(sheet, dtype=float)[40, 8] - class_colour(1)).max() < 60
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 6
+    draw_batch(tmp_path / "empty.jpg", images, nothing, CLASSES, most=4)
+    assert (tmp_path / "empty.jpg").read_bytes() != (tmp_path / "batch.jpg").read_bytes()
