@@ -4,7 +4,7 @@ from ghmdet.models.loss import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig
 from ghmdet.models.presets import PRESETS, ModelConfig
 from ghmdet.models.retinanet import RetinaNet
 from ghmdet.models.state import model_from_state, model_state
-from ghmdet.models.weights import load_weights
+from ghmdet.models.weights import load_weights, pretrained_available
 
 __all__ = [
     "BOX_LOSSES",
@@ -17,4 +17,5 @@ __all__ = [
     "load_weights",
     "model_from_state",
     "model_state",
+    "pretrained_available",
 ]

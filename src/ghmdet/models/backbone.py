@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from torch import Tensor, nn
 
@@ -25,13 +27,14 @@ class Backbone(nn.Module):
             raise GhmdetError(
                 f"unknown backbone '{name}': timm.list_models('*part of a name*') lists the known ones"
             )
-        self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
-        strides = self.body.feature_info.reduction()
+        body: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
+        strides = body.feature_info.reduction()
         if strides != [8, 16, 32]:
             raise GhmdetError(
                 f"backbone '{name}' has features at strides {strides}; the pyramid needs 8, 16 and 32"
             )
-        self.channels: list[int] = self.body.feature_info.channels()
+        self.channels: list[int] = body.feature_info.channels()
+        self.body: nn.Module = body
         for norm in self.batch_norms():
             norm.eps = eps
         self.freeze_batch_norm(frozen)

@@ -15,7 +15,7 @@ from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
 
-# Names, and the weight that brings each loss to where one learning rate suits all (docs/models.md says how it was found).
+# Names, and the weight with which one learning rate suits each loss (docs/models.md).
 CLS_LOSSES: dict[str, float] = {"ce": 0.1, "ohem": 0.1, "focal": 0.2, "ghm-c": 0.1, "ghm-c-published": 0.3}
 BOX_LOSSES: dict[str, float] = {"giou": 2.0, "smooth-l1": 1.0, "asl1": 1.0, "ghm-r": 10.0}
 
@@ -50,9 +50,9 @@ class LossConfig:
 class DetectionLoss(nn.Module):
     """The two losses of a batch, in float32 whatever precision the network ran in.
 
-    With P the positives of all ranks divided by the number of ranks (so that averaging the ranks' gradients gives what
-    one process would have had on the joined batch): `ce`, `ohem`, `focal`, `giou`, `smooth-l1` and `asl1` are sums / P. The
-    GHM losses bring their own denominator (article, equations 8 to 13).
+    With P the positives of all ranks over the number of ranks (so that averaging the ranks' gradients gives what one
+    process has on the joined batch): `ce`, `ohem`, `focal`, `giou`, `smooth-l1` and `asl1` are sums / P. The GHM losses
+    bring their own denominators. `ghm-c` is the guarded form, `ghm-c-published` the article's.
     """
 
     def __init__(self, config: LossConfig, num_classes: int) -> None:
@@ -72,14 +72,22 @@ class DetectionLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """The weighted losses `classification` and `bbox_regression`, scalars.
 
-        logits [B, A, K]; deltas [B, A, 4]; labels [B, A] int64, K for background, negative for ignored; boxes [B, A, 4] the
-        matched ones (of positive size everywhere, see `AnchorTargets`); anchors [A, 4] (xyxy pixels).
+        logits: [B, A, K]. deltas: [B, A, 4]. anchors: [A, 4], xyxy pixels.
+        labels: [B, A] int64, K for background, negative for ignored.
+        boxes: [B, A, 4], the matched ones; of positive size everywhere (see `AnchorTargets`).
         """
         positive = (labels >= 0) & (labels < logits.shape[-1])  # [B, A]
         positives = (sum_over_ranks(positive.sum().float()) / world_size()).clamp(min=1)
         with torch.autocast(logits.device.type, enabled=False):
-            classification = self._classification(logits.float(), labels, positives)
-            regression = self._regression(deltas.float(), boxes, anchors, positive, positives)
+            # One list of anchors [B * A, ..]: the losses know neither pictures nor levels.
+            classification = self._classification(logits.float().flatten(0, 1), labels.flatten(), positives)
+            regression = self._regression(
+                deltas.float().flatten(0, 1),
+                boxes.flatten(0, 1),
+                anchors.repeat(len(labels), 1),
+                positive.flatten(),
+                positives,
+            )
         return {
             "classification": self.cls_weight * classification,
             "bbox_regression": self.box_weight * regression,
@@ -97,7 +105,7 @@ class DetectionLoss(nn.Module):
     ) -> Tensor:
         name = self.config.box_loss
         if name == "giou":
-            # An offset that does not count becomes 0: its box is then its anchor, and neither value nor gradient can be NaN.
+            # An offset that does not count becomes 0, its box its anchor: neither value nor gradient can be NaN.
             counted = torch.where(positive[..., None], deltas, 0.0)
             per_box = generalized_box_iou_loss(decode(counted, anchors), boxes)
             return torch.where(positive, per_box, 0.0).sum() / positives

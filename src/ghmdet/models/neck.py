@@ -14,7 +14,7 @@ class FeaturePyramid(nn.Module):
     in_channels: channels of the backbone's features, finest first.
     channels: channels of every level that comes out.
     extra_levels: levels after the last feature.
-    extra_from: the first of them is computed from the pyramid's last level ("p5") or the backbone's last feature ("c5").
+    extra_from: the first of them comes from the pyramid's last level ("p5") or the backbone's last feature ("c5").
     """
 
     def __init__(

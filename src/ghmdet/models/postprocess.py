@@ -27,12 +27,12 @@ def postprocess(
     are torchvision's: the best candidates of each level above the threshold, then NMS class by class.
     """
     logits, deltas = logits.float(), deltas.float()
-    detections = []
+    counts, detections = list(level_counts), []
     for index, (size, original) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
         levels = zip(
-            logits[index].split(list(level_counts)),
-            deltas[index].split(list(level_counts)),
-            anchors.split(list(level_counts)),
+            torch.split(logits[index], counts),
+            torch.split(deltas[index], counts),
+            torch.split(anchors, counts),
             strict=True,
         )
         candidates = [_candidates(*level, size, config) for level in levels]

@@ -148,4 +148,4 @@ PRESETS: dict[str, ModelConfig] = {
     "r50": _R50,
     "r50_v2": dataclasses.replace(_R50, extra_from="c5", norm_groups=32),
 }
-"""`nano` trains on two CPU cores; `r50` is the article's RetinaNet R50-FPN; `r50_v2` is torchvision's second version."""
+"""`nano` trains on two CPU cores; `r50` is the article's RetinaNet R50-FPN; `r50_v2` is torchvision's second."""

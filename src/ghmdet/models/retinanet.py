@@ -119,8 +119,8 @@ class RetinaNet(nn.Module):
 
     @classmethod
     def from_torchvision(cls, model: nn.Module, classes: Sequence[str] | None = None) -> RetinaNet:
-        """The same detector as torchvision's `retinanet_resnet50_fpn` or `_v2`: see `ghmdet.models.torchvision_import`."""
-        from ghmdet.models.torchvision_import import from_torchvision
+        """Torchvision's `retinanet_resnet50_fpn` or `_v2` as one of ours: see `ghmdet.models.torchvision_import`."""
+        from ghmdet.models.torchvision_import import from_torchvision  # builds on this module
 
         return from_torchvision(model, classes)
 

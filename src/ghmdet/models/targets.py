@@ -38,7 +38,8 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int, num_clas
         boxes, labels = target["boxes"], target["labels"]
         if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
             raise GhmdetError(
-                f"target {index} has boxes {list(boxes.shape)} and labels {list(labels.shape)}; they must be [n, 4] and [n]"
+                f"target {index} has boxes {list(boxes.shape)} and labels {list(labels.shape)}; "
+                "they must be [n, 4] and [n]"
             )
         if labels.dtype != torch.int64:
             raise GhmdetError(

