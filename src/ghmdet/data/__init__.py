@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ghmdet.data.check import check_data, format_problems, has_errors
 from ghmdet.data.dataset import DetectionDataset, Draw
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
@@ -18,7 +19,10 @@ __all__ = [
     "Problem",
     "Record",
     "Records",
+    "check_data",
     "eval_transforms",
+    "format_problems",
+    "has_errors",
     "make_loader",
     "read_data",
     "train_transforms",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ghmdet.data.collector import Collector, plain
-from ghmdet.data.images import image_size
+from ghmdet.data.images import image_size, reason
 from ghmdet.data.layout import checked_classes, folder_of, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.errors import DataError
@@ -167,7 +167,9 @@ def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None
             try:
                 width, height = image_size(folder / name)
             except DataError as error:
-                collect.report("image without a size", file, f"{record} '{name}'", "", str(error))
+                collect.report(
+                    "image without a size", file, f"{record} '{name}'", "", reason(error, folder / name)
+                )
                 continue
         collect.add_image(image_id, name, width, height)
         for number, annotation in own:

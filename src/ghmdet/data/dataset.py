@@ -31,13 +31,18 @@ class Draw:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's global CPU generator seeded for the block, and put back after it."""
-    state = torch.get_rng_state()
+def reproducible(seed: int) -> Iterator[None]:
+    """Torch's global CPU generator seeded for the block, and put back after it.
+
+    One thread, as in a worker process: the sums behind a picture's mean depend on how many share them.
+    """
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     try:
         torch.default_generator.manual_seed(seed)
+        torch.set_num_threads(1)
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.set_rng_state(state)
 
 
@@ -107,7 +112,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, item: int | Draw) -> tuple[Tensor, Target]:
         if isinstance(item, Draw):
-            with seeded(item.seed):
+            with reproducible(item.seed):
                 return self._sample(item.index)
         return self._sample(item)
 

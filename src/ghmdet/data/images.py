@@ -39,6 +39,11 @@ def _errors_name_the_file(path: Path) -> Iterator[None]:
         ) from error
 
 
+def reason(error: DataError, path: Path) -> str:
+    """The text of an error about a picture, for where the picture is named anyway."""
+    return str(error).removeprefix(f"{path}: ").removesuffix(f"; {CHECK}")
+
+
 def _turned(image: Image.Image) -> bool:
     return bool(image.getexif().get(ORIENTATION, 1) >= 5)
 

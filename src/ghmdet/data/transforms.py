@@ -77,8 +77,11 @@ def crop_and_place(
     height, width = image.shape[-2:]
     out_h, out_w = size
     zoom_x, zoom_y = out_w / (window[2] - window[0]), out_h / (window[3] - window[1])
-    left, top = max(0, round(window[0])), max(0, round(window[1]))
-    right, bottom = min(width, round(window[2])), min(height, round(window[3]))
+    left, top = (
+        min(max(0, round(low)), side - 1) for low, side in zip(window[:2], (width, height), strict=True)
+    )
+    right = min(width, max(left + 1, round(window[2])))
+    bottom = min(height, max(top + 1, round(window[3])))
     place_x = max(0, round((left - window[0]) * zoom_x)) if window[0] < 0 else 0
     place_y = max(0, round((top - window[1]) * zoom_y)) if window[1] < 0 else 0
     new_w = min(out_w - place_x, max(1, round((right - left) * zoom_x)))

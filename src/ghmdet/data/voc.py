@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ghmdet.data.collector import Collector
-from ghmdet.data.images import EXTENSIONS, image_size
+from ghmdet.data.images import EXTENSIONS, image_size, reason
 from ghmdet.data.layout import checked_classes, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.errors import DataError
@@ -85,7 +85,9 @@ def read_split(
             try:
                 size = image_size(folder / name)
             except DataError as error:
-                collect.report("image without a size", file, "size", "", str(error))
+                collect.report(
+                    "image without a size", file, f"image '{name}'", "", reason(error, folder / name)
+                )
                 continue
         collect.add_image(image_id, name, *size)
         for number, node in enumerate(tree.findall("object"), start=1):

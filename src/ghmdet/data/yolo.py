@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ghmdet.data.collector import Collector
-from ghmdet.data.images import EXTENSIONS, image_size
+from ghmdet.data.images import EXTENSIONS, image_size, reason
 from ghmdet.data.layout import checked_classes, image_files, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.errors import DataError
@@ -161,7 +161,7 @@ def read_split(
         try:
             width, height = image_size(image)
         except DataError as error:
-            collect.report("image without a size", image, "header", "", str(error).removeprefix(f"{image}: "))
+            collect.report("image without a size", image, "", "", reason(error, image))
             continue
         name = str(image.relative_to(base)) if image.is_relative_to(base) else str(image)
         collect.add_image(image_id, name, width, height)
