@@ -249,7 +249,7 @@ def _window_counts(norm: Tensor, valid: Tensor, epsilon: float) -> tuple[Tensor,
     """Σ_k δ_ε(g_k, g_i) and l_ε(g_i) in float64 for each row of [C, N]."""
     norm = norm.double()
     # Elements that are not valid go behind every window.
-    ordered, order = torch.where(valid, norm, torch.inf).sort(dim=1)
+    ordered, order = torch.where(valid, norm, torch.inf).contiguous().sort(dim=1)
     below = torch.searchsorted(ordered, ordered - epsilon / 2)
     up_to = torch.searchsorted(ordered, ordered + epsilon / 2)
     count = torch.empty_like(norm).scatter_(1, order, (up_to - below).double())

@@ -44,9 +44,10 @@ def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
     if values_can_be_read(labels) and bool((labels >= logits.shape[1]).any()):
         raise GhmdetError(f"label {int(labels.max())} is outside 0..{logits.shape[1] - 1}")
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_p = torch.log_softmax(logits.to(dtype), dim=1)
-    log_p_label = log_p.gather(1, labels.clamp_min(0).long().unsqueeze(1)).squeeze(1)
-    return torch.where(labels >= 0, -torch.expm1(log_p_label), 0.0)
+    p = torch.softmax(logits.to(dtype), dim=1)
+    # The sum of the other classes' p: 1 − p_label would round to 0.
+    others = p.scatter(1, labels.clamp_min(0).long().unsqueeze(1), 0.0).sum(1).clamp_max(1)
+    return torch.where(labels >= 0, others, 0.0)
 
 
 def smooth_l1_gradient_norm(diff: Tensor, beta: float = 1 / 9) -> Tensor:

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ghmdet import functional as ghm
+from ghmdet.functional import naive
+
+LOSSES = {"smooth-l1": ghm.smooth_l1_loss, "asl1": ghm.asl1_loss, "ghm-r": ghm.ghm_r_loss}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def example(*shape: int, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    inputs = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1).to(dtype)
+    return inputs.requires_grad_(), torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) * 0.02
+
+
+def naive_ghm_r(inputs, targets, mu, bins, method):
+    diff = (inputs.detach().double() - targets.double()).flatten().tolist()
+    norms = [naive.asl1_gradient_norm(d, mu) for d in diff]
+    density = (
+        naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
+    )
+    beta = naive.harmonizing(density)
+    gradient = [b * d / math.sqrt(d * d + mu * mu) / len(diff) for b, d in zip(beta, diff, strict=True)]
+    return naive.ghm(beta, [naive.asl1(d, mu) for d in diff]), torch.tensor(gradient).view(inputs.shape)
+
+
+@pytest.mark.parametrize("method", ["unit-region", "exact"])
+@pytest.mark.parametrize("shape", [(1,), (63,), (250, 4)])
+def test_ghm_r_equals_the_article_in_value_and_gradient(shape, method):
+    inputs, targets = example(*shape)
+    loss = ghm.ghm_r_loss(inputs, targets, mu=0.05, method=method, normalize="all")
+    loss.backward()
+    value, gradient = naive_ghm_r(inputs, targets, 0.05, 10, method)
+    assert loss.item() == pytest.approx(value, rel=1e-9)
+    torch.testing.assert_close(inputs.grad, gradient.double(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_ghm_r_of_lower_precision_is_the_article_on_the_same_numbers(dtype):
+    inputs, targets = example(200, 4, dtype=dtype)
+    loss = ghm.ghm_r_loss(inputs, targets, normalize="all")
+    loss.backward()
+    value, gradient = naive_ghm_r(inputs, targets, 0.02, 10, "unit-region")
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(value, rel=1e-4)
+    torch.testing.assert_close(inputs.grad, gradient.to(dtype), rtol=2e-2, atol=1e-5)
+
+
+def test_smooth_l1_equals_the_article():
+    inputs, targets = example(200)
+    expected = [naive.smooth_l1(d, 1 / 9) for d in (inputs - targets).tolist()]
+    loss = ghm.smooth_l1_loss(inputs, targets, reduction="none")
+    torch.testing.assert_close(loss.tolist(), expected)
+
+
+def test_asl1_equals_the_article():
+    inputs, targets = example(200)
+    expected = [naive.asl1(d, 0.02) for d in (inputs - targets).tolist()]
+    torch.testing.assert_close(ghm.asl1_loss(inputs, targets, reduction="none").tolist(), expected)
+
+
+def test_asl1_of_a_small_difference_is_not_lost_to_rounding():
+    loss = ghm.asl1_loss(torch.tensor([1e-6]), torch.zeros(1), mu=0.02)
+    assert loss.item() == pytest.approx(naive.asl1(1e-6, 0.02), rel=1e-5)
+
+
+def test_one_region_is_plain_asl1():
+    inputs, targets = example(50, 4)
+    torch.testing.assert_close(
+        ghm.ghm_r_loss(inputs, targets, bins=1), ghm.asl1_loss(inputs, targets)
+    )
+
+
+def test_a_floor_limits_the_weight_of_an_outlier():
+    diff = torch.cat([torch.full((99,), 0.001), torch.tensor([1.0])])
+    free = ghm.ghm_r_loss(diff, torch.zeros(100), normalize="none", reduction="none")
+    guarded = ghm.ghm_r_loss(diff, torch.zeros(100), normalize="none", min_count=20.0, reduction="none")
+    torch.testing.assert_close(guarded[-1] * 20, free[-1])
+    assert torch.equal(guarded[:-1], free[:-1])
+
+
+@every_loss
+@pytest.mark.parametrize("short", [False, True])
+def test_a_masked_element_changes_nothing(name, short):
+    inputs, targets = example(40, 4)
+    valid = torch.arange(40) % 3 > 0 if short else torch.rand(40, 4) < 0.7
+    everywhere = valid[:, None].expand(40, 4) if short else valid
+    results = []
+    for fill in (0.0, math.nan):
+        x = torch.where(everywhere, inputs.detach(), fill).requires_grad_()
+        loss = LOSSES[name](x, torch.where(everywhere, targets, fill), valid=valid)
+        loss.backward()
+        results.append((loss, x.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(loss, LOSSES[name](inputs[everywhere], targets[everywhere]))
+
+
+@every_loss
+def test_reductions_and_weights_agree(name):
+    inputs, targets = example(30, 4)
+    weight = torch.rand(30) * 5
+    plain = LOSSES[name](inputs, targets, reduction="none")
+    torch.testing.assert_close(
+        LOSSES[name](inputs, targets, weight=weight, reduction="none"), plain * weight[:, None]
+    )
+    torch.testing.assert_close(LOSSES[name](inputs, targets, reduction="sum"), plain.sum())
+    torch.testing.assert_close(LOSSES[name](inputs, targets), plain.mean())
+
+
+@every_loss
+def test_no_boxes_are_exactly_zero_with_zero_gradients(name):
+    inputs = torch.randn(5, 4, requires_grad=True)
+    loss = LOSSES[name](inputs, torch.randn(5, 4), valid=torch.zeros(5, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and (inputs.grad == 0).all()
+    assert LOSSES[name](torch.zeros(0, 4), torch.zeros(0, 4)).item() == 0
+
+
+@every_loss
+def test_it_compiles_without_a_graph_break(name):
+    inputs, targets = example(20, 4, dtype=torch.float32)
+    compiled = torch.compile(LOSSES[name], backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs, targets), LOSSES[name](inputs, targets))
+
+
+def test_smooth_l1_is_torchs():
+    inputs, targets = example(30, 4)
+    torch.testing.assert_close(
+        ghm.smooth_l1_loss(inputs, targets, beta=0.05), F.smooth_l1_loss(inputs, targets, beta=0.05)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda x: ghm.ghm_r_loss(x, x[:, 0]), r"targets have shape \(4,\), inputs \(4, 3\)"),
+        (lambda x: ghm.ghm_r_loss(x, x, mu=0), "mu must be positive, not 0"),
+        (lambda x: ghm.ghm_r_loss(x, x, min_count="positives"), "no meaning in a regression"),
+        (lambda x: ghm.asl1_loss(x, x, mu=-1.0), "mu must be positive, not -1.0"),
+        (lambda x: ghm.smooth_l1_loss(x, x, beta=0.0), "beta must be positive, not 0.0"),
+        (lambda x: ghm.smooth_l1_loss(x, x, reduction="summ"), "did you mean 'sum'"),
+    ],
+)
+def test_a_mistake_is_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(torch.zeros(4, 3))
