@@ -37,9 +37,7 @@ def naive_ghm_c(logits, targets, bins, method, normalize):
     x, t = logits.detach().double().flatten().tolist(), targets.flatten().tolist()
     p = [1 / (1 + math.exp(-v)) for v in x]
     norms = [naive.gradient_norm(a, b) for a, b in zip(p, t, strict=True)]
-    density = (
-        naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
-    )
+    density = naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
     beta = naive.harmonizing(density)
     if normalize == "occupied":
         total = sum(beta)
@@ -145,9 +143,7 @@ def test_focal_loss_is_torchvisions_in_value_and_gradient(alpha, gamma, soft):
     ours = ghm.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma)
     theirs = torchvision_focal(logits, targets, alpha=alpha, gamma=gamma, reduction="mean")
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0]
-    )
+    torch.testing.assert_close(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])
 
 
 def test_focal_gradient_stays_finite_at_extreme_logits_for_gamma_below_one():
@@ -225,9 +221,7 @@ def test_a_mask_gives_what_leaving_out_gives(name):
 def test_the_order_of_examples_changes_nothing(name):
     logits, targets = example(100, 3)
     order = torch.randperm(100)
-    torch.testing.assert_close(
-        LOSSES[name](logits[order], targets[order]), LOSSES[name](logits, targets)
-    )
+    torch.testing.assert_close(LOSSES[name](logits[order], targets[order]), LOSSES[name](logits, targets))
 
 
 @every_loss
@@ -330,7 +324,10 @@ def test_a_mistake_is_named(name, change, text):
         (lambda x: ghm.ohem_loss(x, x, ratio=-1), "ratio must be at least 0, not -1"),
         (lambda x: ghm.sigmoid_focal_loss(x, x, gamma=-1), "gamma must be at least 0, not -1"),
         (lambda x: ghm.sigmoid_focal_loss(x, x, alpha=1.5), "alpha must be at most 1"),
-        (lambda x: ghm.binary_cross_entropy(x, x, class_weight=torch.ones(2)), r"class_weight has shape \(2,\)"),
+        (
+            lambda x: ghm.binary_cross_entropy(x, x, class_weight=torch.ones(2)),
+            r"class_weight has shape \(2,\)",
+        ),
         (lambda x: ghm.ghm_c_loss(x, x, bins=0), "bins must be"),
         (lambda x: ghm.ghm_c_loss(x[0], x[0], per_class=True), "class dimension"),
     ],

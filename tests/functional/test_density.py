@@ -46,9 +46,7 @@ def test_exact_density_of_float32_counts_as_the_article_does():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
-        st.one_of(st.floats(0, 1), st.integers(0, 20).map(lambda i: i / 20)), min_size=0, max_size=40
-    ),
+    st.lists(st.one_of(st.floats(0, 1), st.integers(0, 20).map(lambda i: i / 20)), min_size=0, max_size=40),
     st.sampled_from([0.05, 0.1, 1 / 30, 0.25, 1.0]),
 )
 def test_exact_density_equals_the_article_for_any_norms(norms, epsilon):

@@ -16,15 +16,15 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 def example(*shape: int, dtype: torch.dtype = torch.float64):
     generator = torch.Generator().manual_seed(0)
     inputs = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1).to(dtype)
-    return inputs.requires_grad_(), torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) * 0.02
+    return inputs.requires_grad_(), torch.randn(shape, generator=generator, dtype=torch.float64).to(
+        dtype
+    ) * 0.02
 
 
 def naive_ghm_r(inputs, targets, mu, bins, method):
     diff = (inputs.detach().double() - targets.double()).flatten().tolist()
     norms = [naive.asl1_gradient_norm(d, mu) for d in diff]
-    density = (
-        naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
-    )
+    density = naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
     beta = naive.harmonizing(density)
     gradient = [b * d / math.sqrt(d * d + mu * mu) / len(diff) for b, d in zip(beta, diff, strict=True)]
     return naive.ghm(beta, [naive.asl1(d, mu) for d in diff]), torch.tensor(gradient).view(inputs.shape)
@@ -71,9 +71,7 @@ def test_asl1_of_a_small_difference_is_not_lost_to_rounding():
 
 def test_one_region_is_plain_asl1():
     inputs, targets = example(50, 4)
-    torch.testing.assert_close(
-        ghm.ghm_r_loss(inputs, targets, bins=1), ghm.asl1_loss(inputs, targets)
-    )
+    torch.testing.assert_close(ghm.ghm_r_loss(inputs, targets, bins=1), ghm.asl1_loss(inputs, targets))
 
 
 def test_a_floor_limits_the_weight_of_an_outlier():

@@ -42,9 +42,7 @@ def test_weights_sum_to_n_over_occupied_regions(method, norms, bins):
 @settings(max_examples=50, deadline=None)
 @given(norms=NORMS, bins=st.sampled_from([1, 2, 10, 30]))
 def test_normalize_all_is_the_articles_weight(method, norms, bins):
-    density = (
-        naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
-    )
+    density = naive.density(norms, 1 / bins) if method == "exact" else naive.unit_region_density(norms, bins)
     beta = harmonizing_weights(
         torch.tensor(norms, dtype=torch.float64), bins=bins, method=method, normalize="all"
     )
@@ -158,7 +156,9 @@ def test_a_masked_element_changes_nothing(method, per_class):
     beta = harmonizing_weights(
         torch.where(valid[:, None], norm, torch.nan), targets=targets, valid=valid, **options
     )
-    torch.testing.assert_close(beta[valid], harmonizing_weights(norm[valid], targets=targets[valid], **options))
+    torch.testing.assert_close(
+        beta[valid], harmonizing_weights(norm[valid], targets=targets[valid], **options)
+    )
     assert (beta[~valid] == 0).all()
 
 

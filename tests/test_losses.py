@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+from torch import nn
+
+from ghmdet import GHMC, GHMR, functional
+
+MODULES = {
+    "GHMC": lambda **k: GHMC(**k),
+    "GHMC guarded": lambda **k: GHMC.guarded(3, **k),
+    "GHMR": lambda **k: GHMR(**k),
+}
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def batch(seed: int, n: int = 40):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, 3, generator=generator).sub(1).requires_grad_()
+    return inputs, (torch.rand(n, 3, generator=generator) < 0.1).float()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    ("module", "function", "options"),
+    [
+        (GHMC, functional.ghm_c_loss, {"bins": 10}),
+        (GHMC, functional.ghm_c_loss, {"min_count": 5.0, "normalize": "all"}),
+        (GHMC, functional.ghm_c_loss, {"min_count": "positives", "normalize": "none", "per_class": True}),
+        (GHMR, functional.ghm_r_loss, {"mu": 0.1, "bins": 7, "min_count": 2.0}),
+    ],
+)
+def test_without_momentum_the_module_is_the_function(module, function, options, reduction):
+    extra = {"num_classes": 3} if options.get("per_class") else {}
+    loss = module(momentum=0.0, reduction=reduction, **options, **extra)
+    for seed in range(3):
+        inputs, targets = batch(seed)
+        valid, weight = torch.rand(40) < 0.8, torch.rand(40, 3)
+        expected = function(inputs, targets, valid=valid, weight=weight, reduction=reduction, **options)
+        torch.testing.assert_close(loss(inputs, targets, valid, weight), expected)
+
+
+@every_module
+def test_equal_batches_give_equal_losses_whatever_the_momentum(name):
+    loss, (inputs, targets) = MODULES[name](), batch(0)
+    first = loss(inputs, targets)
+    for _ in range(5):
+        torch.testing.assert_close(loss(inputs, targets), first)
+
+
+def test_the_weights_come_from_the_average_that_includes_the_present_batch():
+    loss = GHMC(bins=2, momentum=0.5, normalize="none")
+    zeros = torch.zeros(4)
+    loss(torch.tensor([-2.0, -2.0, -2.0, 2.0]), zeros)
+    value = loss(torch.tensor([-2.0, 2.0, 2.0, 2.0]), zeros)
+    # Averages after two steps: (3 + 2 · 1)/3 easy, (1 + 2 · 3)/3 hard, 4 examples in all.
+    easy, hard = functional.binary_cross_entropy(torch.tensor([-2.0, 2.0]), torch.zeros(2), reduction="none")
+    torch.testing.assert_close(value, (4 / (5 / 3) * easy + 4 / (7 / 3) * 3 * hard) / 4)
+
+
+@every_module
+@pytest.mark.parametrize("still", ["eval", "no_grad", "inference_mode"])
+def test_evaluation_gives_the_training_loss_and_moves_nothing(name, still):
+    loss = MODULES[name]()
+    loss(*batch(0))
+    before = copy.deepcopy(loss.state_dict())
+    if still == "eval":
+        value = loss.eval()(*batch(1))
+    else:
+        with getattr(torch, still)():
+            value = loss(*batch(1))
+    assert all(torch.equal(before[key], now) for key, now in loss.state_dict().items())
+    torch.testing.assert_close(value.detach().clone(), loss.train()(*batch(1)).detach())
+
+
+@every_module
+def test_a_non_finite_batch_shows_in_the_loss_and_not_in_the_average(name):
+    loss = MODULES[name]()
+    inputs, targets = batch(0)
+    spoilt = inputs.detach().clone()
+    spoilt[3, 1] = torch.nan
+    assert loss(spoilt, targets).isnan()
+    assert all(buffer.isfinite().all() for buffer in loss.buffers())
+    assert loss(inputs, targets).isfinite()
+
+
+@every_module
+def test_an_empty_first_batch_is_zero_and_harmless(name):
+    loss, (inputs, targets) = MODULES[name](), batch(0)
+    empty = loss(inputs, targets, valid=torch.zeros(40, dtype=torch.bool))
+    empty.backward()
+    assert empty.item() == 0 and (inputs.grad == 0).all()
+    assert loss(inputs, targets).isfinite()
+
+
+@every_module
+def test_a_copy_goes_on_as_the_original(name):
+    loss = MODULES[name](accumulation_steps=2)
+    for seed in range(3):
+        loss(*batch(seed))
+    loaded = MODULES[name](accumulation_steps=2)
+    loaded.load_state_dict(loss.state_dict())
+    for other in (loaded, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(other(*batch(3)), copy.deepcopy(loss)(*batch(3)))
+
+
+@every_module
+def test_accumulated_calls_move_the_average_once_a_step(name):
+    loss = MODULES[name](accumulation_steps=2)
+    loss(*batch(0))
+    assert (loss.spectrum.total == 0).all()
+    loss(*batch(1))
+    assert loss.spectrum.mass == 1 and loss.spectrum.compute().examples.sum() == 120
+
+
+@every_module
+def test_half_precision_models_keep_exact_statistics(name):
+    model = nn.Sequential(nn.Linear(3, 3), MODULES[name]()).half()
+    loss, (inputs, targets) = model[1], batch(0)
+    value = loss(inputs.half(), targets)
+    assert value.dtype == torch.float32 and all(b.dtype != torch.float16 for b in loss.buffers())
+
+
+@every_module
+def test_it_compiles_without_a_graph_break(name):
+    eager, compiled = MODULES[name](), MODULES[name]()
+    step = torch.compile(compiled, backend="eager", fullgraph=True)
+    for seed in range(3):
+        torch.testing.assert_close(step(*batch(seed)), eager(*batch(seed)))
+
+
+def test_published_is_the_authors_form_and_guarded_the_floored_one():
+    assert repr(GHMC.published()) == repr(GHMC())
+    assert GHMC.guarded(4).extra_repr() == (
+        "normalize='none', min_count='positives', per_class=True, compat=None, reduction='mean'"
+    )
+    assert "mu=0.02" in repr(GHMR()) and "bins=10, momentum=0.7" in repr(GHMR())
+
+
+def test_the_compatible_mode_moves_in_evaluation_and_only_where_there_are_examples():
+    loss = GHMC(bins=2, momentum=0.5, compat="mmdet").eval()
+    with torch.no_grad():
+        loss(torch.tensor([-2.0, 2.0]), torch.zeros(2))
+        loss(torch.tensor([2.0, 2.0]), torch.zeros(2))
+    assert loss.spectrum.compute().regions.tolist() == [[0.5, 1.25]]
+
+
+def test_the_compatible_mode_counts_what_is_valid_and_has_a_weight():
+    inputs, targets = batch(0)
+    valid, weight = torch.arange(40) % 2 == 0, (torch.arange(120).view(40, 3) % 3 > 0).float()
+    loss = GHMC(compat="mmdet")
+    value = loss(inputs, targets, valid, weight)
+    assert loss.spectrum.compute().regions.sum() == 0.25 * (valid[:, None] & (weight > 0)).sum()
+    mask = valid[:, None] & (weight > 0)
+    torch.testing.assert_close(value, GHMC(compat="mmdet")(inputs, targets, mask))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: GHMC(per_class=True), "per_class=True with num_classes=None"),
+        (lambda: GHMC(num_classes=3), "per_class=False with num_classes=3"),
+        (lambda: GHMC(momentum=1.0), "momentum must lie in"),
+        (lambda: GHMC(bins=-1), "bins must be"),
+        (lambda: GHMC(normalize="al"), "did you mean 'all'"),
+        (lambda: GHMC(reduction="men"), "did you mean 'mean'"),
+        (lambda: GHMC(compat="mmdetection"), "did you mean 'mmdet'"),
+        (lambda: GHMC(compat="mmdet", min_count=1.0), "fixed settings"),
+        (lambda: GHMR(min_count="positives"), "no meaning in a regression"),
+        (lambda: GHMR(mu=-1), "mu must be positive, not -1"),
+        (lambda: GHMC.guarded(4)(*batch(0)), "3 classes and 30 regions do not fit a spectrum of 4 classes"),
+        (lambda: GHMC()(torch.zeros(4, 3), torch.zeros(4)), "must be integers"),
+    ],
+)
+def test_a_mistake_is_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_importing_the_package_brings_torch_and_nothing_heavier():
+    heavy = ("torchvision", "timm", "matplotlib", "accelerate", "PIL", "hotcoco")
+    code = f"import sys, ghmdet; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_examples_of_the_losses_page_run():
+    page = (REPO / "docs" / "losses.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(blocks) >= 4
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)

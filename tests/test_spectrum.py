@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghmdet import GradientSpectrum
+from ghmdet.functional.density import RegionCounts
+
+
+def counts(*regions: float, positives: float = 0.0) -> RegionCounts:
+    return RegionCounts(torch.tensor([[*regions, sum(regions), positives]], dtype=torch.float32))
+
+
+def random_counts(steps: int, bins: int = 3) -> list[RegionCounts]:
+    return [RegionCounts(torch.randint(0, 50, (1, bins + 2)).float()) for _ in range(steps)]
+
+
+def test_without_momentum_the_density_is_the_batchs():
+    spectrum = GradientSpectrum(2)
+    spectrum.update(counts(5, 1))
+    assert torch.equal(spectrum.update(counts(2, 7)).table, counts(2, 7).table)
+
+
+def test_the_first_average_is_the_first_batch():
+    assert torch.equal(GradientSpectrum(2, momentum=0.75).update(counts(5, 1)).table, counts(5, 1).table)
+
+
+@settings(max_examples=25, deadline=None)
+@given(momentum=st.floats(0, 0.99), steps=st.integers(1, 12))
+def test_the_average_is_bias_corrected(momentum, steps):
+    seen = random_counts(steps)
+    spectrum = GradientSpectrum(3, momentum=momentum)
+    for c in seen:
+        average = spectrum.update(c)
+    expected = sum(
+        momentum ** (steps - s) * (1 - momentum) * c.table.double() for s, c in enumerate(seen, start=1)
+    ) / (1 - momentum**steps)
+    torch.testing.assert_close(average.table.double(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(spectrum.compute().table, average.table)
+
+
+def test_an_empty_region_decays():
+    spectrum = GradientSpectrum(2, momentum=0.5)
+    spectrum.update(counts(8, 8))
+    for _ in range(20):
+        average = spectrum.update(counts(8, 0))
+    assert average.regions[0, 0] == 8 and 0 < average.regions[0, 1] < 1e-4
+
+
+def test_equal_batches_give_their_counts_whatever_the_momentum():
+    spectrum = GradientSpectrum(2, momentum=0.9)
+    for _ in range(7):
+        average = spectrum.update(counts(3, 4, positives=2))
+    torch.testing.assert_close(average.table, counts(3, 4, positives=2).table)
+
+
+@pytest.mark.parametrize("still", ["eval", "no_grad", "inference_mode"])
+def test_the_average_is_only_read_in_evaluation(still):
+    spectrum = GradientSpectrum(2, momentum=0.5)
+    spectrum.update(counts(4, 0))
+    before = copy.deepcopy(spectrum.state_dict())
+    if still == "eval":
+        spectrum.eval()
+        seen = spectrum.update(counts(0, 4))
+    else:
+        with getattr(torch, still)():
+            seen = spectrum.update(counts(0, 4))
+    torch.testing.assert_close(seen.regions, torch.tensor([[4 / 3, 8 / 3]]))  # includes the present batch
+    assert all(torch.equal(before[name], value) for name, value in spectrum.state_dict().items())
+
+
+def test_calls_of_one_accumulated_step_move_the_average_once_by_their_mean():
+    seen = random_counts(12)
+    every_call = GradientSpectrum(3, momentum=0.8, accumulation_steps=3)
+    every_step = GradientSpectrum(3, momentum=0.8)
+    for i, c in enumerate(seen):
+        average = every_call.update(c)
+        if i % 3 == 2:
+            mean = RegionCounts(torch.stack([s.table for s in seen[i - 2 : i + 1]]).mean(0))
+            torch.testing.assert_close(average.table, every_step.update(mean).table)
+            torch.testing.assert_close(every_call.compute().table, every_step.compute().table)
+
+
+def test_within_an_accumulated_step_the_density_includes_the_calls_so_far():
+    spectrum = GradientSpectrum(2, momentum=0.5, accumulation_steps=2)
+    assert spectrum.update(counts(8, 0)).regions.tolist() == [[8, 0]]
+    assert spectrum.compute().regions.tolist() == [[8, 0]]
+    assert spectrum.update(counts(0, 8)).regions.tolist() == [[4, 4]]
+    torch.testing.assert_close(spectrum.update(counts(10, 10)).regions, torch.tensor([[8.0, 8.0]]))
+
+
+def test_before_the_first_batch_the_average_is_zero():
+    assert (GradientSpectrum(2).compute().table == 0).all()
+
+
+def test_merging_averages_over_the_steps_of_both():
+    first, second = GradientSpectrum(2, momentum=0.5), GradientSpectrum(2, momentum=0.5)
+    first.update(counts(6, 0))
+    second.update(counts(0, 6))
+    first.merge(second)
+    torch.testing.assert_close(first.compute().regions, torch.tensor([[3.0, 3.0]]))
+
+
+def test_merging_takes_in_an_unfinished_step():
+    first, second = (GradientSpectrum(2, accumulation_steps=2) for _ in range(2))
+    first.update(counts(6, 0))
+    second.update(counts(0, 6))
+    first.merge(second)
+    torch.testing.assert_close(first.compute().regions, torch.tensor([[3.0, 3.0]]))
+    assert first.update(counts(9, 9)).regions.tolist() == [[9, 9]]  # a new step begins
+
+
+def test_reset_forgets_everything():
+    spectrum = GradientSpectrum(2, momentum=0.5)
+    spectrum.update(counts(6, 1))
+    spectrum.reset()
+    assert torch.equal(spectrum.update(counts(2, 3)).table, counts(2, 3).table)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s)), "state dict"])
+def test_a_copy_goes_on_as_the_original(copy_of):
+    def new():
+        return GradientSpectrum(3, momentum=0.7, accumulation_steps=2)
+
+    original, seen = new(), random_counts(6)
+    for c in seen[:3]:
+        original.update(c)
+    if copy_of == "state dict":
+        other = new()
+        other.load_state_dict(original.state_dict())
+    else:
+        other = copy_of(original)
+    for c in seen[3:]:
+        assert torch.equal(original.update(c).table, other.update(c).table)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_counts_stay_float32_when_the_model_changes_precision(dtype):
+    spectrum = GradientSpectrum(2)
+    spectrum.update(counts(123457, 3))
+    spectrum.to(dtype)
+    assert spectrum.total.dtype == torch.float32
+    assert spectrum.compute().regions.tolist() == [[123457, 3]]
+    assert set(spectrum.state_dict()) == {"total", "mass", "pending", "calls"}
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: GradientSpectrum(0), "bins must be a whole number of at least 1, not 0"),
+        (lambda: GradientSpectrum(3, momentum=1.0), r"momentum must lie in \[0, 1\), not 1.0"),
+        (lambda: GradientSpectrum(3, momentum=-0.1), r"momentum must lie in \[0, 1\), not -0.1"),
+        (lambda: GradientSpectrum(3, num_classes=0), "num_classes must be at least 1, not 0"),
+        (lambda: GradientSpectrum(3, accumulation_steps=0), "accumulation_steps must be at least 1, not 0"),
+        (
+            lambda: GradientSpectrum(3).update(counts(1, 2)),
+            "1 classes and 2 regions .* 1 classes and 3 regions",
+        ),
+        (lambda: GradientSpectrum(3).merge(GradientSpectrum(2)), "2 regions .* 3 regions"),
+        (lambda: GradientSpectrum(2).to("meta").update(counts(1, 2)), "on cpu, the spectrum on meta"),
+    ],
+)
+def test_a_mistake_is_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
