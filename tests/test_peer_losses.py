@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from conftest import shared_data
 from torch import Tensor
 
+from conftest import shared_data
 from ghmdet import GHMC, GHMR
 from ghmdet.functional import sigmoid_focal_loss
 
