@@ -11,14 +11,17 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.progress import Progress
 
 from ghmdet.config import TrainConfig
+from ghmdet.data import SynthConfig
 from ghmdet.errors import GhmdetError
 
 app = App(
     name="ghmdet",
     help="Gradient-harmonized one-stage object detection, for badly imbalanced training data.",
     help_format="markdown",
+    default_parameter=Parameter(negative_iterable=()),
 )
 data_app = App(name="data", help="Look at data sets and make synthetic ones.")
 app.command(data_app)
@@ -94,7 +97,7 @@ def val(
     part = read_data(data, split, classes=classes)
     console.print(part.describe())
     out = out or checkpoint.parent / part.split
-    with _progress(len(part.records)) as advance:
+    with _counting(len(part.records)) as advance:
         metrics = validate(
             checkpoint,
             part,
@@ -146,7 +149,7 @@ def predict(
     from ghmdet.engine.predict import find_pictures
     from ghmdet.engine.predict import predict as run
 
-    with _progress(len(find_pictures(pictures))) as advance:
+    with _counting(len(find_pictures(pictures))) as advance:
         results = run(
             checkpoint,
             pictures,
@@ -200,6 +203,25 @@ def demo(*, out: Path, seed: int = 0) -> None:
     run(out, seed=seed, say=console.print)
 
 
+@data_app.command
+def synth(
+    out: Path,
+    /,
+    *,
+    config: Annotated[SynthConfig, Parameter(name="*")] = SynthConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Draw a deterministic set of scenes, with dials for imbalance, hard examples and wrong labels.
+
+    Parameters
+    ----------
+    out
+        Folder of the new data set; one that `synth` made before is replaced.
+    """
+    from ghmdet.data import synthesize
+
+    console.print(str(synthesize(out, config)))
+
+
 @data_app.command(name="check")
 def check(data: Path, /, *, split: str | None = None) -> int:
     """List every problem of a data set; exits with 1 if any is an error.
@@ -211,20 +233,26 @@ def check(data: Path, /, *, split: str | None = None) -> int:
     split
         The one part to check; all parts by default.
     """
-    from ghmdet.data import check_data, format_problems
+    from ghmdet.data import check_data, format_problems, has_errors
 
-    problems = check_data(data, split)
+    with _progress() as bar:
+        task = bar.add_task("pictures", total=None)
+        problems = check_data(
+            data, split, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     console.print(format_problems(problems))
-    return int(any(problem.severity == "error" for problem in problems))
+    return int(has_errors(problems))
+
+
+def _progress() -> Progress:
+    return Progress(transient=True, console=Console(stderr=True))
 
 
 @contextmanager
-def _progress(pictures: int) -> Iterator[Callable[[int], None]]:
-    from rich.progress import Progress
-
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("pictures", total=pictures)
-        yield lambda done: progress.advance(task, done)
+def _counting(pictures: int) -> Iterator[Callable[[int], None]]:
+    with _progress() as bar:
+        task = bar.add_task("pictures", total=pictures)
+        yield lambda done: bar.advance(task, done)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from ghmdet.errors import CheckpointError
 from ghmdet.files import write_atomic
+from ghmdet.models.state import is_model_state
+from ghmdet.models.weights import read_state
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -20,30 +22,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU.
+def load_checkpoint(path: Path | str) -> Mapping[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU: a `model_state`, and what stands beside it.
 
     Raises:
-        CheckpointError: there is no such file, or it is not a ghmdet checkpoint.
+        CheckpointError: there is no such file, or it holds no detector of ghmdet.
     """
-    path = Path(path)
-    if not path.is_file():
-        hint = f"; its folder holds {_names(path.parent)}" if path.parent.is_dir() else ""
-        raise CheckpointError(f"{path}: no such checkpoint{hint}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    state = read_state(Path(path))
+    if not is_model_state(state):
         raise CheckpointError(
-            f"{path}: not a checkpoint ({reason}); give a best.pt or last.pt that `ghmdet train` wrote"
-        ) from error
-    if not isinstance(state, dict) or "config" not in state or "classes" not in state:
-        raise CheckpointError(
-            f"{path}: holds no detector of ghmdet; give a best.pt or last.pt that `ghmdet train` wrote"
-            " (bare backbone weights go to `ghmdet train --weights`)"
+            f"{path}: holds no detector of ghmdet: give a best.pt or last.pt that `ghmdet train` wrote"
+            " (bare weights of a backbone go to `ghmdet train --weights`)"
         )
     return state
-
-
-def _names(folder: Path) -> str:
-    return ", ".join(sorted(entry.name for entry in folder.glob("*.pt"))) or "no .pt file"

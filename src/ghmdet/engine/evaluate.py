@@ -66,17 +66,16 @@ def detect(
     loader = make_loader(
         dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size
     )
-    records = {record.image_id: record for record in data.records}
     results = []
     for images, targets in loader:
+        if not images:  # the last batch had no picture for this rank
+            continue
         with device.autocast():
             batch = model([image.to(device.type, non_blocking=True) for image in images])
         for image, target, detections in zip(images, targets, batch, strict=True):
-            record = records[int(target["image_id"])]
-            height, width = image.shape[-2:]
-            scale = detections["boxes"].new_tensor([record.width / width, record.height / height]).repeat(2)
-            detections["boxes"] = detections["boxes"] * scale
-            results += coco_results(detections, record.image_id, data.category_ids)
+            to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
+            boxes = detections["boxes"].float().cpu() * to_original.flip(0).repeat(2)
+            results += coco_results(detections | {"boxes": boxes}, target["image_id"], data.category_ids)
         advance(len(images))
     model.train(was_training)
     return results

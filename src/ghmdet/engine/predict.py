@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ghmdet.data import load_image
+from ghmdet.data.images import EXTENSIONS, image_size, load_image
+from ghmdet.data.records import Record
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.draw import draw_detections
@@ -21,8 +22,6 @@ from ghmdet.engine.evaluate import coco_results
 from ghmdet.engine.run_folder import write_json
 from ghmdet.errors import DataError
 from ghmdet.models import RetinaNet, model_from_state
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 Picture = Path | str | Image.Image | NDArray[np.uint8] | Tensor
 
@@ -40,7 +39,7 @@ class Detector:
         self, model: RetinaNet, category_ids: Sequence[int] | None = None, device: Device | None = None
     ) -> None:
         self.device = device or choose_device()
-        self.model = model.to(self.device.type, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device.type).to(memory_format=torch.channels_last).eval()
         self.classes = model.classes
         self.category_ids = tuple(category_ids or range(1, len(model.classes) + 1))
 
@@ -121,7 +120,7 @@ def predict(
     results: list[dict[str, Any]] = []
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
-        images = [load_image(file) for file in batch]
+        images = [read_picture(file) for file in batch]
         for file, image, found in zip(batch, images, detector.predict(images), strict=True):
             name = file.relative_to(root).as_posix()
             results += [
@@ -140,6 +139,28 @@ def predict(
     return results
 
 
+def read_picture(path: Path | str) -> Tensor:
+    """The picture as a float tensor [3, H, W] in 0..1, RGB, upright.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    path = Path(path)
+    width, height = image_size(path)
+    none = np.zeros(0, np.float32)
+    record = Record(
+        image_id=0,
+        path=path,
+        width=width,
+        height=height,
+        boxes=none.reshape(0, 4),
+        labels=none.astype(np.int64),
+        crowd=none.astype(np.bool_),
+        area=none,
+    )
+    return load_image(record).float() / 255
+
+
 def find_pictures(path: Path) -> list[Path]:
     """The picture at `path`, or all in the folder and below it, sorted by name.
 
@@ -150,9 +171,9 @@ def find_pictures(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such picture or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
     if not files:
-        raise DataError(f"{path}: no pictures here ({', '.join(sorted(SUFFIXES))} are looked for)")
+        raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
     return files
 
 
@@ -179,8 +200,8 @@ def _image_ids(files: list[Path], annotations: Path | str | None) -> dict[Path, 
 def _to_tensor(picture: Any) -> Tensor:
     if isinstance(picture, Tensor):
         return picture
-    if isinstance(picture, (str, Path)):
-        picture = load_image(Path(picture))
+    if isinstance(picture, str | Path):
+        return read_picture(picture)
     array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise DataError(

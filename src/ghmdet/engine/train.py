@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -125,7 +125,7 @@ class Trainer:
         self.model = RetinaNet(model_config, self.train_data.classes, loss_config)
         self.say(f"resuming {out / 'last.pt'}" if state else load_weights(self.model, config.weights))
         self.say(f"{config.model} on {self.device.reason}; {self.accelerator.num_processes} process(es)")
-        self.model.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.model.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(
             self.model,
             self.model.backbone,
@@ -137,7 +137,7 @@ class Trainer:
             self.optimizer, steps=config.epochs * self.steps_per_epoch, warmup=config.warmup
         )
         self.average = average_weights(self.model, config.ema)
-        self.detector: RetinaNet = self.average.module
+        self.detector = cast(RetinaNet, self.average.module)
         self.place = Place()
         if state:
             self._restore(state)
@@ -227,7 +227,11 @@ class Trainer:
             place.step += 1
         values = torch.stack([loss, *(losses[name] for name in LOSSES), norm]).detach().float()
         ids = [int(target["image_id"]) for target in targets]
-        row = {"step": place.step + (not stepping), "epoch": place.epoch + 1, "lr": rate}
+        row: dict[str, float] = {
+            "step": place.step + (not stepping),
+            "epoch": place.epoch + 1,
+            "lr": float(rate),
+        }
         self.unread.append((row, values, ids))
         return stepping
 
