@@ -65,6 +65,24 @@ def test_the_weights_come_from_the_average_that_includes_the_present_batch():
     torch.testing.assert_close(value, (4 / (5 / 3) * easy + 4 / (7 / 3) * 3 * hard) / 4)
 
 
+def test_the_occupied_regions_are_those_of_the_present_batch():
+    loss = GHMC(bins=2, momentum=0.5)
+    loss(torch.tensor([-2.0, 2.0]), torch.zeros(2))
+    value = loss(torch.tensor([-2.0, -2.0]), torch.zeros(2))
+    easy = functional.binary_cross_entropy(torch.tensor([-2.0]), torch.zeros(1))
+    torch.testing.assert_close(value, 2 / (5 / 3) * easy)  # one region occupied; its average is (1 + 2 · 2)/3
+
+
+def test_the_floor_is_at_least_one_example_where_the_average_holds_less():
+    loss = GHMC(bins=2, momentum=0.5, normalize="none", min_count="positives")
+    loss(torch.tensor([-2.0, -2.0]), torch.zeros(2))
+    value = loss(torch.tensor([2.0]), torch.zeros(1))
+    hard = functional.binary_cross_entropy(torch.tensor([2.0]), torch.zeros(1))
+    torch.testing.assert_close(
+        value, 4 / 3 * hard
+    )  # the average of 0 and 1 examples counts as 1, of 2 and 1 is 4/3
+
+
 @every_module
 @pytest.mark.parametrize("still", ["eval", "no_grad", "inference_mode"])
 def test_evaluation_gives_the_training_loss_and_moves_nothing(name, still):
