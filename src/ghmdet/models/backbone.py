@@ -27,21 +27,23 @@ class Backbone(nn.Module):
             raise GhmdetError(
                 f"unknown backbone '{name}': timm.list_models('*part of a name*') lists the known ones"
             )
-        body: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
-        strides = body.feature_info.reduction()
-        if strides != [8, 16, 32]:
+        body: Any = timm.create_model(name, pretrained=False, features_only=True)
+        strides, channels = body.feature_info.reduction(), body.feature_info.channels()
+        if not {8, 16, 32} <= set(strides):
             raise GhmdetError(
                 f"backbone '{name}' has features at strides {strides}; the pyramid needs 8, 16 and 32"
             )
-        self.channels: list[int] = body.feature_info.channels()
         self.body: nn.Module = body
+        self.levels = [strides.index(stride) for stride in (8, 16, 32)]
+        self.channels: list[int] = [channels[level] for level in self.levels]
         for norm in self.batch_norms():
             norm.eps = eps
         self.freeze_batch_norm(frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> three features [B, C, H/8, W/8], [.., H/16, W/16], [.., H/32, W/32]."""
-        return list(self.body(images))
+        features = self.body(images)
+        return [features[level] for level in self.levels]
 
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """Every batch norm in it."""

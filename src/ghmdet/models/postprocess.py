@@ -24,7 +24,8 @@ def postprocess(
     """Detections of each picture in its own pixels: boxes [n, 4] xyxy, scores [n] falling, labels [n] in 0..K-1.
 
     logits [B, A, K], deltas [B, A, 4], anchors [A, 4]; `level_counts` splits A into the pyramid's levels. The rules
-    are torchvision's: the best candidates of each level above the threshold, then NMS class by class.
+    are torchvision's: the best candidates of each level above the threshold, then NMS class by class. Left out are only
+    boxes without area, which torchvision keeps.
     """
     logits, deltas = logits.float(), deltas.float()
     counts, detections = list(level_counts), []
@@ -38,6 +39,9 @@ def postprocess(
         candidates = [_candidates(*level, size, config) for level in levels]
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
         keep = batched_nms(boxes, scores, labels, config.nms_iou)[: config.detections_per_image]
+        keep = keep[
+            (boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)
+        ]  # clipping leaves nothing of those in the padding
         detections.append(
             {
                 "boxes": scale_boxes(boxes[keep], size, original),

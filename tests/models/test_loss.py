@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detector_cases import TINY, padded, random_boxes
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+
+from ghmdet.errors import GhmdetError
+from ghmdet.models import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig, RetinaNet
+from ghmdet.models import loss as loss_module
+from ghmdet.models.anchors import make_anchors
+from ghmdet.models.matcher import anchor_targets, match
+
+K = 3
+ANCHORS, _ = make_anchors(TINY, 96, 128, torch.device("cpu"))
+
+
+def scene(counts=(4, 0, 2)):
+    """Boxes and labels of some pictures, what the anchors should say, and predictions."""
+    boxes = [random_boxes(n) for n in counts]
+    labels = [torch.randint(0, K, (n,)) for n in counts]
+    rows = padded(boxes, labels)
+    matches = match(rows.boxes, rows.valid, ANCHORS, positive_iou=0.5, background_iou=0.4)
+    wanted = anchor_targets(matches, rows.boxes, rows.labels, ANCHORS, K)
+    logits = torch.randn(len(counts), len(ANCHORS), K, requires_grad=True)
+    deltas = (0.3 * torch.randn(len(counts), len(ANCHORS), 4)).requires_grad_()
+    return boxes, labels, wanted, logits, deltas
+
+
+def compute(cls_loss, box_loss, logits, deltas, wanted):
+    loss = DetectionLoss(LossConfig(cls_loss, box_loss, cls_weight=1, box_weight=1), K)
+    return loss(logits, deltas, wanted.labels, wanted.boxes, ANCHORS)
+
+
+def reference(boxes, labels, logits, deltas, cls_loss, box_loss):
+    """Torchvision's way: one picture after the other, only the anchors that count."""
+    matcher, coder = Matcher(0.5, 0.4, allow_low_quality_matches=True), BoxCoder((1.0, 1.0, 1.0, 1.0))
+    classification, regression, positives = 0.0, 0.0, 0
+    for b, n, x, d in zip(boxes, labels, logits, deltas, strict=True):
+        matched = matcher(box_iou(b, ANCHORS)) if len(b) else torch.full((len(ANCHORS),), -1)
+        found, counted = matched >= 0, matched != -2
+        target = torch.zeros_like(x)
+        if len(b):
+            target[found, n[matched[found]]] = 1
+            positives += int(found.sum())
+            gt, at = b[matched[found]], ANCHORS[found]
+            if box_loss == "giou":
+                regression += generalized_box_iou_loss(coder.decode_single(d[found], at), gt, "sum")
+            else:
+                regression += F.smooth_l1_loss(
+                    d[found], coder.encode_single(gt, at), beta=1 / 9, reduction="sum"
+                )
+        if cls_loss == "focal":
+            classification += sigmoid_focal_loss(x[counted], target[counted], reduction="sum")
+        else:
+            classification += F.binary_cross_entropy_with_logits(x[counted], target[counted], reduction="sum")
+    return {"classification": classification / positives, "bbox_regression": regression / positives}
+
+
+@pytest.mark.parametrize("box_loss", ["giou", "smooth-l1"])
+@pytest.mark.parametrize("cls_loss", ["ce", "focal"])
+def test_losses_equal_a_loop_over_pictures(cls_loss, box_loss):
+    boxes, labels, wanted, logits, deltas = scene()
+    got = compute(cls_loss, box_loss, logits, deltas, wanted)
+    expected = reference(boxes, labels, logits, deltas, cls_loss, box_loss)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value)
+    got_grads = torch.autograd.grad(sum(got.values()), (logits, deltas))
+    expected_grads = torch.autograd.grad(sum(expected.values()), (logits, deltas))
+    torch.testing.assert_close(got_grads, expected_grads)
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_an_anchor_without_a_box_cannot_spoil_the_box_loss(box_loss):
+    *_, wanted, logits, deltas = scene()
+    free = (wanted.labels < 0) | (wanted.labels == K)
+    clean = compute("ce", box_loss, logits, deltas, wanted)["bbox_regression"]
+    with torch.no_grad():
+        deltas[free] = 1e30
+    loss = compute("ce", box_loss, logits, deltas, wanted)["bbox_regression"]
+    (gradient,) = torch.autograd.grad(loss, deltas)
+    torch.testing.assert_close(loss, clean)
+    assert gradient.isfinite().all()
+    assert (gradient[free] == 0).all()
+    assert (gradient[~free] != 0).any()
+
+
+@pytest.mark.parametrize("cls_loss", CLS_LOSSES)
+def test_ignored_anchors_have_no_class_gradient(cls_loss):
+    *_, wanted, logits, deltas = scene()
+    loss = compute(cls_loss, "giou", logits, deltas, wanted)["classification"]
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (wanted.labels < 0).any()
+    assert (gradient[wanted.labels < 0] == 0).all()
+    assert (gradient[wanted.labels >= 0] != 0).any()
+
+
+@pytest.mark.parametrize("cls_loss", CLS_LOSSES)
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_a_batch_without_boxes_trains(cls_loss, box_loss):
+    *_, wanted, logits, deltas = scene((0, 0))
+    losses = compute(cls_loss, box_loss, logits, deltas, wanted)
+    gradients = torch.autograd.grad(sum(losses.values()), (logits, deltas))
+    assert losses["bbox_regression"] == 0
+    assert losses["classification"] > 0
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0] != 0).any()
+
+
+def test_the_average_of_two_ranks_is_one_process_on_the_joined_batch(monkeypatch):
+    *_, wanted, logits, deltas = scene((4, 1, 2, 0))
+    joined = compute("ce", "giou", logits, deltas, wanted)
+    positives = ((wanted.labels >= 0) & (wanted.labels < K)).sum()
+    monkeypatch.setattr(loss_module, "sum_over_ranks", lambda _: positives.float())
+    monkeypatch.setattr(loss_module, "world_size", lambda: 2)
+    ranks = [
+        compute(
+            "ce", "giou", logits[part], deltas[part], type(wanted)(wanted.labels[part], wanted.boxes[part])
+        )
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    for name, value in joined.items():
+        torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, value)
+
+
+def test_losses_are_float32_under_autocast():
+    *_, wanted, logits, deltas = scene()
+    expected = compute("ghm-c", "ghm-r", logits.bfloat16(), deltas.bfloat16(), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = compute("ghm-c", "ghm-r", logits.bfloat16(), deltas.bfloat16(), wanted)
+    for name, value in expected.items():
+        assert got[name].dtype == torch.float32
+        assert got[name] == value
+
+
+def test_a_misspelt_loss_or_a_bad_weight_is_refused_before_any_work():
+    with pytest.raises(GhmdetError, match="unknown class loss 'gmh-c': did you mean 'ghm-c'"):
+        LossConfig(cls_loss="gmh-c")
+    with pytest.raises(GhmdetError, match="unknown box loss 'gious': did you mean 'giou'"):
+        LossConfig(box_loss="gious")
+    with pytest.raises(GhmdetError, match="cls_weight is -1"):
+        LossConfig(cls_weight=-1)
+    with pytest.raises(GhmdetError, match="box_weight is nan"):
+        LossConfig(box_weight=float("nan"))
+
+
+def test_weights_scale_the_losses_and_have_defaults():
+    *_, wanted, logits, deltas = scene()
+    one = compute("focal", "smooth-l1", logits, deltas, wanted)
+    default = DetectionLoss(LossConfig("focal", "smooth-l1"), K)(
+        logits, deltas, wanted.labels, wanted.boxes, ANCHORS
+    )
+    torch.testing.assert_close(default["classification"], CLS_LOSSES["focal"] * one["classification"])
+    torch.testing.assert_close(default["bbox_regression"], BOX_LOSSES["smooth-l1"] * one["bbox_regression"])
+    nothing = DetectionLoss(LossConfig(cls_weight=0), K)(logits, deltas, wanted.labels, wanted.boxes, ANCHORS)
+    assert nothing["classification"] == 0
+
+
+@pytest.mark.parametrize(
+    ("cls_loss", "box_loss"),
+    [(name, "giou") for name in CLS_LOSSES] + [("ce", name) for name in BOX_LOSSES if name != "giou"],
+)
+def test_every_loss_falls_in_a_few_steps(cls_loss, box_loss, batch):
+    images, targets = batch
+    model = RetinaNet(
+        dataclasses.replace(TINY, prior=0.1), ["bright", "dark"], LossConfig(cls_loss, box_loss)
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    history = []
+    for _ in range(12):
+        losses = model(images, targets)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    for name in history[0]:
+        assert min(step[name] for step in history[-3:]) < 0.85 * history[0][name], name

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from ghmdet.errors import GhmdetError
+from ghmdet.models.preprocess import make_batch, scale_boxes, scaled_size
+from ghmdet.models.targets import check_targets, pad_targets
+
+CPU = torch.device("cpu")
+
+
+def test_batch_and_boxes_equal_torchvisions(tiny):
+    config = dataclasses.replace(tiny, antialias=False)
+    images = [torch.rand(3, 111, 173), torch.rand(3, 60, 47), torch.rand(3, 96, 128)]
+    targets = [{"boxes": torch.tensor([[3.0, 4, 40, 45]]), "labels": torch.tensor([0])} for _ in images]
+    reference = GeneralizedRCNNTransform(
+        config.min_size, config.max_size, list(config.mean), list(config.std)
+    ).eval()
+    expected, expected_targets = reference(images, targets)
+    batch = make_batch(images, config, CPU)
+    torch.testing.assert_close(batch.images, expected.tensors, rtol=0, atol=1e-5)
+    assert batch.sizes == [tuple(size) for size in expected.image_sizes]
+    padded = pad_targets(targets, batch, CPU)
+    torch.testing.assert_close(padded.boxes, torch.stack([t["boxes"] for t in expected_targets]))
+
+
+def test_a_picture_of_the_right_size_is_only_normalised(tiny):
+    image = torch.rand(3, 96, 128)
+    batch = make_batch([image], tiny, CPU)
+    torch.testing.assert_close(batch.images[0], (255 * image - 127) / 128)
+
+
+def test_boxes_come_back_to_the_picture():
+    boxes = torch.tensor([[10.0, 20, 30, 40]])
+    there = scale_boxes(boxes, (480, 640), (288, 384))
+    torch.testing.assert_close(scale_boxes(there, (288, 384), (480, 640)), boxes)
+
+
+def test_a_thin_picture_keeps_at_least_a_pixel(tiny):
+    assert scaled_size(1, 5000, tiny) == (1, 128)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), "must be a list"),
+        ([], "must be a list"),
+        ([torch.rand(3, 8, 8), torch.rand(8, 8, 3)], r"image 1 has shape \[8, 8, 3\]"),
+        ([torch.rand(1, 8, 8)], r"image 0 has shape \[1, 8, 8\]"),
+        ([torch.rand(3, 0, 8)], r"image 0 has shape \[3, 0, 8\]"),
+        (
+            [torch.zeros(3, 8, 8, dtype=torch.uint8)],
+            r"image 0 is torch.uint8; convert it to float and divide by 255",
+        ),
+        ([torch.full((3, 8, 8), 200.0)], r"image 0 has values 200..200; a picture's are 0..1"),
+        ([torch.full((3, 8, 8), float("nan"))], r"image 0 has values nan"),
+    ],
+)
+def test_bad_pictures_are_named(tiny, images, message):
+    with pytest.raises(GhmdetError, match=message) as caught:
+        make_batch(images, tiny, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def target(boxes, labels):
+    return {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "labels": torch.tensor(labels)}
+
+
+GOOD = target([[0, 0, 5, 5]], [1])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([GOOD], "1 targets for 2 images"),
+        ([GOOD, target([[0, 0, 5, 5], [9, 1, 4, 5]], [0, 0])], r"target 1, box 1 is \[9.0, 1.0, 4.0, 5.0\]"),
+        ([target([[0, 0, 5, 0]], [0]), GOOD], r"target 0, box 0 is \[0.0, 0.0, 5.0, 0.0\]"),
+        ([GOOD, target([[0, 0, float("nan"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, nan, 5.0\]"),
+        ([GOOD, target([[0, 0, float("inf"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, inf, 5.0\]"),
+        (
+            [GOOD, target([[0, 0, 5, 5]], [3])],
+            r"target 1, box 0 has label 3; the detector's 3 classes are 0..2",
+        ),
+        ([GOOD, target([[0, 0, 5, 5]], [-1])], "target 1, box 0 has label -1"),
+        ([GOOD, target([[0, 0, 5, 5]], [0, 1])], r"target 1 has boxes \[1, 4\] and labels \[2\]"),
+        ([GOOD, target([[0, 0, 5, 5]], [0.0])], "target 1 has labels of torch.float32"),
+    ],
+)
+def test_bad_targets_are_named(targets, message):
+    with pytest.raises(GhmdetError, match=message) as caught:
+        check_targets(targets, images=2, num_classes=3)
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_without_boxes_are_good():
+    check_targets([GOOD, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}], 2, 3)
