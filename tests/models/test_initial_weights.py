@@ -52,6 +52,7 @@ def test_a_state_that_does_not_fit_together_is_named(tiny):
     cases = [
         ({**state, "format": "other"}, "not a ghmdet detector"),
         ({**state, "version": 99}, "format version 99, this ghmdet reads 1: upgrade"),
+        ({**state, "classes": []}, "the detector's state has no 'classes'"),
         ({**state, "model": broken}, "'neck.lateral.0.weight' is missing"),
         ({**state, "model": {**state["model"], "extra": torch.zeros(1)}}, "'extra' is unknown"),
         (
@@ -204,6 +205,19 @@ def test_other_classes_remake_the_class_layer_and_namesakes_keep_their_rows(tmp_
     torch.testing.assert_close(bias[:, 0].sigmoid(), torch.full((6,), 0.01))
     assert torch.equal(bias[:, 1], source.head.class_logits.bias.unflatten(0, (-1, 3))[:, 2])
     assert torch.equal(model.neck.lateral[0].weight, source.neck.lateral[0].weight)
+
+
+def test_a_broken_detector_file_is_named(tmp_path, tiny):
+    state = model_state(RetinaNet(tiny, ["a"]))
+    headless = {name: value for name, value in state["model"].items() if "class_logits" not in name}
+    cases = [
+        ({**state, "version": 2}, "format version 2"),
+        ({name: value for name, value in state.items() if name != "config"}, "has no 'config'"),
+        ({**state, "model": headless}, "does not fit this detector: 'head.class_logits.weight' is missing"),
+    ]
+    for broken, message in cases:
+        with pytest.raises(CheckpointError, match=f"broken.pt: .*{message}"):
+            load_weights(RetinaNet(tiny, ["b"]), save(tmp_path, broken, "broken.pt"))
 
 
 def test_a_detector_of_another_make_is_refused_by_name(tmp_path, tiny):

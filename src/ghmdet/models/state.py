@@ -40,18 +40,26 @@ def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -
 
     Raises CheckpointError where the dict is something else, is from a later version, or does not fit together.
     """
-    if not is_model_state(state):
-        raise CheckpointError("this is not a ghmdet detector: it has no 'format': 'ghmdet-detector'")
-    if state.get("version") != VERSION:
-        raise CheckpointError(
-            f"the detector has format version {state.get('version')}, this ghmdet reads {VERSION}: upgrade ghmdet"
-        )
+    check_state(state)
     try:
         model = RetinaNet(ModelConfig.from_dict(state["config"]), state["classes"], loss)
         load_network(model, state["model"])
     except (KeyError, TypeError, GhmdetError) as error:
         raise CheckpointError(f"the detector's state does not fit together: {error}") from error
     return model.eval()
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless it is a state of this version with all its parts."""
+    if not is_model_state(state):
+        raise CheckpointError(f"this is not a ghmdet detector: it has no 'format': '{FORMAT}'")
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"the detector has format version {state.get('version')}, this ghmdet reads {VERSION}: upgrade ghmdet"
+        )
+    for part in ("config", "classes", "model"):
+        if not state.get(part):
+            raise CheckpointError(f"the detector's state has no '{part}'")
 
 
 def load_network(model: RetinaNet, weights: Mapping[str, Any]) -> None:

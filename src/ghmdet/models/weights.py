@@ -15,7 +15,7 @@ from torch import Tensor
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models.presets import PRESETS
 from ghmdet.models.retinanet import RetinaNet
-from ghmdet.models.state import first_mismatch, is_model_state, load_network, model_state
+from ghmdet.models.state import check_state, first_mismatch, is_model_state, load_network, model_state
 from ghmdet.models.torchvision_import import detector_from_file
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -138,6 +138,10 @@ def _lite0_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_detector(model: RetinaNet, state: Mapping[str, Any], path: Path) -> str:
+    try:
+        check_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     theirs, weights = list(state["classes"]), dict(state["model"])
     said = f"All weights from {path}"
     try:
@@ -149,7 +153,7 @@ def _load_detector(model: RetinaNet, state: Mapping[str, Any], path: Path) -> st
     except CheckpointError as error:
         raise CheckpointError(
             f"{path}: does not fit this detector: {error}. Mend: the model must be the one it was trained as "
-            f"(backbone {state['config']['backbone']})"
+            f"(backbone {state['config'].get('backbone')})"
         ) from error
     new = [name for name in model.classes if name not in kept]
     return (
@@ -165,6 +169,8 @@ def _fit_class_layer(model: RetinaNet, weights: dict[str, Tensor], theirs: list[
     for name, own in model.head.class_logits.state_dict().items():
         key = f"head.class_logits.{name}"
         # rows are [anchors * classes, ...]
+        if key not in weights:
+            raise CheckpointError(f"'{key}' is missing")
         rows = own.reshape(-1, len(model.classes), *own.shape[1:]).clone()
         given = weights[key].reshape(-1, len(theirs), *weights[key].shape[1:])
         if given.shape[0] != rows.shape[0] or given.shape[2:] != rows.shape[2:]:
