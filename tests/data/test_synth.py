@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghmdet.data import scene, synth
+from ghmdet.data import read_data, scene, synth
 from ghmdet.data.scene import Dials, draw_scene
 from ghmdet.data.synth import CLASSES, SynthConfig, synthesize
 from ghmdet.data.vehicles import VEHICLES
@@ -65,6 +65,15 @@ def test_the_layout_is_coco_with_boxes_inside_pictures_of_the_size_asked_for(tmp
     assert len(set(ids)) == 8
     assert json.loads((tmp_path / "wrong_labels.json").read_text()) == []
     assert "6 images" in str(summary)
+
+
+def test_our_own_reader_finds_nothing_wrong_in_it(tmp_path: Path) -> None:
+    summary = synthesize(tmp_path, SynthConfig(**SMALL, wrong_label_share=0.2))
+    for split, drawn in summary.splits.items():
+        data = read_data(tmp_path, split)
+        lost = sum(r["kind"] == "missing" for r in json.loads((tmp_path / "wrong_labels.json").read_text()))
+        assert data.problems == () and data.classes == CLASSES[:3]
+        assert len(data.records.boxes) == sum(drawn.objects.values()) - (lost if split == "train" else 0)
 
 
 @pytest.mark.parametrize("name", VEHICLES)
