@@ -37,12 +37,16 @@ def ghmdet(*arguments: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path, help="folder that holds the data sets")
     parser.add_argument("names", nargs="+", choices=RUNS, help="runs to make")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the run folders")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more options of `ghmdet train`")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="more options of `ghmdet train`"
+    )
     chosen = parser.parse_args()
     for name in chosen.names:
         folder, parts, options = RUNS[name]

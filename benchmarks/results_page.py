@@ -12,9 +12,9 @@ PAGE = HERE.parent / "docs" / "results.md"
 HEAD = """# Measured results
 
 This page is drawn from `benchmarks/results/real_data.jsonl` by `python benchmarks/results_page.py`; nothing in it is
-typed by hand. Each row is one run of `python benchmarks/real_data.py DATA_ROOT NAME --seed N`, which trains, then scores
-the best checkpoint. The checkpoint, and all settings, are chosen on *val*; *test* is only reported. One seed is one
-draw: differences of one or two points of AP between single runs mean nothing.
+typed by hand. Each row is one run of `python benchmarks/real_data.py DATA_ROOT NAME --seed N`, which trains, then
+scores the best checkpoint. The checkpoint, and all settings, are chosen on *val*; *test* is only reported. One seed is
+one draw: differences of one or two points of AP between single runs mean nothing.
 
 Data: `bccd` is the blood-cell set BCCD (MIT; 205 training pictures, classes 11 : 1 : 1), `cards` are photographs of
 playing cards (Apache-2.0; 296 training pictures, six classes).
@@ -28,8 +28,7 @@ def figure(value: float | None) -> str:
 def row_cells(row: dict[str, Any]) -> str:
     cells = [row["run"], str(row["seed"]), f"{row['minutes']:.1f}"]
     for part in ("val", "test"):
-        for key in ("AP", "AP50"):
-            cells.append(figure(row[part][key]) if part in row else "")
+        cells += [figure(row[part][key]) if part in row else "" for key in ("AP", "AP50")]
     per_class = row["val"]["per_class"]
     cells.append(", ".join(f"{name} {figure(value)}" for name, value in per_class.items()))
     return "| " + " | ".join(cells) + " |"
@@ -43,7 +42,9 @@ def main() -> None:
     lines += [row_cells(row) for row in rows]
     lines.append("\nMinutes are training and validation together, by the clock. How each was made:\n")
     for row in rows:
-        lines.append(f"- {row['run']}, seed {row['seed']}: `{row['command']}`; {row['machine']}; {row['date']}")
+        lines.append(
+            f"- {row['run']}, seed {row['seed']}: `{row['command']}`; {row['machine']}; {row['date']}"
+        )
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE)
 

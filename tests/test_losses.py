@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from conftest import REPO
 from torch import nn
 
-from conftest import REPO
 from ghmdet import GHMC, GHMR, functional
 
 MODULES = {

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import shared_data
 from ghmdet import GHMC, GHMR
 from ghmdet.functional import sigmoid_focal_loss
+from measured_data import shared_data
 
 
 def uniform(n: int, phase: int) -> Tensor:

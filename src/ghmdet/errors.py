@@ -22,9 +22,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> GhmdetError:
     """The error for a misspelt name, with the nearest known one as a suggestion.
 
     >>> print(unknown_name("class loss", "gmh-c", ["ce", "focal", "ghm-c"]))
-    unknown class loss 'gmh-c': did you mean 'ghm-c'? Known: ce, focal, ghm-c
+    unknown class loss 'gmh-c': did you mean 'ghm-c'? known: ce, focal, ghm-c
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return GhmdetError(f"unknown {kind} '{name}': {hint}Known: {', '.join(known)}")
+    return GhmdetError(f"unknown {kind} '{name}': {hint}known: {', '.join(known)}")

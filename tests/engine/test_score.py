@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import shared_data
 from ghmdet.engine.score import SUMMARY, score
 from ghmdet.errors import DataError
+from measured_data import shared_data
 
 Sets = tuple[dict[str, Any], list[dict[str, Any]]]
 

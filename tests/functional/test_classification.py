@@ -308,7 +308,7 @@ def test_dense_targets_have_any_dtype(dtype):
         ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid has shape \(3,\); inputs of shape \(4, 3\)"),
         ({"weight": torch.ones(4, 1)}, r"weight has shape \(4, 1\)"),
         ({"weight": torch.ones(4, dtype=torch.bool)}, "weight must be floating point"),
-        ({"reduction": "avg"}, "unknown reduction 'avg'.*Known: mean, sum, none"),
+        ({"reduction": "avg"}, "unknown reduction 'avg'.*known: mean, sum, none"),
     ],
 )
 def test_a_mistake_is_named(name, change, text):

@@ -7,6 +7,7 @@ from ghmdet.data.dataset import DetectionDataset, Draw
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
 from ghmdet.data.records import DetectionData, Problem, Record, Records
+from ghmdet.data.synth import SynthConfig, synthesize
 from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
 
 __all__ = [
@@ -19,11 +20,13 @@ __all__ = [
     "Problem",
     "Record",
     "Records",
+    "SynthConfig",
     "check_data",
     "eval_transforms",
     "format_problems",
     "has_errors",
     "make_loader",
     "read_data",
+    "synthesize",
     "train_transforms",
 ]

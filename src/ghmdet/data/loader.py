@@ -86,7 +86,7 @@ class _ErrorsAsItems(Dataset[Any]):
         try:
             return [self.dataset[item] for item in items]
         except DataError as error:
-            return error
+            return DataError(str(error))  # without its traceback, which would keep the worker from ending
 
 
 def _collate(samples: list[tuple[Tensor, Target]] | DataError) -> Batch | DataError:
@@ -128,7 +128,8 @@ def make_loader(
     of order and augmentation. drop_last: leave out a last batch that is not full. workers: processes that load; they
     change no batch. rank, world_size: this process's share of each batch.
 
-    Raises GhmdetError when a batch would be empty on some rank; iterating raises DataError naming a bad picture.
+    Raises GhmdetError when a shuffled batch would be empty on some rank (unshuffled ones may be, for evaluation's
+    sake); iterating raises DataError naming a bad picture.
     """
     if batch_size < 1:
         raise GhmdetError(f"batch size is {batch_size}: choose at least 1")
@@ -136,11 +137,11 @@ def make_loader(
         raise GhmdetError(
             f"batch size {batch_size} leaves no full batch of {len(dataset)} images: choose at most {len(dataset)}"
         )
-    smallest = batch_size if drop_last or len(dataset) % batch_size == 0 else len(dataset) % batch_size
-    if smallest < world_size:
+    last = len(dataset) % batch_size
+    if shuffle and min(batch_size, batch_size if drop_last or not last else last) < world_size:
         raise GhmdetError(
-            f"a batch of {smallest} cannot be shared by {world_size} processes: "
-            "choose a larger batch size, or drop the last batch"
+            f"batches of {batch_size} and a last one of {last} cannot be shared by {world_size} processes: "
+            "choose another batch size, or drop the last batch"
         )
     batches = EpochBatches(
         len(dataset),
@@ -157,5 +158,6 @@ def make_loader(
         collate_fn=_collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # DataLoader draws a seed nobody uses; not from the global generator
         pin_memory=torch.cuda.is_available(),
     )

@@ -8,7 +8,7 @@ place. Random ones draw from torch's global generator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,33 +74,49 @@ def crop_and_place(
     Boxes follow exactly, are clipped, and dropped with their labels when less than `min_visible` of their area or a
     side below one pixel is left.
     """
-    height, width = image.shape[-2:]
-    out_h, out_w = size
-    zoom_x, zoom_y = out_w / (window[2] - window[0]), out_h / (window[3] - window[1])
-    left, top = (
-        min(max(0, round(low)), side - 1) for low, side in zip(window[:2], (width, height), strict=True)
-    )
-    right = min(width, max(left + 1, round(window[2])))
-    bottom = min(height, max(top + 1, round(window[3])))
-    place_x = max(0, round((left - window[0]) * zoom_x)) if window[0] < 0 else 0
-    place_y = max(0, round((top - window[1]) * zoom_y)) if window[1] < 0 else 0
-    new_w = min(out_w - place_x, max(1, round((right - left) * zoom_x)))
-    new_h = min(out_h - place_y, max(1, round((bottom - top) * zoom_y)))
-    part = F.resize(image[:, top:bottom, left:right], [new_h, new_w], antialias=True)
-    if (new_h, new_w) != size:
+    x, y = (_Axis.of(window[i], window[i + 2], image.shape[-1 - i], size[1 - i]) for i in (0, 1))
+    part = F.resize(image[:, y.start : y.stop, x.start : x.stop], [y.length, x.length], antialias=True)
+    if (y.length, x.length) != size:
         canvas = (
             image.float().mean((1, 2)).round().to(image.dtype)[:, None, None].expand(3, *size).contiguous()
         )
-        canvas[:, place_y : place_y + new_h, place_x : place_x + new_w] = part
+        canvas[:, y.place : y.place + y.length, x.place : x.place + x.length] = part
         part = canvas
-    step = torch.tensor([new_w / (right - left), new_h / (bottom - top)]).repeat(2)
-    boxes = (target["boxes"].as_subclass(Tensor) - torch.tensor([left, top] * 2)) * step + torch.tensor(
-        [place_x, place_y] * 2
-    )
-    inside = boxes.clamp(min=0).minimum(torch.tensor([out_w, out_h] * 2))
-    sides, full = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
-    keep = (sides.prod(1) >= min_visible * full.prod(1)) & (sides >= MIN_SIDE).all(1)
-    return part, {**target, "boxes": as_boxes(inside[keep], size), "labels": target["labels"][keep]}
+    low, high = torch.tensor([x.place, y.place]), torch.tensor([x.place + x.length, y.place + y.length])
+    zoom = torch.tensor([x.length / (x.stop - x.start), y.length / (y.stop - y.start)])
+    corners = target["boxes"].as_subclass(Tensor).reshape(-1, 2, 2)  # [n, corner, xy]
+    full = (corners - torch.tensor([x.start, y.start])) * zoom + low
+    inside = full.maximum(low).minimum(high)
+    full_sides, sides = full[:, 1] - full[:, 0], inside[:, 1] - inside[:, 0]
+    keep = (sides.prod(1) >= min_visible * full_sides.prod(1)) & (sides >= MIN_SIDE).all(1)
+    return part, {
+        **target,
+        "boxes": as_boxes(inside[keep].flatten(1), size),
+        "labels": target["labels"][keep],
+    }
+
+
+class _Axis(NamedTuple):
+    """Along one axis: pixels start to stop of the picture, drawn on `length` pixels of the output from `place` on."""
+
+    start: int
+    stop: int
+    place: int
+    length: int
+
+    @classmethod
+    def of(cls, low: float, high: float, side: int, out: int) -> _Axis:
+        """The window low to high of a picture's `side` pixels on `out` pixels.
+
+        Windows are rounded to whole pixels of the picture and then fill their share of the output exactly, so that
+        no strip is left at its edge; boxes follow the rounded window.
+        """
+        zoom = out / (high - low)
+        start = min(max(0, round(low)), side - 1)
+        stop = max(start + 1, min(side, round(high)))
+        place = min(out - 1, round(max(0.0, -low) * zoom))
+        end = min(out, round((side - low) * zoom))
+        return cls(start, stop, place, max(1, end - place))
 
 
 def as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

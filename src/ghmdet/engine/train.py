@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -100,6 +101,8 @@ class Trainer:
         state = _saved_run(out, self.arguments, resume)
 
         self.device = choose_device(config.device, config.precision)
+        # accelerate remembers the first precision and device of a process; the next run may have others.
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu",
             mixed_precision="no" if self.device.precision == "fp32" else self.device.precision,

@@ -9,7 +9,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def shared_data(name: str) -> Path:
-    """The folder `name` of the measurement data (GHMDET_DATA, else ../shared/data); skips the test where it is absent."""
+    """The folder `name` of the measurement data (GHMDET_DATA, else ../shared/data); skips where it is absent."""
     root = Path(os.environ.get("GHMDET_DATA", REPO.parent / "shared" / "data"))
     path = root / name
     if not path.exists():

@@ -1,0 +1,139 @@
+"""check_data finds every planted problem, and nothing in a sound set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from small_sets import draw, three_pictures, write_coco, write_voc, write_yolo
+
+from ghmdet.data import check_data, format_problems, has_errors
+from measured_data import shared_data
+
+
+def kinds(path: Path, split: str | None = None) -> dict[str, int]:
+    return dict(Counter(f"{p.severity}: {p.kind}" for p in check_data(path, split)))
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
+def test_a_sound_set_has_no_problems(tmp_path: Path, write: object) -> None:
+    write(tmp_path, three_pictures())  # type: ignore[operator]
+    steps: list[tuple[int, int]] = []
+    assert check_data(tmp_path, progress=lambda done, total: steps.append((done, total))) == []
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert format_problems([]) == "0 errors, 0 warnings, 0 notes"
+
+
+def test_bccd_voc_has_two_empty_boxes() -> None:
+    problems = check_data(shared_data("bccd-voc"))
+    assert [(p.severity, p.kind, Path(p.file).stem, p.record) for p in problems] == [
+        ("error", "empty box", "BloodImage_00343", "object 4 'RBC'"),
+        ("error", "empty box", "BloodImage_00338", "object 13 'RBC'"),
+    ]
+    assert has_errors(problems)
+
+
+def test_pictures_are_decoded_in_full(tmp_path: Path) -> None:
+    write_coco(tmp_path, three_pictures())
+    images = tmp_path / "images"
+    (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:-60])
+    draw(images / "b.jpg", 41, 60)
+    (images / "c.jpg").unlink()
+    text = format_problems(check_data(tmp_path)).splitlines()
+    assert text[0].startswith(
+        f"error: {images / 'a.jpg'}: image id 1: unreadable image (image file is truncated"
+    )
+    assert text[1] == (
+        f"error: {images / 'b.jpg'}: image id 2: size mismatch: the file has 41x60 pixels, its annotation says 40x60: "
+        "correct the annotation or the file"
+    )
+    assert (
+        text[2] == f"error: {images / 'c.jpg'}: image id 3: missing image: put it there or remove its record"
+    )
+    assert text[3:] == ["3 errors, 0 warnings, 0 notes"]
+
+
+def test_every_kind_of_annotation_problem(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, three_pictures())
+    content = json.loads(file.read_text())
+    nan = float("nan")
+    sound = {"image_id": 3, "category_id": 10, "bbox": [1, 1, 9, 9]}
+    planted = [
+        {"bbox": [1, 1, 0, 9]},
+        {"bbox": [9, 9, -5, 9]},
+        {"bbox": [nan, 1, 9, 9]},
+        {"bbox": [90, 1, 9, 9]},
+        {"bbox": [55, 1, 9, 9]},
+        {"category_id": 99},
+        {"image_id": 99},
+        {},
+        {},
+        {"iscrowd": 1, "bbox": [2, 2, 20, 20]},
+    ]
+    content["annotations"] += [sound | change | {"id": 100 + i} for i, change in enumerate(planted)]
+    content["images"] += [dict(content["images"][0]), content["images"][0] | {"id": 8}]
+    content["categories"].append({"id": 50, "name": "fox"})
+    file.write_text(json.dumps(content))
+    assert kinds(tmp_path) == {
+        "error: empty box": 1,
+        "error: inverted box": 1,
+        "error: not a number": 1,
+        "error: box outside the image": 1,
+        "error: unknown class": 1,
+        "error: unknown image id": 1,
+        "error: duplicate image id": 1,
+        "warning: box partly outside the image": 1,
+        "warning: duplicate box": 1,
+        "warning: image listed twice": 1,
+        "warning: class without boxes": 1,
+        "info: crowd": 1,
+    }
+    assert [p.severity for p in check_data(tmp_path)] == ["error"] * 7 + ["warning"] * 4 + ["info"]
+
+
+def test_image_in_two_splits_by_name_and_by_content(tmp_path: Path) -> None:
+    first, *rest = three_pictures()
+    write_coco(tmp_path / "named", [first, *rest], "train")
+    write_coco(tmp_path / "named", [first], "val")
+    assert kinds(tmp_path / "named") == {"warning: image in two splits": 1, "warning: class without boxes": 1}
+    write_yolo(tmp_path / "copied", three_pictures(), "train")
+    write_yolo(tmp_path / "copied", three_pictures(), "valid")
+    images = tmp_path / "copied" / "images"
+    for seed, picture in enumerate(three_pictures()[1:], start=1):  # the same name alone makes no copy
+        draw(images / "valid" / picture.name, picture.width, picture.height, seed)
+    (problem,) = check_data(tmp_path / "copied")
+    assert problem.kind == "image in two splits" and problem.file == str(images / "valid" / "a.jpg")
+    assert problem.value == f"same as {images / 'train' / 'a.jpg'}"
+    assert check_data(tmp_path / "copied", "val") == []
+
+
+def test_class_that_training_does_not_have(tmp_path: Path) -> None:
+    first, second, third = three_pictures()
+    write_voc(tmp_path, [first, third], "train")
+    write_voc(tmp_path, [second], "val")
+    (problem,) = check_data(tmp_path)
+    assert str(problem) == (
+        f"error: {tmp_path}: split val: unknown class 'dog': the training split's classes are cat, emu"
+    )
+
+
+def test_unreadable_sets_and_splits_are_problems_too(tmp_path: Path) -> None:
+    (problem,) = check_data(tmp_path / "no")
+    assert str(problem) == f"error: {tmp_path / 'no'}: cannot be read: no such file or folder: check the path"
+    write_coco(tmp_path, three_pictures(), "train")
+    broken = write_coco(tmp_path, three_pictures(), "val")
+    broken.write_text("{")
+    assert kinds(tmp_path) == {"error: cannot be read": 1}
+    assert str(broken) in format_problems(check_data(tmp_path, "val"))
+    (problem,) = check_data(tmp_path, "test")
+    assert "no split 'test': splits found: train, val" in str(problem)
+
+
+def test_voc_trainval_is_not_counted_again(tmp_path: Path) -> None:
+    write_voc(tmp_path, three_pictures(), "train")
+    lists = tmp_path / "ImageSets" / "Main"
+    shutil.copy(lists / "train.txt", lists / "trainval.txt")
+    assert check_data(tmp_path) == []

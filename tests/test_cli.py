@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ghmdet.cli import main
+from ghmdet.errors import unknown_name
+from measured_data import shared_data
+
+
+def status(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "x", "--out", "y", "--cls-loss", "gmh-c"], "did you mean 'ghm-c'?"),
+        (["train", "x", "--out", "y", "--cls-los", "ce"], "Did you mean --cls-loss?"),
+        (["trian", "x"], 'Did you mean "train"?'),
+        (["train", "x", "--out", "y", "--precision", "bf61"], "did you mean 'bf16'?"),
+        (["train", "x", "--out", "y", "--epochs", "many"], "--epochs"),
+        (["train", "x", "--out", "y", "--epochs", "0"], "at least 1"),
+        (["train", "x"], "--out"),
+        (["train", "no/such/set", "--out", "y"], "no/such/set"),
+        (["val", "no.pt", "x"], "no.pt"),
+        (["predict", "no.pt", "no.jpg", "--out", "y"], "no.jpg"),
+        (["score", "no.json", "no.json"], "no.json"),
+        (["data", "synth", "x", "--classes", "99"], "classes"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_mend(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ghmdet: ")
+    assert error.count("\n") == 1
+    assert said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_unlike_any_known_one_gets_the_list_without_a_guess() -> None:
+    assert str(unknown_name("model", "zzz", ["nano"])) == "unknown model 'zzz': known: nano"
+
+
+def test_losses_alone_import_nothing_heavy() -> None:
+    heavy = ("torchvision", "timm", "accelerate", "matplotlib", "PIL", "hotcoco", "cyclopts", "rich")
+    code = f"import sys, ghmdet; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_score_command_writes_the_published_figures(tmp_path: Path) -> None:
+    data = shared_data("coco_eval")
+    arguments = ["instances_val2014_100_boxes.json", "instances_val2014_fakebbox100_results.json"]
+    assert status("score", *(str(data / name) for name in arguments), "--json", str(tmp_path / "m.json")) == 0
+    figures = json.loads((tmp_path / "m.json").read_text())
+    expected = json.loads((data / "expected_pycocotools_2.0.11.json").read_text())
+    for name, value in zip(expected["names"], expected["stats"], strict=True):
+        assert figures[name] == pytest.approx(value, abs=1e-6)
+
+
+def test_data_check_fails_on_errors_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("data", "synth", str(tmp_path / "set"), "--images", "4", "--size", "96", "72") == 0
+    assert status("data", "check", str(tmp_path / "set")) == 0
+    next((tmp_path / "set" / "images").glob("*.jpg")).write_bytes(b"cut")
+    assert status("data", "check", str(tmp_path / "set")) == 1
+    assert "unreadable" in capsys.readouterr().out
