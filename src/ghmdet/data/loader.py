@@ -86,7 +86,7 @@ class _ErrorsAsItems(Dataset[Any]):
         try:
             return [self.dataset[item] for item in items]
         except DataError as error:
-            return DataError(str(error))  # without its traceback, which would keep the worker from ending
+            return error
 
 
 def _collate(samples: list[tuple[Tensor, Target]] | DataError) -> Batch | DataError:
@@ -107,7 +107,7 @@ class DetectionLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, DataError):
-                raise batch
+                raise DataError(str(batch))  # a new one: a cycle with this frame would delay the workers' end
             yield batch
 
 
