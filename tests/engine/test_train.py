@@ -138,6 +138,7 @@ def test_accumulation_steps_once_for_several_batches(squares: Path, tmp_path: Pa
         ({"box_loss": "giuo"}, "did you mean 'giou'"),
         ({"model": "nanno"}, "did you mean 'nano'"),
         ({"val_split": "valdation"}, "val"),
+        ({"val_split": "train"}, "training and validation would both be 'train'"),
         ({"accumulate": 9}, "fewer than"),
         ({"weights": "nowhere.pt"}, "nowhere.pt"),
     ],

@@ -115,6 +115,11 @@ class Trainer:
 
         self.train_data = read_data(data, config.train_split)
         self.val_data = read_data(data, config.val_split, classes=self.train_data.classes)
+        if self.val_data.split == self.train_data.split:
+            raise GhmdetError(
+                f"{data}: training and validation would both be '{self.train_data.split}': give the folder that holds"
+                " both parts, or another --val-split"
+            )
         self.say(self.train_data.describe())
         self.say(self.val_data.describe())
         self.loader = self._make_loader(model_config)

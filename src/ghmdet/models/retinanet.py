@@ -13,7 +13,7 @@ from ghmdet.models.anchors import make_anchors
 from ghmdet.models.backbone import Backbone
 from ghmdet.models.head import Head
 from ghmdet.models.loss import DetectionLoss, LossConfig
-from ghmdet.models.matcher import anchor_targets, match
+from ghmdet.models.matcher import AnchorTargets, anchor_targets, match
 from ghmdet.models.neck import FeaturePyramid
 from ghmdet.models.postprocess import postprocess
 from ghmdet.models.preprocess import Batch, make_batch
@@ -75,6 +75,16 @@ class RetinaNet(nn.Module):
         if not self.training or targets is None:
             return self.postprocess(logits, deltas, batch)
 
+        wanted = self.assign(targets, batch)
+        anchors, _ = self._anchors(batch.images)
+        losses: dict[str, Tensor] = self.loss(logits, deltas, wanted.labels, wanted.boxes, anchors)
+        return losses
+
+    def assign(self, targets: Sequence[Mapping[str, Tensor]], batch: Batch) -> AnchorTargets:
+        """What each anchor of each picture should say: labels [B, A] (K = background, -1 = ignored), boxes [B, A, 4].
+
+        targets: for each picture a dict with boxes [n, 4] (xyxy in its own pixels) and labels [n].
+        """
         anchors, _ = self._anchors(batch.images)
         boxes, labels, valid = pad_targets(targets, batch, self.device)
         with torch.autocast(self.device.type, enabled=False):
@@ -85,9 +95,7 @@ class RetinaNet(nn.Module):
                 positive_iou=self.config.positive_iou,
                 background_iou=self.config.background_iou,
             )
-        wanted = anchor_targets(matches, boxes, labels, anchors, len(self.classes))
-        losses: dict[str, Tensor] = self.loss(logits, deltas, wanted.labels, wanted.boxes, anchors)
-        return losses
+        return anchor_targets(matches, boxes, labels, anchors, len(self.classes))
 
     def preprocess(self, images: Sequence[Tensor]) -> Batch:
         """Pictures of any size, scaled and normalised, in one padded batch on the detector's device."""
