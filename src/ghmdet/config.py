@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from ghmdet.data.transforms import AugmentConfig
 from ghmdet.errors import GhmdetError, unknown_name
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -50,12 +54,8 @@ class TrainConfig:
     """Largest norm of the whole gradient."""
     ema: float = 0.98
     """Decay of the moving average of the weights, which is what is validated and kept; 0 keeps the last weights."""
-    hflip: float = 0.5
-    """Chance of a left-right flip."""
-    vflip: float = 0.0
-    """Chance of an upside-down flip: right for microscopes and aerial pictures."""
-    mosaic: float = 0.0
-    """Chance that a picture is put together from four."""
+    augment: Annotated[AugmentConfig, Parameter(name="*")] = field(default_factory=AugmentConfig)
+    """How pictures are varied."""
     precision: str = "auto"
     """auto, fp32, bf16 or fp16; auto says what it chose and why."""
     device: str = "auto"
@@ -104,9 +104,6 @@ class TrainConfig:
         for name in ("warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a number in [0, 1)")
-        for name in ("hflip", "vflip", "mosaic"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a chance in [0, 1]")
 
     @property
     def validate_every(self) -> int:

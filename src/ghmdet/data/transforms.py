@@ -24,27 +24,36 @@ ZOOM_OUT_TO = 0.5  # the smallest scale that zoom_out draws
 MIN_SIDE = 1.0  # pixels: what is left of a box below this is dropped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training pictures are varied; probabilities in 0..1, colour strengths as in `v2.ColorJitter`.
+    """How training pictures are varied; chances in 0..1, colour strengths as in `v2.ColorJitter`.
 
-    scale: range of the zoom against the evaluation size, drawn log-uniformly (above 1 a random window of the
-    picture, below 1 the picture on its mean colour). zoom_out: probability of a zoom from .5 to 1 instead. iou_crop:
-    probability of `v2.RandomIoUCrop` before. mosaic: probability of four pictures in one. min_visible: a box of which
-    a smaller share of the area stays in sight is dropped. hue is off because it costs more than all the rest.
+    Raises:
+        GhmdetError: a value out of range.
     """
 
     hflip: float = 0.5
+    """Chance of a left-right flip."""
     vflip: float = 0.0
+    """Chance of an upside-down flip: right for microscopes and aerial pictures."""
     scale: tuple[float, float] = (0.8, 1.25)
+    """Range of the zoom: above 1 a random window of the picture, below 1 the picture on its mean colour."""
     brightness: float = 0.2
+    """Strength of random brightness."""
     contrast: float = 0.2
+    """Strength of random contrast."""
     saturation: float = 0.2
+    """Strength of random saturation."""
     hue: float = 0.0
+    """Strength of random hue; off because it costs more than all the rest."""
     zoom_out: float = 0.0
+    """Chance of a zoom from .5 to 1 in place of `scale`."""
     iou_crop: float = 0.0
+    """Chance of a crop that keeps a drawn overlap with the boxes (`v2.RandomIoUCrop`)."""
     mosaic: float = 0.0
+    """Chance that a picture is put together from four."""
     min_visible: float = 0.3
+    """A box of which a smaller share of the area stays in sight is dropped."""
 
     def __post_init__(self) -> None:
         for name in ("hflip", "vflip", "zoom_out", "iou_crop", "mosaic", "min_visible"):

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ghmdet.config import TrainConfig
-from ghmdet.data import AugmentConfig, DetectionDataset, make_loader, read_data, train_transforms
+from ghmdet.data import DetectionDataset, make_loader, read_data, train_transforms
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
@@ -100,6 +101,10 @@ class Trainer:
         self.arguments = {"data": str(data), "out": str(out)} | asdict(config)
         state = _saved_run(out, self.arguments, resume)
 
+        if config.tensorboard and find_spec("tensorboard") is None:
+            raise GhmdetError(
+                "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
+            )
         self.device = choose_device(config.device, config.precision)
         # accelerate remembers the first precision and device of a process; the next run may have others.
         AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -352,8 +357,9 @@ class Trainer:
             raise GhmdetError(
                 f"--batch-size {config.batch_size} does not divide among {world} processes: give a multiple of it"
             )
-        augment = AugmentConfig(hflip=config.hflip, vflip=config.vflip, mosaic=config.mosaic)
-        dataset = DetectionDataset(self.train_data, train_transforms(model.min_size, model.max_size, augment))
+        dataset = DetectionDataset(
+            self.train_data, train_transforms(model.min_size, model.max_size, config.augment)
+        )
         workers = config.workers
         if workers is None:
             workers = 8 if self.device.type == "cuda" else 0
