@@ -194,7 +194,7 @@ def demo(*, out: Path, seed: int = 0) -> None:
     Parameters
     ----------
     out
-        Folder for everything it makes; must be new or empty.
+        Folder for everything it makes; interrupted, the same command goes on there.
     seed
         Seed of the pictures and the training.
     """

@@ -16,6 +16,7 @@ from ghmdet.engine.score import Metrics
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
 
+IMAGES = 240
 EPOCHS = 12
 THRESHOLD = 0.3
 
@@ -23,16 +24,23 @@ THRESHOLD = 0.3
 def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) -> Metrics:
     """Draw 240 scenes, train `nano` on them with the guarded GHM-C, score it and draw what it sees; returns the score.
 
-    Writes `data/`, `run/` (the run folder), `run/val/` and `pictures.jpg` below `out`.
+    Writes `data/`, `run/` (the run folder), `run/val/` and `pictures.jpg` below `out`; called again after an
+    interruption, it goes on.
 
     Raises:
-        GhmdetError: `out` holds something already, or the pretrained weights are not installed.
+        GhmdetError: `out` holds something else, or the pretrained weights are not installed.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise GhmdetError(f"{out} is not an empty folder: give a new one, or remove it")
-    say(str(synthesize(out / "data", SynthConfig(seed=seed))))
-    train(out / "data", out / "run", TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed), say=say)
+    strangers = (
+        {entry.name for entry in out.iterdir()} - {"data", "run", "pictures.jpg"} if out.is_dir() else set()
+    )
+    if strangers or out.is_file():
+        raise GhmdetError(
+            f"{out} holds something else ({min(strangers, default='a file')}): give a new folder"
+        )
+    say(str(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed))))
+    config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
+    train(out / "data", out / "run", config, resume=True, say=say)
     val_data = read_data(out / "data", "val")
     metrics = validate(out / "run" / "best.pt", val_data, out / "run" / "val")
     say(metrics.table())
