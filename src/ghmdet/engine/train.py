@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -29,6 +27,7 @@ from ghmdet.engine.evaluate import detect
 from ghmdet.engine.optim import average_weights, make_optimizer, warmup_cosine
 from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.score import Metrics, score
+from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.models import PRESETS, LossConfig, ModelConfig, RetinaNet, load_weights, model_state
 
@@ -174,7 +173,7 @@ class Trainer:
         # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
         look_every = 1 if self.device.type == "cpu" else 20
         saved = time.monotonic()
-        with _StopSignal() as stop, self._progress() as progress:
+        with StopSignal() as stop, self._progress() as progress:
             bar = progress.add_task("", total=config.epochs * self.steps_per_epoch, completed=place.step)
             while place.epoch < config.epochs:
                 self.parallel.train()
@@ -381,28 +380,6 @@ class Trainer:
     def _file_names(self, ids: list[int]) -> list[str]:
         paths = {record.image_id: record.path for record in self.train_data.records}
         return [paths[image_id].name for image_id in ids]
-
-
-class _StopSignal:
-    """Turns the first interrupt or termination signal into a wish that the loop grants after its step."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignal:
-        with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to take
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self.before[number])  # a second one stops at once
 
 
 def _model_config(config: TrainConfig) -> ModelConfig:
