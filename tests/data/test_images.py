@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sets import draw, three_pictures, write_coco, write_yolo
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ghmdet.data.images import fit_size, image_size, load_image, shrunk_size
+from ghmdet.data import read_data, require_images
+from ghmdet.data.images import fit_size, image_size, load_image, picture_tensor, read_picture, shrunk_size
 from ghmdet.data.records import Record
-from ghmdet.errors import DataError
+from ghmdet.errors import DataError, GhmdetError
+from ghmdet.models import PRESETS
+from ghmdet.models.preprocess import scaled_size
 
 
 def record(path: Path, width: int, height: int) -> Record:
@@ -105,11 +112,43 @@ def test_large_jpeg_decoded_small_keeps_its_content(tmp_path: Path) -> None:
 def test_fit_size_keeps_the_aspect_within_both_limits() -> None:
     assert fit_size(640, 480, 288, 384) == (384, 288)
     assert fit_size(480, 640, 288, 384) == (288, 384)
-    assert fit_size(4000, 100, 288, 384) == (384, 10)
+    assert fit_size(4000, 100, 288, 384) == (384, 9)
     assert fit_size(10, 10, 288, 384) == (288, 288)
-    assert fit_size(1, 5000, 288, 384) == (1, 384)
+    assert fit_size(1, 5000, 288, 384) == (1, 383)  # as torchvision: 5000 * (384 / 5000) is below 384
     assert shrunk_size(10, 10, (288, 384)) == (10, 10)  # loading never enlarges
     assert shrunk_size(640, 480, None) == (640, 480)
+
+
+def test_fit_size_is_what_torchvision_and_the_model_make_of_a_picture() -> None:
+    rng = np.random.default_rng(0)
+    for min_size, max_size in ((288, 384), (800, 1333), (480, 640)):
+        config = replace(PRESETS["nano"], min_size=min_size, max_size=max_size)
+        sides = rng.integers(1, 4000, (3000, 2)).tolist()
+        fitted = [fit_size(width, height, min_size, max_size) for width, height in sides]
+        assert fitted == [scaled_size(height, width, config)[::-1] for width, height in sides]
+        resize = GeneralizedRCNNTransform(min_size, max_size, [0.0] * 3, [1.0] * 3).eval()
+        for width, height in rng.integers(100, 700, (30, 2)).tolist():
+            made, _ = resize.resize(torch.zeros(1, height, width), None)
+            assert made.shape[:0:-1] == fit_size(width, height, min_size, max_size)
+
+
+def test_picture_file_and_picture_in_memory_are_read_as_a_record_is(tmp_path: Path) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.fromarray(gradient(16, 32)).convert("RGB").save(tmp_path / "turned.jpg", exif=tags)
+    Image.fromarray(gradient().astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("turned.jpg", "deep.png"):
+        path = tmp_path / name
+        pixels = read_picture(path)
+        assert pixels.dtype == torch.uint8 and pixels.shape == (3, 16, 32) and pixels.is_contiguous()
+        assert torch.equal(pixels, load_image(record(path, 32, 16)))
+        with Image.open(path) as image:
+            assert torch.equal(pixels, picture_tensor(image))
+    assert 200 < int(read_picture(tmp_path / "deep.png").max()) <= 216  # not clipped to white
+    with pytest.raises(DataError, match=r"no\.jpg: missing image"):
+        read_picture(tmp_path / "no.jpg")
+    with pytest.raises(GhmdetError, match="float pixels have no known range"):
+        picture_tensor(Image.fromarray(gradient().astype(np.float32)))
 
 
 def message(path: Path, width: int = 32, height: int = 16) -> str:
@@ -124,7 +163,7 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     assert message(path).startswith(f"{path}: missing image: put it there or remove its record")
     path.write_bytes(b"")
-    assert message(path).startswith(f"{path}: unreadable image (cannot identify image file")
+    assert message(path).startswith(f"{path}: unreadable image (cannot identify image file): replace")
     Image.fromarray(gradient(320, 160)).save(path)
     assert message(path).startswith(
         f"{path}: size mismatch: the file has 320x160 pixels, its annotation says 32x16: "
@@ -140,4 +179,35 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     assert "float pixels have no known range" in message(tif)
     path.unlink()
     path.mkdir()
-    assert message(path).startswith(f"{path}: unreadable image (")
+    assert message(path).startswith(f"{path}: unreadable image ([Errno 21] Is a directory): replace")
+
+
+def test_missing_pictures_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    write_coco(tmp_path, three_pictures())
+    data = read_data(tmp_path)
+    require_images(data)
+    for name in ("b.jpg", "c.jpg"):
+        (tmp_path / "images" / name).unlink()
+    (tmp_path / "images" / "c.jpg").symlink_to("nowhere")
+    with pytest.raises(DataError) as caught:
+        require_images(data)
+    assert str(caught.value) == (
+        f"{tmp_path / 'images' / 'b.jpg'}: missing image, the first of 2 of the 3 images of split train: "
+        "put them there or remove their records; list every such image with 'ghmdet data check'"
+    )
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(DataError, match=r"a\.jpg: missing image, the first of 3 of the 3 images"):
+        require_images(data)
+
+
+def test_pictures_in_several_folders_and_outside_the_root_are_found(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set", three_pictures())
+    draw(tmp_path / "elsewhere" / "d.jpg", 20, 20)
+    places = f"[images/train, {tmp_path / 'elsewhere'}]"
+    (tmp_path / "set" / "data.yaml").write_text(f"train: {places}\nnames: [cat, dog, emu]\n")
+    data = read_data(tmp_path / "set")
+    assert len(data.records) == 4
+    require_images(data)
+    (tmp_path / "elsewhere" / "d.jpg").unlink()
+    with pytest.raises(DataError, match=r"d\.jpg: missing image, the first of 1 of the 4 images"):
+        require_images(data)

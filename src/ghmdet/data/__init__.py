@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ghmdet.data.check import check_data, format_problems, has_errors
 from ghmdet.data.dataset import DetectionDataset, Draw
+from ghmdet.data.images import require_images
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
 from ghmdet.data.records import DetectionData, Problem, Record, Records
@@ -27,6 +28,7 @@ __all__ = [
     "has_errors",
     "make_loader",
     "read_data",
+    "require_images",
     "synthesize",
     "train_transforms",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ghmdet.data.records import Record
-from ghmdet.errors import DataError
+from ghmdet.data.records import DetectionData, Record
+from ghmdet.errors import DataError, GhmdetError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by 90 degrees
@@ -33,7 +35,8 @@ def _errors_name_the_file(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: missing image: put it there or remove its record; {CHECK}") from None
     except Exception as error:  # damaged files raise whatever the decoder happened to trip over
-        reason = " ".join(str(error).replace(str(path), "").split()) or type(error).__name__
+        told = str(error).replace(repr(str(path)), "").replace(str(path), "")  # named already
+        reason = " ".join(told.split()).rstrip(" :") or type(error).__name__
         raise DataError(
             f"{path}: unreadable image ({reason}): replace the file or remove its record; {CHECK}"
         ) from error
@@ -58,11 +61,13 @@ def image_size(path: Path) -> tuple[int, int]:
 def fit_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Width and height after torchvision's resize: short side to min_size unless the long would pass max_size.
 
-    >>> fit_size(640, 480, 288, 384), fit_size(1000, 200, 288, 384)
+    Rounded down, as torchvision's detectors do (`GeneralizedRCNNTransform`).
+
+    >>> fit_size(640, 480, 288, 384), fit_size(1000, 202, 288, 384)
     ((384, 288), (384, 77))
     """
     scale = min(min_size / min(width, height), max_size / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
 
 
 def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tuple[int, int]:
@@ -79,10 +84,24 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         grey = (grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
-        raise ValueError("float pixels have no known range; save it with 8 or 16 bits")
+        raise GhmdetError("float pixels have no known range; save it with 8 or 16 bits")
     if image.mode == "P":  # a palette may hide transparency, which Pillow converts by way of RGBA only
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def picture_tensor(image: Image.Image) -> Tensor:
+    """A Pillow picture as uint8 [3, h, w] RGB, upright: of any mode, its EXIF orientation honoured.
+
+    Raises GhmdetError for float pixels, and what Pillow raises when a picture that it has yet to decode is damaged.
+    """
+    return torch.from_numpy(_rgb(ImageOps.exif_transpose(image))).permute(2, 0, 1).contiguous()
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture file as uint8 [3, h, w] RGB, upright, at its own size; raises DataError naming the file."""
+    with _errors_name_the_file(path), Image.open(path) as image:
+        return picture_tensor(image)
 
 
 def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
@@ -102,8 +121,38 @@ def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
             )
         # A JPEG decodes faster at a half, quarter or eighth; twice the wanted size leaves no visible difference.
         image.draft(None, (2 * height, 2 * width) if turned else (2 * width, 2 * height))
-        pixels = _rgb(ImageOps.exif_transpose(image))
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        tensor = picture_tensor(image)
     if tensor.shape[1:] != (height, width):
         tensor = F.resize(tensor, [height, width], antialias=True)
     return tensor.contiguous()
+
+
+def require_images(data: DetectionData) -> None:
+    """Make sure, before hours of training, that every picture of a split is there; none is opened.
+
+    Raises DataError naming the first missing file and the number of missing ones.
+    """
+    records = data.records
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for index in range(len(records)):
+        folder, _, file = records.name(index).rpartition("/")
+        if folder not in listed:  # one listing is far faster than a question for each file
+            listed[folder] = _files_in(records.root / folder)
+        if file not in listed[folder]:
+            path = records.root / records.name(index)
+            if not path.is_file():  # the disk may know it in another spelling
+                missing.append(path)
+    if missing:
+        count = f"{len(missing)} of the {len(records)} images of split {data.split}"
+        raise DataError(
+            f"{missing[0]}: missing image, the first of {count}: put them there or remove their records; {CHECK}"
+        )
+
+
+def _files_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
