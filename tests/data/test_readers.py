@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +121,70 @@ def test_coco_file_itself_and_plain_split_names(tmp_path: Path) -> None:
     file = write_coco(tmp_path, three_pictures())
     plain = file.rename(file.with_name("train.json"))
     assert read_data(tmp_path).split == "train"
-    data = read_data(plain, "val")  # a file is the split that its name says
+    data = read_data(plain)
     assert data.split == "train" and data.records[0].path.exists()
+
+
+@pytest.mark.parametrize("year", ["", "2017"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_coco_file_of_one_split_leads_to_the_one_beside_it(tmp_path: Path, year: str, val: str) -> None:
+    train = write_coco(tmp_path, three_pictures(), f"train{year}")
+    other = write_coco(tmp_path, three_pictures()[:1], f"{val}{year}")
+    write_coco(tmp_path, three_pictures()[:2], "train1999")  # another rule, another set
+    for given in (train, other):
+        read = {split: read_data(given, split) for split in ("train", "val")}
+        assert {split: len(data.records) for split, data in read.items()} == {"train": 3, "val": 1}
+        assert read["val"].split == val and read["val"].describe().startswith(
+            f"COCO data in {other}, split {val}"
+        )
+
+
+def test_roboflow_coco_file_leads_to_the_folder_of_the_other_split(tmp_path: Path) -> None:
+    for split, pictures in (("train", three_pictures()), ("valid", three_pictures()[:1])):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(coco_content(pictures)))
+    data = read_data(tmp_path / "train" / "_annotations.coco.json", "val")
+    assert data.split == "valid" and len(data.records) == 1
+
+
+def test_coco_file_without_the_one_beside_it_names_what_was_looked_for(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, three_pictures(), "train2017")
+    with pytest.raises(DataError) as caught:
+        read_data(file, "test")
+    assert str(caught.value) == (
+        f"{file}: holds split 'train', not 'test': looked for {file.with_name('instances_test2017.json')}: "
+        "write one of them, or give the folder of the data set"
+    )
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "instances_default.json"])
+def test_coco_file_whose_name_tells_no_split_is_read_for_any(tmp_path: Path, name: str) -> None:
+    file = write_coco(tmp_path, three_pictures())
+    file = file.rename(file.with_name(name))
+    assert len(read_data(file, "train").records) == len(read_data(file, "val").records) == 3
+
+
+def test_two_coco_files_of_one_split_are_refused_by_name(tmp_path: Path) -> None:
+    for split in ("train2014", "train2017"):
+        write_coco(tmp_path, three_pictures(), split)
+    with pytest.raises(DataError) as caught:
+        read_data(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: two files of split 'train': annotations/instances_train2014.json and "
+        "annotations/instances_train2017.json: give the .json file itself or move one of them away"
+    )
+
+
+def test_coco_ids_written_as_floats_are_whole_numbers(tmp_path: Path) -> None:
+    """As pandas exports them."""
+    file = write_coco(tmp_path, three_pictures())
+    whole = read_data(tmp_path)
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation.update({key: float(annotation[key]) for key in ("id", "image_id", "category_id")})
+    file.write_text(json.dumps(content))
+    assert_same_boxes(whole, read_data(tmp_path))
+    assert read_data(tmp_path).problems == ()
 
 
 def test_roboflow_coco(tmp_path: Path) -> None:
@@ -150,6 +214,25 @@ def test_voc_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
         read_data(tmp_path, "cat_train")
 
 
+def test_voc_list_of_pictures_with_spaces_in_their_names_is_a_split(tmp_path: Path) -> None:
+    pictures = [replace(picture, name=f"blood cell {picture.name}") for picture in three_pictures()]
+    pictures[2].boxes.append((0, 5, 5, 25, 35))
+    write_voc(tmp_path, pictures[:2], "train")
+    write_voc(tmp_path, pictures[2:], "val")
+    assert [r.path.name for r in read_data(tmp_path).records] == ["blood cell a.jpg", "blood cell b.jpg"]
+    assert [r.path.name for r in read_data(tmp_path, "val").records] == ["blood cell c.jpg"]
+
+
+def test_voc_folder_in_lower_case_is_one_split(tmp_path: Path) -> None:
+    for name in ("upper", "lower"):
+        write_voc(tmp_path / name, three_pictures())
+        shutil.rmtree(tmp_path / name / "ImageSets")
+    lower = tmp_path / "lower"
+    (lower / "Annotations").rename(lower / "annotations")
+    (lower / "JPEGImages").rename(lower / "images")
+    assert_same_boxes(read_data(tmp_path / "upper"), read_data(lower, "train"))
+
+
 def test_voc_xml_beside_the_pictures(tmp_path: Path) -> None:
     for picture in three_pictures():
         draw(tmp_path / "valid" / picture.name, picture.width, picture.height)
@@ -175,6 +258,41 @@ def test_yolo_data_yaml(tmp_path: Path, names: str) -> None:
         config.write_text(f"path: {path}\ntrain: {train}\nval:\nnc: 3\nnames: {names}\n")
         assert_same_boxes(plain, read_data(tmp_path))
     assert_same_boxes(plain, read_data(config))
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
+def test_yaml_files_that_are_no_data_yaml_are_left_alone(tmp_path: Path, write: object) -> None:
+    write(tmp_path, three_pictures())  # type: ignore[operator]
+    plain = read_data(tmp_path)
+    (tmp_path / "settings.yaml").write_text("")
+    (tmp_path / "mkdocs.yml").write_text("a: 1\n---\nb: 2\n")
+    (tmp_path / "broken.yaml").write_text("names: [a\ntrain: x")
+    (tmp_path / "dates.yaml").write_text("names: 2020-13-41\n")
+    (tmp_path / "latin.yaml").write_bytes(b"names: \xff\n")
+    (tmp_path / "people.yaml").write_text("names: [ann, bob]\n")
+    assert_same_boxes(plain, read_data(tmp_path))
+    assert plain.format == read_data(tmp_path).format
+
+
+def test_yolo_yaml_of_another_name_counts_when_it_names_classes_and_a_split(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "a.yaml").write_text("")
+    (tmp_path / "cells.yaml").write_text("train: images/train\nnames: [cat, dog, emu]\n")
+    assert read_data(tmp_path).classes == CLASSES
+
+
+def test_byte_order_mark_loses_nothing(tmp_path: Path) -> None:
+    """As Windows editors write it."""
+    for write in (write_coco, write_voc, write_yolo):
+        root = tmp_path / write.__name__
+        write(root, three_pictures())
+        plain = read_data(root)
+        for file in root.rglob("*"):
+            if file.suffix in (".txt", ".json", ".xml"):
+                file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert_same_boxes(plain, read_data(root))
+        assert read_data(root).problems == ()
 
 
 def test_yolo_list_of_pictures(tmp_path: Path) -> None:

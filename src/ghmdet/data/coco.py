@@ -11,12 +11,13 @@ from typing import Any
 
 from ghmdet.data.collector import Collector, plain
 from ghmdet.data.images import image_size, reason
-from ghmdet.data.layout import checked_classes, folder_of, read_text
-from ghmdet.data.records import DetectionData
+from ghmdet.data.layout import checked_classes, folder_of, read_text, split_names
+from ghmdet.data.records import VALIDATION_NAMES, DetectionData
 from ghmdet.errors import DataError
 
 LOOKED_FOR = "annotations/instances_{split}.json, annotations/{split}.json or {split}/_annotations.coco.json"
 ROBOFLOW = "_annotations.coco.json"
+SPLITS = ("train", *VALIDATION_NAMES, "test")  # the names in a file's name that tell its split
 
 
 def split_name(file: Path) -> str:
@@ -31,10 +32,52 @@ def split_name(file: Path) -> str:
 
 
 def find_splits(root: Path) -> dict[str, Path]:
-    """The annotation file of each split in a COCO folder; none when it is no COCO folder."""
+    """The annotation file of each split in a COCO folder, or of a file and those beside it; none when it is no COCO.
+
+    Raises DataError when two files are of one split, as COCO's own of 2014 and 2017 are.
+    """
+    if root.is_file():
+        own = split_name(root)
+        beside = {split: _beside(root, split) for split in SPLITS} if own in SPLITS else {}
+        return {own: root} | {
+            split: file for split, file in beside.items() if split != own and file.is_file()
+        }
     files = sorted(root.glob("annotations/instances_*.json")) or sorted(root.glob("annotations/*.json"))
     files = files or sorted(root.glob(f"*/{ROBOFLOW}")) or sorted(root.glob(ROBOFLOW))
-    return {split_name(file): file for file in files}
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(split_name(file), file)
+        if other != file:
+            raise DataError(
+                f"{root}: two files of split '{split_name(file)}': {other.relative_to(root)} and "
+                f"{file.relative_to(root)}: give the .json file itself or move one of them away"
+            )
+    return found
+
+
+def file_of(file: Path, split: str) -> Path:
+    """The annotation file of a split, given that of another: instances_val.json beside instances_train.json.
+
+    A file of that split, or whose name tells none, is itself meant. Raises DataError when no such file is there.
+    """
+    own = split_name(file)
+    if own not in SPLITS or own in split_names(split):
+        return file
+    beside = [_beside(file, name) for name in split_names(split)]
+    found = next((other for other in beside if other.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"{file}: holds split '{own}', not '{split}': looked for {', '.join(map(str, beside))}: "
+            "write one of them, or give the folder of the data set"
+        )
+    return found
+
+
+def _beside(file: Path, split: str) -> Path:
+    """The file that is to another split what `file` is to its own."""
+    if file.name == ROBOFLOW:
+        return file.absolute().parent.parent / split / ROBOFLOW
+    return file.with_name(file.name.replace(split_name(file), split, 1))
 
 
 def image_folders(file: Path) -> list[Path]:
@@ -128,7 +171,7 @@ def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None
     label_of = {number: classes.index(name) for number, name in categories.items() if name in classes}
     collect = Collector()
 
-    annotations: dict[object, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    annotations: dict[int | str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for place, annotation in enumerate(content["annotations"]):
         if not isinstance(annotation, dict):
             collect.report(
@@ -139,10 +182,9 @@ def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None
                 "write an object",
             )
             continue
-        image_id = annotation.get("image_id")
-        annotations[image_id if isinstance(image_id, (int, str)) else repr(image_id)].append(
-            (place, annotation)
-        )
+        owner = annotation.get("image_id")
+        number = _whole(owner)
+        annotations[repr(owner) if number is None else number].append((place, annotation))
 
     names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
     folder = folder_of([name for name in names if isinstance(name, str)], image_folders(file))
@@ -172,15 +214,16 @@ def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None
                 )
                 continue
         collect.add_image(image_id, name, width, height)
-        for number, annotation in own:
-            _add_box(collect, annotation, number, name, label_of, categories, file)
+        for row, annotation in own:
+            _add_box(collect, annotation, row, name, label_of, categories, file)
 
     for left in annotations.values():  # their image was rejected above, or is nowhere in the file
         for place, annotation in left:
             value = repr(annotation.get("image_id"))
             mend = "name an image of the list 'images' or remove it"
             collect.report("unknown image id", file, _record(annotation, place), value, mend)
-    return collect.pack(root, folder, "COCO", split, classes, _category_ids(classes, categories))
+    where = file if root.is_file() else root  # the file given may be that of another split
+    return collect.pack(where, folder, "COCO", split, classes, _category_ids(classes, categories))
 
 
 def _record(annotation: dict[str, Any], place: int) -> str:

@@ -15,14 +15,22 @@ Source = TypeVar("Source")
 PROBES = 16  # how many file names decide which folder holds the pictures
 
 
+def split_names(split: str) -> tuple[str, ...]:
+    """The names under which a split may be found, its own first; val, valid and validation are one name.
+
+    >>> split_names("valid"), split_names("test")
+    (('valid', 'val', 'validation'), ('test',))
+    """
+    return tuple(dict.fromkeys((split, *VALIDATION_NAMES))) if split in VALIDATION_NAMES else (split,)
+
+
 def pick_split(splits: Mapping[str, Source], split: str, root: Path) -> str:
-    """The name under which the split is found; val, valid and validation are one name.
+    """The name under which the split is found.
 
     >>> pick_split({"train": 1, "valid": 2}, "val", Path("."))
     'valid'
     """
-    names = (split, *VALIDATION_NAMES) if split in VALIDATION_NAMES else (split,)
-    for name in names:
+    for name in split_names(split):
         if name in splits:
             return name
     raise DataError(

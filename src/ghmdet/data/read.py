@@ -39,7 +39,7 @@ def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise DataError(f"{path}: no such file or folder: check the path")
     if path.is_file():
         if path.suffix.lower() == ".json":
-            return "COCO", {coco.split_name(path): path}
+            return "COCO", dict(coco.find_splits(path))
         if path.suffix.lower() in (".yaml", ".yml"):
             return "YOLO", dict(yolo.find_splits(path))
         raise DataError(f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml")
@@ -53,25 +53,41 @@ def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
     return next(iter(found.items()))
 
 
+def find_split(path: Path, splits: Mapping[str, Any], split: str) -> tuple[str, Any]:
+    """The name and source of a split among those that `detect_format` found; raises DataError when it is not there."""
+    if path.is_file() and path.suffix.lower() == ".json":
+        file = coco.file_of(path, split)
+        return coco.split_name(file), file
+    name = pick_split(splits, split, path)
+    return name, splits[name]
+
+
+def no_usable_box(data: DetectionData) -> str | None:
+    """What makes a split an empty data set, in words; None when it has a box."""
+    if len(data.records.boxes):
+        return None
+    return f"split {data.split} has {len(data.records)} images and no usable box"
+
+
 def read_data(
     path: str | Path, split: str = "train", *, classes: Sequence[str] | None = None
 ) -> DetectionData:
     """Read one split of a COCO, Pascal VOC or YOLO data set; the format is detected.
 
-    path: a folder, a COCO .json file or a YOLO data.yaml. A json file is one split, the one its name says, and
-    `split` is not consulted. split: val, valid and validation are one name. classes: the order of the classes
-    (a validation set takes the training set's); a box of another class is then a problem of kind "unknown class".
+    path: a folder, a COCO .json file or a YOLO data.yaml. A json file is the split that its name says; another split is
+    the file beside it that is named alike (instances_val.json for instances_train.json). A json file whose name says
+    none of train, val, valid, validation and test is read for any. split: val, valid and validation are one name.
+    classes: the order of the classes (a validation set takes the training set's); a box of another class is then a
+    problem of kind "unknown class".
 
     Bad records are left out and kept in `.problems`. Raises DataError (naming the file, the record and the mend)
     when the path, format or split is not there, the file cannot be parsed, or no usable box remains.
     """
     path = Path(path)
     name, splits = detect_format(path)
-    only_one = path.is_file() and name == "COCO"
-    found = next(iter(splits)) if only_one else pick_split(splits, split, path)
-    data = FORMATS[name].read_split(path, found, splits[found], classes)
-    if len(data.records.boxes) == 0:
+    found, source = find_split(path, splits, split)
+    data = FORMATS[name].read_split(path, found, source, classes)
+    if empty := no_usable_box(data):
         first = f" (the first rejected: {data.problems[0]})" if data.problems else ""
-        have = f"split {found} has {len(data.records)} images and no usable box{first}"
-        raise DataError(f"{path}: an empty data set: {have}: add boxes or correct them")
+        raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")
     return data

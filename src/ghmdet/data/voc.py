@@ -33,8 +33,9 @@ class VocSplit:
 
 def find_splits(root: Path) -> dict[str, VocSplit]:
     """The splits of a VOC folder; without ImageSets its one split is called train. None when it is no VOC folder."""
-    annotations = root / "Annotations"
-    if not _has_xml(annotations):
+    both = (root / "Annotations", root / "annotations")
+    annotations = next((folder for folder in both if _has_xml(folder)), None)
+    if annotations is None:
         flat = {"train": root} if _has_xml(root) else {}
         folders = {
             child.name: child for child in sorted(root.iterdir()) if child.is_dir() and _has_xml(child)
@@ -51,16 +52,17 @@ def _has_xml(folder: Path) -> bool:
 
 
 def _lists_images(listing: Path) -> bool:
-    """Not one of VOC's lists for one class (aeroplane_train.txt), which have a second column."""
-    with listing.open(encoding="utf-8", errors="replace") as lines:
-        return len(next(lines, "").split()) <= 1
+    """Not one of VOC's lists for one class (aeroplane_train.txt), which have a last column of -1, 0 and 1."""
+    lines = (line.split() for line in listing.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    rows = [words for words in lines if words]
+    return not rows or not all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows)
 
 
 def _xml_files(source: VocSplit) -> list[Path]:
     if source.listing is None:
         return sorted(source.annotations.glob("*.xml"))
-    stems = read_text(source.listing).split()
-    return [source.annotations / f"{stem}.xml" for stem in stems]
+    stems = (line.strip() for line in read_text(source.listing).splitlines())
+    return [source.annotations / f"{stem}.xml" for stem in stems if stem]
 
 
 def read_split(

@@ -58,19 +58,32 @@ def find_splits(root: Path) -> dict[str, YoloSplit]:
 
 
 def _config(root: Path) -> Path | None:
-    """The yaml file with class names: data.yaml, or the only one that has them."""
-    files = [root / "data.yaml", *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
-    return next((file for file in files if file.is_file() and "names" in _load(file)), None)
+    """The yaml file with class names: data.yaml, or the first other one that names classes and a split."""
+    data = root / "data.yaml"
+    if data.is_file() and "names" in _load(data):
+        return data
+    files = [*sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
+    return next((file for file in files if file != data and _describes_a_data_set(file)), None)
+
+
+def _describes_a_data_set(file: Path) -> bool:
+    """Whether a yaml file that only happens to lie there is a data.yaml of another name."""
+    try:
+        content = _load(file)
+    except DataError:
+        return False
+    return "names" in content and any(split in content for split in SPLITS)
 
 
 def _load(file: Path) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise DataError(f"{file}: invalid YAML{place} ({error.problem}): write the file again") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise DataError(
             f"{file}: invalid YAML ({' '.join(str(error).split())}): write the file again"
         ) from None
@@ -168,7 +181,7 @@ def read_split(
         labels = _label_file(image)
         if not labels.is_file():
             continue
-        lines = labels.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = labels.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 _add_box(collect, line, number, (width, height), own, classes, labels)
