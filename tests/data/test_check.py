@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_sets import draw, three_pictures, write_coco, write_voc, write_yolo
+from small_sets import Picture, draw, three_pictures, write_coco, write_voc, write_yolo
 
-from ghmdet.data import check_data, format_problems, has_errors
+from ghmdet.data import check_data, format_problems, has_errors, read_data
+from ghmdet.errors import DataError
 from measured_data import shared_data
 
 
@@ -18,12 +20,18 @@ def kinds(path: Path, split: str | None = None) -> dict[str, int]:
     return dict(Counter(f"{p.severity}: {p.kind}" for p in check_data(path, split)))
 
 
+def other_pictures() -> list[Picture]:
+    """Three more, for a val split."""
+    return [replace(picture, name=f"val_{picture.name}") for picture in three_pictures()]
+
+
 @pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
 def test_a_sound_set_has_no_problems(tmp_path: Path, write: object) -> None:
     write(tmp_path, three_pictures())  # type: ignore[operator]
+    write(tmp_path, other_pictures(), "val")  # type: ignore[operator]
     steps: list[tuple[int, int]] = []
     assert check_data(tmp_path, progress=lambda done, total: steps.append((done, total))) == []
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(done, 6) for done in range(1, 7)]
     assert format_problems([]) == "0 errors, 0 warnings, 0 notes"
 
 
@@ -42,7 +50,7 @@ def test_pictures_are_decoded_in_full(tmp_path: Path) -> None:
     (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:-60])
     draw(images / "b.jpg", 41, 60)
     (images / "c.jpg").unlink()
-    text = format_problems(check_data(tmp_path)).splitlines()
+    text = format_problems(check_data(tmp_path, "train")).splitlines()
     assert text[0].startswith(
         f"error: {images / 'a.jpg'}: image id 1: unreadable image (image file is truncated"
     )
@@ -77,7 +85,7 @@ def test_every_kind_of_annotation_problem(tmp_path: Path) -> None:
     content["images"] += [dict(content["images"][0]), content["images"][0] | {"id": 8}]
     content["categories"].append({"id": 50, "name": "fox"})
     file.write_text(json.dumps(content))
-    assert kinds(tmp_path) == {
+    assert kinds(tmp_path, "train") == {
         "error: empty box": 1,
         "error: inverted box": 1,
         "error: not a number": 1,
@@ -91,7 +99,7 @@ def test_every_kind_of_annotation_problem(tmp_path: Path) -> None:
         "warning: class without boxes": 1,
         "info: crowd": 1,
     }
-    assert [p.severity for p in check_data(tmp_path)] == ["error"] * 7 + ["warning"] * 4 + ["info"]
+    assert [p.severity for p in check_data(tmp_path, "train")] == ["error"] * 7 + ["warning"] * 4 + ["info"]
 
 
 def test_image_in_two_splits_by_name_and_by_content(tmp_path: Path) -> None:
@@ -136,4 +144,51 @@ def test_voc_trainval_is_not_counted_again(tmp_path: Path) -> None:
     write_voc(tmp_path, three_pictures(), "train")
     lists = tmp_path / "ImageSets" / "Main"
     shutil.copy(lists / "train.txt", lists / "trainval.txt")
+    write_voc(tmp_path, other_pictures(), "val")
     assert check_data(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [write_coco, write_yolo])
+def test_a_split_that_training_refuses_for_having_no_usable_box_is_an_error(
+    tmp_path: Path, write: object
+) -> None:
+    write(tmp_path, [Picture("a.jpg"), Picture("b.jpg")])  # type: ignore[operator]
+    first, *others = check_data(tmp_path, "train")
+    assert {other.kind for other in others} == {"class without boxes"}
+    assert str(first) == (
+        f"error: {tmp_path}: split train has 2 images and no usable box: empty data set: add boxes or correct them"
+    )
+    with pytest.raises(DataError, match="split train has 2 images and no usable box"):
+        read_data(tmp_path, "train")
+
+
+def test_rejected_boxes_are_listed_where_none_is_left(tmp_path: Path) -> None:
+    write_coco(tmp_path, [Picture("a.jpg", boxes=[(0, 5, 5, 5, 9)])])
+    assert kinds(tmp_path, "train") == {
+        "error: empty box": 1,
+        "error: empty data set": 1,
+        "warning: class without boxes": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"), [("train", ["val"]), ("valid", ["train"]), ("test", ["train", "val"])]
+)
+def test_a_set_without_a_split_that_training_needs_is_warned_of(
+    tmp_path: Path, there: str, missing: list[str]
+) -> None:
+    write_yolo(tmp_path, three_pictures(), there)
+    assert [str(problem) for problem in check_data(tmp_path)] == [
+        f"warning: {tmp_path}: split {name}: no such split (found {there}): training needs one"
+        for name in missing
+    ]
+    assert check_data(tmp_path, there) == []
+
+
+def test_a_json_file_is_checked_with_the_splits_beside_it(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, three_pictures(), "train")
+    beside = write_coco(tmp_path, other_pictures(), "val")
+    assert check_data(file) == []
+    beside.write_text("{")
+    assert kinds(file) == kinds(file, "val") == {"error: cannot be read": 1}
+    assert check_data(file, "train") == []

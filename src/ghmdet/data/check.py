@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 
 from ghmdet.data.collector import plain
 from ghmdet.data.images import load_image, reason
-from ghmdet.data.layout import pick_split
-from ghmdet.data.read import FORMATS, Format, detect_format
+from ghmdet.data.layout import split_names
+from ghmdet.data.read import FORMATS, Format, detect_format, find_split, no_usable_box
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.errors import DataError
 
@@ -38,22 +38,29 @@ def check_data(
     path = Path(path)
     try:
         name, splits = detect_format(path)
-        wanted = list(splits) if split is None else [pick_split(splits, split, path)]
+        wanted = splits if split is None else dict([find_split(path, splits, split)])
     except DataError as error:
         return [_unreadable(path, error)]
-    if split is None and "train" in wanted:
-        wanted = [each for each in wanted if each != "trainval"]  # VOC's union of two others
     problems: list[Problem] = []
+    if split is None:
+        problems += _check_splits(path, splits)
+        if "train" in wanted:
+            wanted.pop("trainval", None)  # VOC's union of two others
     read: list[DetectionData] = []
-    for each in wanted:
-        data = _read(FORMATS[name], path, each, splits[each])
+    for each, source in wanted.items():
+        data = _read(FORMATS[name], path, each, source)
         if isinstance(data, Problem):
             problems.append(data)
         else:
             read.append(data)
     seen: Seen = {}
     for data in read:
-        problems += [*data.problems, *_check_boxes(data), *_check_names(data, seen)]
+        problems += data.problems
+        if empty := no_usable_box(data):
+            problems.append(
+                Problem("error", "empty data set", str(data.root), empty, "", "add boxes or correct them")
+            )
+        problems += [*_check_boxes(data), *_check_names(data, seen)]
     problems += _check_classes(read)
     problems += _check_pictures(seen, progress, threads)
     order = get_args(Severity)
@@ -90,6 +97,16 @@ def _read(format: Format, path: Path, split: str, source: object) -> DetectionDa
         return format.read_split(path, split, source, None)
     except DataError as error:
         return _unreadable(path, error)
+
+
+def _check_splits(path: Path, splits: Mapping[str, object]) -> Iterator[Problem]:
+    """The splits that training needs, where they are not there."""
+    for needed in ("train", "val"):
+        if not any(name in splits for name in split_names(needed)):
+            found = f"found {', '.join(splits)}"
+            yield Problem(
+                "warning", "no such split", str(path), f"split {needed}", f"({found})", "training needs one"
+            )
 
 
 def _check_boxes(data: DetectionData) -> Iterator[Problem]:
