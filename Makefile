@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-lowest lint format clean
 
 demo: .venv/installed
 	$(BIN)/ghmdet demo --out demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The lower bounds of pyproject.toml, with the oldest Python: make test-lowest PYTHON=python3.10
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --editable '.[pretrained,tensorboard,dev]' --constraint lowest.txt
+	.venv-lowest/bin/python -m pytest
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -26,4 +32,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv demo build
+	rm -rf .venv .venv-lowest demo build

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ghmdet import Detector
 from ghmdet.data import DetectionData, read_data
 from ghmdet.engine.draw import draw_detections
-from ghmdet.engine.predict import read_picture
+from ghmdet.engine.predict import to_tensor
 from ghmdet.functional import harmonizing_weights, sigmoid_gradient_norm
 
 BINS = 30
@@ -30,7 +30,7 @@ def gradient_norms(
     norms, wanted = [], []
     for record in data.records[:pictures]:
         target = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}
-        batch = detector.model.preprocess([read_picture(record.path)])
+        batch = detector.model.preprocess([to_tensor(record.path)])
         logits = detector.model.forward_raw(batch.images)[0].flatten(0, 1)
         labels = detector.model.assign([target], batch).labels.flatten()
         targets = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[1] + 1)[:, :-1].float()
@@ -53,7 +53,7 @@ def draw(detector: Detector, data: DetectionData, pictures: int, shown: int) -> 
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     picture, counts, shares = figure.subplots(1, 3, width_ratios=(1.15, 1, 1.25))
-    image = read_picture(data.records[shown].path)
+    image = to_tensor(data.records[shown].path)
     found = detector.predict(image)[0]
     sure = found["scores"] >= 0.4
     drawn = draw_detections(

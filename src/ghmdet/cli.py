@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.progress import Progress
 
 from ghmdet.config import TrainConfig
 from ghmdet.data import SynthConfig
@@ -89,27 +86,19 @@ def val(
     precision
         auto, fp32, bf16 or fp16.
     """
-    from ghmdet.data import read_data
-    from ghmdet.engine.checkpoint import load_checkpoint
     from ghmdet.engine.evaluate import validate
 
-    classes = tuple(load_checkpoint(checkpoint)["classes"])
-    part = read_data(data, split, classes=classes)
-    console.print(part.describe())
-    out = out or checkpoint.parent / part.split
-    with _counting(len(part.records)) as advance:
-        metrics = validate(
-            checkpoint,
-            part,
-            out,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            workers=workers,
-            advance=advance,
-        )
-    console.print(metrics.table())
-    console.print(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
+    validate(
+        checkpoint,
+        data,
+        split,
+        out,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        say=console.print,
+    )
 
 
 @app.command
@@ -146,21 +135,18 @@ def predict(
     precision
         auto, fp32, bf16 or fp16.
     """
-    from ghmdet.engine.predict import find_pictures
     from ghmdet.engine.predict import predict as run
 
-    with _counting(len(find_pictures(pictures))) as advance:
-        results = run(
-            checkpoint,
-            pictures,
-            out,
-            annotations=annotations,
-            threshold=threshold,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            advance=advance,
-        )
+    results = run(
+        checkpoint,
+        pictures,
+        out,
+        annotations=annotations,
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    )
     drawn = sum(result["score"] >= threshold for result in results)
     console.print(f"{len(results)} boxes, {drawn} of them scored at least {threshold:g} and drawn: {out}")
 
@@ -178,13 +164,12 @@ def score(annotations: Path, results: Path, /, *, json: Path | None = None) -> N
     json
         File to write the figures to, as JSON.
     """
-    from ghmdet.engine.run_folder import write_json
     from ghmdet.engine.score import score as run
 
     metrics = run(annotations, results)
     console.print(metrics.table())
     if json:
-        write_json(json, metrics.to_dict())
+        metrics.save_json(json)
 
 
 @app.command
@@ -234,25 +219,12 @@ def check(data: Path, /, *, split: str | None = None) -> int:
         The one part to check; all parts by default.
     """
     from ghmdet.data import check_data, format_problems, has_errors
+    from ghmdet.engine.progress import counting
 
-    with _progress() as bar:
-        task = bar.add_task("pictures", total=None)
-        problems = check_data(
-            data, split, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with counting("pictures", None) as advance:
+        problems = check_data(data, split, progress=lambda done, total: advance(1))
     console.print(format_problems(problems))
     return int(has_errors(problems))
-
-
-def _progress() -> Progress:
-    return Progress(transient=True, console=Console(stderr=True))
-
-
-@contextmanager
-def _counting(pictures: int) -> Iterator[Callable[[int], None]]:
-    with _progress() as bar:
-        task = bar.add_task("pictures", total=pictures)
-        yield lambda done: bar.advance(task, done)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -261,11 +233,13 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GhmdetError, CycloptsError) as error:
         _fail(" ".join(str(error).split()), 2)
-    except KeyboardInterrupt as stopped:
-        _fail(str(stopped) or "stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt as stopped:
+        _fail(str(stopped) or "stopped", 130)
     sys.exit(result if isinstance(result, int) else 0)
 
 

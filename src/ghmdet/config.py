@@ -8,9 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ghmdet.data.transforms import AugmentConfig
-from ghmdet.errors import GhmdetError, unknown_name
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+from ghmdet.errors import GhmdetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +29,9 @@ class TrainConfig:
     box_loss: str = "giou"
     """Box loss: smooth-l1, asl1, giou or ghm-r."""
     cls_weight: float | None = None
-    """Weight of the class loss; by default the one measured to suit the loss."""
+    """Weight of the class loss; by default the loss's own (docs/models.md)."""
     box_weight: float | None = None
-    """Weight of the box loss; by default the one measured to suit the loss."""
+    """Weight of the box loss; by default the loss's own (docs/models.md)."""
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
     epochs: int = 30
@@ -78,10 +76,6 @@ class TrainConfig:
     """Also write TensorBoard scalars (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise unknown_name("device", self.device, ("auto", "cpu", "cuda"))
         for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -95,6 +89,7 @@ class TrainConfig:
             "weight_decay",
             "backbone_lr",
             "patience",
+            "seed",
             "workers",
             "checkpoint_minutes",
         ):

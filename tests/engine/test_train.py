@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,9 +91,12 @@ def test_interrupted_run_continues_to_the_same_numbers(squares: Path, run: Path,
     train(squares, out, TINY, resume=True, say=lambda line: None)
     assert rows(out / "log.csv") == rows(run / "log.csv")
     whole, resumed = (load_checkpoint(folder / "last.pt") for folder in (run, out))
-    for key in ("model", "average"):
-        for name, value in whole["training"][key].items():
-            assert torch.equal(value, resumed["training"][key][name]), name
+    pairs = [
+        (state["training"]["model"], state["training"]["average"]["model"]) for state in (whole, resumed)
+    ]
+    for before, after in zip(*pairs, strict=True):
+        for name, value in before.items():
+            assert torch.equal(value, after[name]), name
 
 
 def test_resume_refuses_other_settings_and_a_new_run_refuses_an_old_folder(squares: Path, run: Path) -> None:
@@ -111,7 +115,8 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
             return super()._step(*batch)  # type: ignore[arg-type]
 
     with pytest.raises(
-        NonFiniteLoss, match=r"step 5 .*pictures of the batch: train_\d+\.png, .*last\.pt is the last good"
+        NonFiniteLoss,
+        match=r"step 5 .*pictures of the batch: train_\d+\.png, .*last good checkpoint, --weights .*last\.pt",
     ):
         Diverging(squares, tmp_path / "x", TINY, False, lambda line: None).run()
     state = load_checkpoint(tmp_path / "x" / "last.pt")
@@ -119,17 +124,51 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
 
 
-def test_training_stops_early_when_nothing_improves(
-    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("val_every", "epochs"), [(1, 3), (2, 4)])
+def test_training_stops_early_when_nothing_improves_and_stays_stopped(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_every: int, epochs: int
 ) -> None:
     monkeypatch.setattr(engine, "detect", lambda *_, **__: [])
-    place = train(
-        squares,
-        tmp_path / "x",
-        replace(TINY, epochs=9, val_every=1, patience=2, lr=1e-9),
-        say=lambda line: None,
-    )
-    assert place.epoch == 3
+    config = replace(TINY, epochs=9, val_every=val_every, patience=2, lr=1e-9)
+    for resume in (False, True):
+        place = train(squares, tmp_path / "x", config, resume=resume, say=lambda line: None)
+        assert place.epoch == epochs
+        assert (tmp_path / "x" / "best.pt").exists()
+
+
+def test_stop_is_granted_at_the_end_of_an_epoch_when_losses_are_read_rarely(
+    squares: Path, tmp_path: Path
+) -> None:
+    class Rarely(Trainer):
+        def _step(self, *batch: object) -> bool:  # type: ignore[override]
+            self.look_every = 20
+            if self.place.step == 1:
+                os.kill(os.getpid(), 15)
+            return super()._step(*batch)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+        Rarely(squares, tmp_path / "x", TINY, False, lambda line: None).run()
+    assert load_checkpoint(tmp_path / "x" / "last.pt")["training"]["place"]["epoch"] == 1
+    assert len(rows(tmp_path / "x" / "log.csv")) == 3
+
+
+def test_resume_refuses_other_data(squares: Path, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "squares"
+    shutil.copytree(squares, copy)
+    annotations = copy / "annotations" / "instances_train.json"
+    annotations.write_text(annotations.read_text().replace('"blue"', '"green"'))
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(GhmdetError, match=r"cannot resume .* on other data.*green"):
+        train(copy, tmp_path / "run", TINY, resume=True, say=lambda line: None)
+
+
+def test_a_missing_validation_picture_is_met_before_training(squares: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "squares"
+    shutil.copytree(squares, copy)
+    (copy / "images" / "val_2.png").unlink()
+    with pytest.raises(GhmdetError, match=r"val_2\.png"):
+        train(copy, tmp_path / "x", TINY, say=lambda line: None)
+    assert not (tmp_path / "x").exists()
 
 
 def test_accumulation_steps_once_for_several_batches(squares: Path, tmp_path: Path) -> None:
@@ -154,6 +193,8 @@ def test_accumulation_steps_once_for_several_batches(squares: Path, tmp_path: Pa
         ({"val_split": "train"}, "training and validation would both be 'train'"),
         ({"accumulate": 9}, "fewer than"),
         ({"weights": "nowhere.pt"}, "nowhere.pt"),
+        ({"weights": "atuo"}, "did you mean 'auto'"),
+        ({"precision": "bf61"}, "did you mean 'bf16'"),
     ],
 )
 def test_bad_settings_fail_before_any_work(

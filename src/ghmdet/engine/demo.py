@@ -11,7 +11,8 @@ from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData, SynthConfig, read_data, synthesize
 from ghmdet.engine.draw import contact_sheet, draw_side_by_side
 from ghmdet.engine.evaluate import validate
-from ghmdet.engine.predict import Detector, read_picture
+from ghmdet.engine.predict import Detector, to_tensor
+from ghmdet.engine.resume import run_arguments, saved_run
 from ghmdet.engine.score import Metrics
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
@@ -38,13 +39,15 @@ def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) 
         raise GhmdetError(
             f"{out} holds something else ({min(strangers, default='a file')}): give a new folder"
         )
-    say(str(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed))))
     config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
+    # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
+    saved_run(out / "run", run_arguments(out / "data", out / "run", config), resume=True)
+    say(str(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed))))
     train(out / "data", out / "run", config, resume=True, say=say)
-    val_data = read_data(out / "data", "val")
-    metrics = validate(out / "run" / "best.pt", val_data, out / "run" / "val")
-    say(metrics.table())
-    pictures = _draw(out / "pictures.jpg", Detector.load(out / "run" / "best.pt"), val_data)
+    metrics = validate(out / "run" / "best.pt", out / "data", "val", say=say)
+    pictures = _draw(
+        out / "pictures.jpg", Detector.load(out / "run" / "best.pt"), read_data(out / "data", "val")
+    )
     say(f"what it sees, annotations left, detections right: {pictures}")
     return metrics
 
@@ -52,7 +55,7 @@ def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) 
 def _draw(path: Path, detector: Detector, data: DetectionData) -> Path:
     pairs = []
     for record in data.records[:8]:
-        picture = read_picture(record.path)
+        picture = to_tensor(record.path)
         found = detector.predict(picture)[0]
         sure = found["scores"] >= THRESHOLD
         target = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}

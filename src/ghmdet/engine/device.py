@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import GhmdetError, unknown_name
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,12 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """The device and precision for `auto`, or what was asked for if the machine has it.
 
     Raises:
-        GhmdetError: cuda was asked for and there is none; fp16 was asked for on a CPU.
+        GhmdetError: an unknown name; cuda was asked for and there is none; fp16 was asked for on a CPU.
     """
+    if device not in DEVICES:
+        raise unknown_name("device", device, DEVICES)
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
     if device == "cuda" and not torch.cuda.is_available():
         raise GhmdetError(
             "--device cuda: PyTorch sees no CUDA GPU here; use --device cpu or install a CUDA build"

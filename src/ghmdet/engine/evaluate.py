@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
+from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader, read_data
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
+from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
 from ghmdet.engine.score import Metrics, score
+from ghmdet.errors import GhmdetError
 from ghmdet.models import RetinaNet, model_from_state
 
 
@@ -60,9 +62,13 @@ def detect(
         world_size: how many processes share the pictures.
         advance: called with the number of pictures just finished.
     """
+    if batch_size < 1 or workers < 0:
+        raise GhmdetError(f"batch size {batch_size} and workers {workers}: give at least 1 and 0")
     was_training = model.training
     model.eval()
-    dataset = DetectionDataset(data, eval_transforms(model.config.min_size, model.config.max_size))
+    dataset = DetectionDataset(
+        data, eval_transforms(model.config.min_size, model.config.max_size), cache=False
+    )
     loader = make_loader(
         dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size
     )
@@ -83,28 +89,47 @@ def detect(
 
 def validate(
     checkpoint: Path | str,
-    data: DetectionData,
-    out: Path | str,
+    data: Path | str,
+    split: str,
+    out: Path | str | None = None,
     *,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 16,
     workers: int = 0,
-    advance: Callable[[int], None] = lambda pictures: None,
+    say: Callable[[str], None] = print,
 ) -> Metrics:
-    """Score a checkpoint on `data`; writes `metrics.json` and `predictions.json` (COCO results) to the folder `out`.
+    """Score a checkpoint on a part of a data set; writes `metrics.json` and `predictions.json` (COCO results).
+
+    Args:
+        checkpoint: a detector that training wrote.
+        data: a data set that `ghmdet.data.read_data` reads.
+        split: the part to score.
+        out: the folder to write; by default one named as the split, beside the checkpoint.
+        device: auto, cpu or cuda.
+        precision: auto, fp32, bf16 or fp16.
+        batch_size: pictures at a time.
+        workers: processes that read pictures.
+        say: takes each line meant for the user.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
+        DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
     chosen = choose_device(device, precision)
-    model = model_from_state(load_checkpoint(checkpoint)).to(chosen.type)
-    results = detect(model, data, device=chosen, batch_size=batch_size, workers=workers, advance=advance)
-    metrics = score(data.to_coco(), results)
-    write_json(Path(out) / "predictions.json", results)
-    write_json(
-        Path(out) / "metrics.json",
-        {"checkpoint": str(checkpoint), "data": str(data.root), "split": data.split} | metrics.to_dict(),
+    model = (
+        model_from_state(load_checkpoint(checkpoint)).to(chosen.type).to(memory_format=torch.channels_last)
     )
+    part = read_data(data, split, classes=model.classes)
+    say(part.describe())
+    out = Path(checkpoint).parent / part.split if out is None else Path(out)
+    with counting("pictures", len(part.records)) as advance:
+        results = detect(model, part, device=chosen, batch_size=batch_size, workers=workers, advance=advance)
+    metrics = score(part.to_coco(), results)
+    about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
+    write_json(out / "predictions.json", results)
+    write_json(out / "metrics.json", about | metrics.to_dict())
+    say(metrics.table())
+    say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
     return metrics

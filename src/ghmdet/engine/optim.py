@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
+
+from ghmdet.models import RetinaNet
 
 
 def make_optimizer(
@@ -45,16 +47,31 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: float
     return LambdaLR(optimizer, factor)
 
 
-def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of the weights, shorter at first so that the random start is forgotten.
+class WeightAverage:
+    """The exponential moving average of a model's weights, shorter at first so that the random start is forgotten.
 
-    Update number t keeps min(decay, (1 + t) / (10 + t)) of the average; buffers are copied as they are.
+    Update t (from 0) keeps min(decay, t / (9 + t)) of the average; buffers are copied as they are.
     """
 
-    def lerp(
-        averaged: Sequence[Tensor] | tuple[Tensor, ...], current: Sequence[Tensor], updates: Tensor | int
-    ) -> None:
-        t = int(updates)
-        torch._foreach_lerp_(list(averaged), list(current), 1.0 - min(decay, (1 + t) / (10 + t)))
+    def __init__(self, model: RetinaNet, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
 
-    return AveragedModel(model, multi_avg_fn=lerp)
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after an optimizer step."""
+        kept = min(self.decay, self.updates / (9 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - kept)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]

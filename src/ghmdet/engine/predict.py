@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ghmdet.data.images import EXTENSIONS, image_size, load_image
-from ghmdet.data.records import Record
+from ghmdet.data.images import EXTENSIONS, picture_tensor, read_picture
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.draw import draw_detections
 from ghmdet.engine.evaluate import coco_results
+from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
-from ghmdet.errors import DataError
+from ghmdet.errors import DataError, GhmdetError
 from ghmdet.models import RetinaNet, model_from_state
 
 Picture = Path | str | Image.Image | NDArray[np.uint8] | Tensor
@@ -71,7 +71,7 @@ class Detector:
         """
         single = not isinstance(images, Sequence) or isinstance(images, str)
         pictures: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
-        tensors = [_to_tensor(picture).to(self.device.type) for picture in pictures]
+        tensors = [to_tensor(picture).to(self.device.type) for picture in pictures]
         with self.device.autocast():
             detections = self.model(tensors)
         return [
@@ -90,7 +90,6 @@ def predict(
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "auto",
-    advance: Callable[[int], None] = lambda pictures: None,
 ) -> list[dict[str, Any]]:
     """Detect on a picture or on a folder of them; writes `predictions.json` and drawn pictures to `out`.
 
@@ -98,67 +97,69 @@ def predict(
         checkpoint: a detector that training wrote.
         pictures: a picture, or a folder that is searched with its subfolders.
         out: the folder to write; its pictures keep their names, with `.jpg` added where they are not JPEG.
-        annotations: COCO annotations whose image ids the results should carry, matched by file name; without it the
-            pictures are numbered from 1 in the order of their names.
+        annotations: COCO annotations whose image and category ids the results should carry, matched by file and class
+            name; without it the pictures are numbered from 1 in the order of their names.
         threshold: the least score of a box that is drawn; `predictions.json` keeps them all.
         batch_size: pictures at a time.
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
-        advance: called with the number of pictures just finished.
 
     Returns:
         COCO results, each with the `file_name` of its picture as well.
 
     Raises:
-        DataError: no pictures, one that cannot be read, or one that the annotations do not know.
+        DataError: no pictures, or one that the annotations do not know; after all the others are done, one that
+            cannot be read.
         CheckpointError: the checkpoint cannot be read.
     """
-    files = find_pictures(Path(pictures))
-    root = Path(pictures) if Path(pictures).is_dir() else Path(pictures).parent
-    ids = _image_ids(files, annotations)
+    if batch_size < 1:
+        raise GhmdetError(f"batch size {batch_size}: give at least 1")
+    pictures, out = Path(pictures), Path(out)
+    root = pictures if pictures.is_dir() else pictures.parent
+    if out.resolve() == root.resolve():
+        raise GhmdetError(
+            f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
+        )
+    files = [file for file in find_pictures(pictures) if out.resolve() not in file.resolve().parents]
     detector = Detector.load(checkpoint, device=device, precision=precision)
+    truth = None if annotations is None else KnownImages(annotations)
+    category_ids = detector.category_ids if truth is None else truth.category_ids(detector.classes)
+    ids = {
+        file: number if truth is None else truth.image_id(file.relative_to(root))
+        for number, file in enumerate(files, start=1)
+    }
     results: list[dict[str, Any]] = []
-    for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        images = [read_picture(file) for file in batch]
-        for file, image, found in zip(batch, images, detector.predict(images), strict=True):
-            name = file.relative_to(root).as_posix()
-            results += [
-                result | {"file_name": name}
-                for result in coco_results(found, ids[file], detector.category_ids)
-            ]
-            sure = found["scores"] >= threshold
-            drawn = draw_detections(
-                image, found["boxes"][sure], found["labels"][sure], found["scores"][sure], detector.classes
-            )
-            target = Path(out) / (name if file.suffix.lower() == ".jpg" else f"{name}.jpg")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            drawn.save(target, quality=92)
-        advance(len(batch))
-    write_json(Path(out) / "predictions.json", results)
+    unreadable: list[DataError] = []
+    with counting("pictures", len(files)) as advance:
+        for start in range(0, len(files), batch_size):
+            batch: dict[Path, Tensor] = {}
+            for file in files[start : start + batch_size]:
+                try:
+                    batch[file] = to_tensor(file)
+                except DataError as error:
+                    unreadable.append(error)
+            found = detector.predict(list(batch.values())) if batch else []
+            for (file, image), detections in zip(batch.items(), found, strict=True):
+                name = file.relative_to(root).as_posix()
+                results += [
+                    result | {"file_name": name}
+                    for result in coco_results(detections, ids[file], category_ids)
+                ]
+                sure = {key: value[detections["scores"] >= threshold] for key, value in detections.items()}
+                drawn = draw_detections(
+                    image, sure["boxes"], sure["labels"], sure["scores"], detector.classes
+                )
+                target = out / (name if file.suffix.lower() == ".jpg" else f"{name}.jpg")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                drawn.save(target, quality=92)
+            advance(min(batch_size, len(files) - start))
+    write_json(out / "predictions.json", results)
+    if unreadable:
+        raise DataError(
+            f"{len(unreadable)} of {len(files)} pictures could not be read (the others are in {out}), first:"
+            f" {unreadable[0]}"
+        )
     return results
-
-
-def read_picture(path: Path | str) -> Tensor:
-    """The picture as a float tensor [3, H, W] in 0..1, RGB, upright.
-
-    Raises:
-        DataError: the file is missing or cannot be read.
-    """
-    path = Path(path)
-    width, height = image_size(path)
-    none = np.zeros(0, np.float32)
-    record = Record(
-        image_id=0,
-        path=path,
-        width=width,
-        height=height,
-        boxes=none.reshape(0, 4),
-        labels=none.astype(np.int64),
-        crowd=none.astype(np.bool_),
-        area=none,
-    )
-    return load_image(record).float() / 255
 
 
 def find_pictures(path: Path) -> list[Path]:
@@ -177,32 +178,64 @@ def find_pictures(path: Path) -> list[Path]:
     return files
 
 
-def _image_ids(files: list[Path], annotations: Path | str | None) -> dict[Path, int]:
-    if annotations is None:
-        return {file: number for number, file in enumerate(files, start=1)}
-    try:
-        known = {
-            Path(image["file_name"]).name: image["id"]
-            for image in json.loads(Path(annotations).read_text())["images"]
-        }
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{annotations}: not COCO annotations ({error!r}); give a file with an 'images' list"
-        ) from error
-    missing = [file.name for file in files if file.name not in known]
-    if missing:
-        raise DataError(
-            f"{annotations}: has no image of file name {missing[0]} ({len(missing)} missing in all)"
-        )
-    return {file: known[file.name] for file in files}
+class KnownImages:
+    """The image and category ids of COCO annotations, found by file name and by class name.
+
+    Raises:
+        DataError: the file is no COCO annotations; later, a name it does not know or that stands for two images.
+    """
+
+    def __init__(self, annotations: Path | str) -> None:
+        self.source = annotations
+        try:
+            content = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))
+            self.images = [(Path(image["file_name"]), int(image["id"])) for image in content["images"]]
+            self.categories = {
+                str(category["name"]): int(category["id"]) for category in content["categories"]
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{annotations}: not COCO annotations ({error!r}): give a file with 'images' and 'categories'"
+            ) from error
+        self.by_name: dict[str, set[int]] = {}
+        for path, image_id in self.images:
+            self.by_name.setdefault(path.name, set()).add(image_id)
+        self.by_path = {path.as_posix(): image_id for path, image_id in self.images}
+
+    def image_id(self, path: Path) -> int:
+        """The id of the picture at a path relative to the pictures' folder, or else of its only namesake."""
+        if path.as_posix() in self.by_path:
+            return self.by_path[path.as_posix()]
+        namesakes = self.by_name.get(path.name, set())
+        if len(namesakes) != 1:
+            what = f"{len(namesakes)} images" if namesakes else "no image"
+            raise DataError(f"{self.source}: has {what} of file name {path.name}, wanted for {path}")
+        return next(iter(namesakes))
+
+    def category_ids(self, classes: Sequence[str]) -> tuple[int, ...]:
+        """The category id of each class."""
+        missing = [name for name in classes if name not in self.categories]
+        if missing:
+            raise DataError(
+                f"{self.source}: has no category '{missing[0]}', which the detector finds; it has"
+                f" {', '.join(self.categories)}"
+            )
+        return tuple(self.categories[name] for name in classes)
 
 
-def _to_tensor(picture: Any) -> Tensor:
+def to_tensor(picture: Any) -> Tensor:
+    """A picture in any of the forms that `Detector.predict` takes, as a float tensor [3, H, W] in 0..1, RGB, upright.
+
+    Raises:
+        DataError: a file that cannot be read, or an array of another form.
+    """
     if isinstance(picture, Tensor):
         return picture
     if isinstance(picture, str | Path):
-        return read_picture(picture)
-    array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+        return read_picture(Path(picture)).float() / 255
+    if isinstance(picture, Image.Image):
+        return picture_tensor(picture).float() / 255
+    array = np.asarray(picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise DataError(
             f"a picture of shape {array.shape} and type {array.dtype}: give uint8 [H, W, 3], a float tensor [3, H, W]"

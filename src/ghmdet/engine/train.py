@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ghmdet.config import TrainConfig
-from ghmdet.data import DetectionDataset, make_loader, read_data, train_transforms
-from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
+from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
+from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
 from ghmdet.engine.evaluate import detect
-from ghmdet.engine.optim import average_weights, make_optimizer, warmup_cosine
+from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
+from ghmdet.engine.resume import run_arguments, saved_run
 from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.score import Metrics, score
 from ghmdet.engine.stop_signal import StopSignal
@@ -34,8 +37,6 @@ from ghmdet.models import PRESETS, LossConfig, ModelConfig, RetinaNet, load_weig
 LOSSES = ("classification", "bbox_regression")
 LOG_COLUMNS = ("step", "epoch", "lr", "loss", *LOSSES, "grad_norm")
 METRIC_COLUMNS = ("step", "epoch", "seconds", "AP", "AP50", "AP75", "APs", "APm", "APl")
-MAY_CHANGE = {"workers", "checkpoint_minutes", "tensorboard", "patience", "val_every"}
-"""Settings that a resumed run may change, since the weights do not depend on them."""
 
 
 class NonFiniteLoss(GhmdetError):
@@ -51,6 +52,7 @@ class Place:
     step: int = 0
     best_AP: float = -1.0
     best_epoch: int = 0
+    validated_epoch: int = 0
     seconds: float = 0.0
 
 
@@ -90,6 +92,10 @@ class Trainer:
     ) -> None:
         self.config, self.out = config, out
         model_config = _model_config(config)
+        if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
+            raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
+        if out.exists() and not out.is_dir():
+            raise GhmdetError(f"--out {out} is a file: give a folder")
         loss_config = LossConfig(
             cls_loss=config.cls_loss,
             box_loss=config.box_loss,
@@ -97,8 +103,8 @@ class Trainer:
             box_weight=config.box_weight,
             accumulation_steps=config.accumulate,
         )
-        self.arguments = {"data": str(data), "out": str(out)} | asdict(config)
-        state = _saved_run(out, self.arguments, resume)
+        self.arguments = run_arguments(data, out, config)
+        state = saved_run(out, self.arguments, resume)
 
         if config.tensorboard and find_spec("tensorboard") is None:
             raise GhmdetError(
@@ -124,8 +130,22 @@ class Trainer:
                 f"{data}: training and validation would both be '{self.train_data.split}': give the folder that holds"
                 " both parts, or another --val-split"
             )
+        for part in (self.train_data, self.val_data):
+            require_images(part)
+        self.content = {
+            "classes": list(self.train_data.classes),
+            "pictures": len(self.train_data.records),
+            "boxes": len(self.train_data.records.boxes),
+        }
+        if state and state["content"] != self.content:
+            raise GhmdetError(
+                f"cannot resume {out} on other data: it was trained on {state['content']}, {data} has {self.content}"
+            )
         self.say(self.train_data.describe())
         self.say(self.val_data.describe())
+        gpu_workers = min(8, (os.cpu_count() or 1) // self.accelerator.num_processes)
+        default = gpu_workers if self.device.type == "cuda" else 0
+        self.workers = default if config.workers is None else config.workers
         self.loader = self._make_loader(model_config)
         self.steps_per_epoch = len(self.loader) // config.accumulate
         if not self.steps_per_epoch:
@@ -148,8 +168,7 @@ class Trainer:
         self.schedule = warmup_cosine(
             self.optimizer, steps=config.epochs * self.steps_per_epoch, warmup=config.warmup
         )
-        self.average = average_weights(self.model, config.ema)
-        self.detector = cast(RetinaNet, self.average.module)
+        self.average = WeightAverage(self.model, config.ema)
         self.place = Place()
         if state:
             self._restore(state)
@@ -166,16 +185,22 @@ class Trainer:
             self.accelerator.init_trackers("tensorboard")
         self.unread: list[tuple[dict[str, float], Tensor, list[int]]] = []
         self.started = time.monotonic() - self.place.seconds
+        self.saved = time.monotonic()
+        # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
+        self.look_every = 1 if self.device.type == "cpu" else 20
 
     def run(self) -> Place:
         """Train to the last epoch, or until the AP has not risen for `patience` epochs."""
         config, place = self.config, self.place
-        # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
-        look_every = 1 if self.device.type == "cpu" else 20
-        saved = time.monotonic()
         with StopSignal() as stop, self._progress() as progress:
             bar = progress.add_task("", total=config.epochs * self.steps_per_epoch, completed=place.step)
-            while place.epoch < config.epochs:
+            while True:
+                if self._validation_due():
+                    progress.update(bar, description="validating")
+                    self._validate()
+                    self._save_last()
+                if place.epoch == config.epochs or self._gave_up():
+                    break
                 self.parallel.train()
                 self.loader.set_epoch(place.epoch, start_batch=place.batch)
                 for images, targets in self.loader:
@@ -183,35 +208,43 @@ class Trainer:
                         break  # the batches that do not fill a step
                     if place.epoch == place.batch == 0 and self.main:
                         draw_batch(self.out / "batch.jpg", images, targets, self.train_data.classes)
-                    if not self._step(images, targets):
-                        continue
-                    progress.update(bar, advance=1, description=f"epoch {place.epoch + 1}/{config.epochs}")
-                    if len(self.unread) >= look_every:
-                        due = time.monotonic() - saved > 60 * config.checkpoint_minutes
-                        due, stopping = self._read_losses(due, stop.asked)
-                        if due or stopping:
-                            self._save_last()
-                            saved = time.monotonic()
-                        if stopping:
-                            raise KeyboardInterrupt(
-                                f"stopped at epoch {place.epoch + 1}, step {place.step}; the same command with"
-                                " --resume continues"
-                            )
+                    if self._step(images, targets):
+                        progress.update(
+                            bar, advance=1, description=f"epoch {place.epoch + 1}/{config.epochs}"
+                        )
+                        if len(self.unread) >= self.look_every:
+                            self._look(stop)
                 place.epoch, place.batch = place.epoch + 1, 0
-                self._read_losses()
-                last = place.epoch == config.epochs
-                if last or place.epoch % config.validate_every == 0:
-                    progress.update(bar, description="validating")
-                    self._validate()
+                self._look(stop)
                 self._save_last()
-                saved = time.monotonic()
-                if config.patience and place.epoch - place.best_epoch >= config.patience:
-                    self.say(f"stopping early: no better AP than epoch {place.best_epoch}'s")
-                    break
         if config.tensorboard:
             self.accelerator.end_training()
         self.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {self.out / 'best.pt'}")
         return place
+
+    def _validation_due(self) -> bool:
+        epoch, place = self.place.epoch, self.place
+        on_turn = epoch == self.config.epochs or epoch % self.config.validate_every == 0
+        return on_turn and place.batch == 0 and epoch > place.validated_epoch
+
+    def _gave_up(self) -> bool:
+        stale = self.place.validated_epoch - self.place.best_epoch
+        if not self.config.patience or stale < self.config.patience:
+            return False
+        self.say(f"stopping early: no better AP than epoch {self.place.best_epoch}'s")
+        return True
+
+    def _look(self, stop: StopSignal) -> None:
+        """Read the losses; save where it is time, and stop where a signal asked for it."""
+        due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
+        due, stopping = self._read_losses(due, stop.asked)
+        if due or stopping:
+            self._save_last()
+        if stopping:
+            raise KeyboardInterrupt(
+                f"stopped in epoch {self.place.epoch + 1} after step {self.place.step}; the same command with --resume"
+                " continues"
+            )
 
     def _step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> bool:
         """Forward and backward of one batch; whether it completed an optimizer step."""
@@ -235,7 +268,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.schedule.step()
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
             place.step += 1
         values = torch.stack([loss, *(losses[name] for name in LOSSES), norm]).detach().float()
         ids = [int(target["image_id"]) for target in targets]
@@ -255,22 +288,26 @@ class Trainer:
         Raises:
             NonFiniteLoss: naming the pictures of the first batch whose loss or gradient is not finite.
         """
-        if not self.unread:
-            return list(wishes)
-        mine = torch.stack([values for _, values, _ in self.unread])
-        wished = mine.new_zeros(1, mine.shape[1])
-        wished[0, : len(wishes)] = torch.tensor(wishes)
-        everyone = self.accelerator.reduce(torch.cat([mine, wished]), "mean").cpu()
+        wished = torch.zeros(len(LOSSES) + 2, device=self.accelerator.device)
+        wished[: len(wishes)] = torch.tensor(wishes)
+        mine = torch.stack([*(values for _, values, _ in self.unread), wished])
+        everyone = self.accelerator.reduce(mine, "mean").cpu()
         everyone, wished = everyone[:-1], everyone[-1]
         # fp16's loss scaling skips steps whose gradient overflows; that is no divergence.
         watched = everyone[:, :3] if self.device.precision == "fp16" else everyone
         bad = (~watched.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             row, _, ids = self.unread[bad[0]]
+            last = self.out / "last.pt"
+            mend = (
+                f"start again from the last good checkpoint, --weights {last}"
+                if last.exists()
+                else "start again"
+            )
             raise NonFiniteLoss(
                 f"the loss is not finite at step {row['step']} ({_named(everyone[bad[0]])}); pictures of the batch:"
-                f" {', '.join(self._file_names(gather_object(ids)))}. Look at them with `ghmdet data check`, or"
-                f" lower --lr; {self.out / 'last.pt'} is the last good checkpoint"
+                f" {', '.join(self._file_names(gather_object(ids)))}: look at them with `ghmdet data check`, or {mend}"
+                " with a lower --lr and another --out"
             )
         if self.main:
             for step in dict.fromkeys(row["step"] for row, _, _ in self.unread):
@@ -288,12 +325,16 @@ class Trainer:
     def _validate(self) -> None:
         """Score the averaged weights; keep them as `best.pt` if their AP is the best so far."""
         place, accelerator = self.place, self.accelerator
+        # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
+        for buffer in self.average.model.buffers():
+            broadcast(buffer)
         results = gather_object(
             detect(
-                self.detector,
+                self.average.model,
                 self.val_data,
                 device=self.device,
-                batch_size=max(1, self.config.batch_size // accelerator.num_processes),
+                batch_size=self.config.batch_size,
+                workers=self.workers,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
             )
@@ -301,12 +342,12 @@ class Trainer:
         metrics: Metrics = broadcast_object_list(
             [score(self.val_data.to_coco(), results) if self.main else None]
         )[0]
-        place.seconds = time.monotonic() - self.started
+        place.seconds, place.validated_epoch = time.monotonic() - self.started, place.epoch
         if (metrics.AP or 0.0) > place.best_AP:
             place.best_AP, place.best_epoch = metrics.AP or 0.0, place.epoch
             if self.main:
                 save_checkpoint(self.out / "best.pt", self._detector_state())
-                write_json(self.out / "metrics.json", metrics.to_dict())
+                metrics.save_json(self.out / "metrics.json")
         row = {"step": place.step, "epoch": place.epoch, "seconds": round(place.seconds, 1)}
         row |= {name: metrics.to_dict()[name] for name in METRIC_COLUMNS[3:]}
         if self.main:
@@ -322,7 +363,7 @@ class Trainer:
         )
 
     def _detector_state(self) -> dict[str, Any]:
-        return model_state(self.detector) | {"category_ids": list(self.train_data.category_ids)}
+        return model_state(self.average.model) | {"category_ids": list(self.train_data.category_ids)}
 
     def _save_last(self) -> None:
         self._read_losses()
@@ -330,6 +371,7 @@ class Trainer:
         if self.main:
             training = {
                 "arguments": self.arguments,
+                "content": self.content,
                 "place": asdict(self.place),
                 "model": self.model.state_dict(),
                 "average": self.average.state_dict(),
@@ -339,6 +381,7 @@ class Trainer:
                 "rng": torch.get_rng_state(),
             }
             save_checkpoint(self.out / "last.pt", self._detector_state() | {"training": training})
+        self.saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.place = Place(**state["place"])
@@ -359,15 +402,12 @@ class Trainer:
         dataset = DetectionDataset(
             self.train_data, train_transforms(model.min_size, model.max_size, config.augment)
         )
-        workers = config.workers
-        if workers is None:
-            workers = 8 if self.device.type == "cuda" else 0
         return make_loader(
             dataset,
             batch_size=config.batch_size,
             shuffle=True,
             seed=config.seed,
-            workers=workers,
+            workers=self.workers,
             rank=self.accelerator.process_index,
             world_size=world,
             drop_last=len(dataset) >= config.batch_size,
@@ -375,7 +415,7 @@ class Trainer:
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Progress(*columns, transient=True, disable=not self.main)
+        return Progress(*columns, transient=True, disable=not self.main or not sys.stdout.isatty())
 
     def _file_names(self, ids: list[int]) -> list[str]:
         paths = {record.image_id: record.path for record in self.train_data.records}
@@ -393,33 +433,6 @@ def _model_config(config: TrainConfig) -> ModelConfig:
         return preset
     short = round(config.size * preset.min_size / preset.max_size)
     return dataclasses.replace(preset, min_size=short, max_size=config.size)
-
-
-def _saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """What `last.pt` says of the run in `out`, None for a new one; refuses to mix two runs."""
-    last = out / "last.pt"
-    if not resume:
-        if last.exists() or (out / "run.json").exists():
-            raise GhmdetError(
-                f"{out} holds a run already: add --resume to continue it, or give another --out"
-            )
-        return None
-    if not last.exists():
-        return None
-    training: dict[str, Any] | None = load_checkpoint(last).get("training")
-    if training is None:
-        raise GhmdetError(
-            f"{last}: a detector without its training state cannot be resumed; start it by --weights"
-        )
-    saved = training["arguments"]
-    changed = [
-        f"{name} {arguments[name]} (the run has {saved.get(name)})"
-        for name in arguments
-        if name not in MAY_CHANGE | {"data", "out"} and arguments[name] != saved.get(name)
-    ]
-    if changed:
-        raise GhmdetError(f"cannot resume {out} with other settings: {'; '.join(changed)}")
-    return training
 
 
 def _named(values: Tensor) -> str:

@@ -52,7 +52,8 @@ class DetectionLoss(nn.Module):
 
     With P the positives of all ranks over the number of ranks (so that averaging the ranks' gradients gives what one
     process has on the joined batch): `ce`, `ohem`, `focal`, `giou`, `smooth-l1` and `asl1` are sums / P. The GHM losses
-    bring their own denominators. `ghm-c` is the guarded form, `ghm-c-published` the article's.
+    bring their own denominators. `ghm-c` is the guarded form, `ghm-c-published` the article's. `ohem` alone chooses its
+    examples rank by rank, so that its ranks do not add up to one process.
     """
 
     def __init__(self, config: LossConfig, num_classes: int) -> None:
