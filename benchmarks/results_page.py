@@ -1,4 +1,7 @@
-"""Draw docs/results.md from the measured rows in results/: python benchmarks/results_page.py."""
+"""Draw docs/results.md from the measured rows in results/.
+
+python benchmarks/results_page.py
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,17 @@ PAGE = HERE.parent / "docs" / "results.md"
 
 HEAD = """# Measured results
 
-This page is drawn from `benchmarks/results/real_data.jsonl` by `python benchmarks/results_page.py`; nothing in it is
+This page is drawn from the rows in `benchmarks/results/` by `python benchmarks/results_page.py`; nothing in it is
 typed by hand. Each row is one run of `python benchmarks/real_data.py DATA_ROOT NAME --seed N`, which trains, then
 scores the best checkpoint. The checkpoint, and all settings, are chosen on *val*; *test* is only reported. One seed is
 one draw: differences of one or two points of AP between single runs mean nothing.
 
 Data: `bccd` is the blood-cell set BCCD (MIT; 205 training pictures, classes 11 : 1 : 1), `cards` are photographs of
 playing cards (Apache-2.0; 296 training pictures, six classes).
+"""
+
+TWO_RANKS = """`python benchmarks/two_ranks.py DATA` trains with `torchrun --nproc-per-node 2` and with one process at
+the same global batch, and compares the losses step by step.
 """
 
 
@@ -44,6 +51,14 @@ def main() -> None:
     for row in rows:
         lines.append(
             f"- {row['run']}, seed {row['seed']}: `{row['command']}`; {row['machine']}; {row['date']}"
+        )
+    lines += ["\n## Two processes against one\n", TWO_RANKS]
+    for line in (HERE / "results" / "two_ranks.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        lines.append(
+            f"- `{row['command']}`, {row['date']}: over {row['steps']} steps (loss {row['first_loss']:.3f} to"
+            f" {row['last_loss']:.3f}) the largest relative difference was {row['largest_relative_difference']:.1e},"
+            f" at step {row['at_step']}"
         )
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE)
