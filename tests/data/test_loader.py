@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from ghmdet.data import (
     DetectionData,
     DetectionDataset,
     Draw,
+    EpochBatches,
     eval_transforms,
     make_loader,
     read_data,
@@ -255,3 +257,14 @@ def test_mosaic_keeps_every_box_on_its_picture(tmp_path: Path) -> None:
         missed = (coloured & ~covered).float().mean()
         assert missed < 0.01  # slivers under a pixel are dropped
     assert seen > 80
+
+
+def test_shuffled_batches_hold_one_orientation_and_lose_no_picture() -> None:
+    tall = np.arange(103) % 3 == 0  # 35 tall, 68 wide
+    batches = EpochBatches(tall, 8, shuffle=True, seed=0, drop_last=False, rank=0, world_size=1)
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        drawn = [[draw.index for draw in batch] for batch in batches]
+        assert sorted(chain.from_iterable(drawn)) == list(range(103))
+        assert len(drawn) == len(batches) == 13
+        assert all(len({bool(tall[index]) for index in batch}) == 1 for batch in drawn[:-2])

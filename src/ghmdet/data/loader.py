@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,13 +24,15 @@ Batch = tuple[list[Tensor], list[Target]]
 class EpochBatches(Sampler[list[Draw]]):
     """The batches of one epoch after another: lists of `Draw`, this rank's share of each global batch.
 
-    set_epoch chooses the epoch; `start_batch` batches of it are left out (to resume) until the next set_epoch. Rank r
-    of R takes the r-th contiguous part of every global batch, so that R ranks together see what one process would.
+    tall: for each picture, whether it is taller than wide; shuffled batches hold one orientation as far as they go,
+    since a batch is padded to its tallest and its widest picture. set_epoch chooses the epoch; `start_batch` batches of
+    it are left out (to resume) until the next set_epoch. Rank r of R takes the r-th contiguous part of every global
+    batch, so that R ranks together see what one process would.
     """
 
     def __init__(
         self,
-        length: int,
+        tall: NDArray[np.bool_],
         batch_size: int,
         *,
         shuffle: bool,
@@ -38,7 +41,8 @@ class EpochBatches(Sampler[list[Draw]]):
         rank: int,
         world_size: int,
     ) -> None:
-        self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
+        self.tall, self.length = tall, len(tall)
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.drop_last, self.rank, self.world_size = drop_last, rank, world_size
         self.epoch = 0
         self.start_batch = 0
@@ -59,11 +63,23 @@ class EpochBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         order = np.arange(self.length)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+            order = self._grouped(np.random.default_rng([self.seed, self.epoch]).permutation(self.length))
         for batch in range(self.start_batch, self.batches_per_epoch):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, end = (len(indices) * r // self.world_size for r in (self.rank, self.rank + 1))
             yield [Draw(int(i), self._seed_of(int(i))) for i in indices[start:end]]
+
+    def _grouped(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The order with tall and wide pictures each gathered into whole batches; what is left of both comes last."""
+        grouped: list[int] = []
+        waiting: tuple[list[int], list[int]] = ([], [])
+        for index in order.tolist():
+            group = waiting[int(self.tall[index])]
+            group.append(index)
+            if len(group) == self.batch_size:
+                grouped += group
+                group.clear()
+        return np.array(grouped + waiting[0] + waiting[1], dtype=np.int64)
 
     def _seed_of(self, index: int) -> int:
         state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1, np.uint64)
@@ -143,8 +159,9 @@ def make_loader(
             f"batches of {batch_size} and a last one of {last} cannot be shared by {world_size} processes: "
             "choose another batch size, or drop the last batch"
         )
+    sizes = dataset.data.records.sizes
     batches = EpochBatches(
-        len(dataset),
+        sizes[:, 1] > sizes[:, 0],
         batch_size,
         shuffle=shuffle,
         seed=seed,
