@@ -42,7 +42,7 @@ class TrainConfig:
     """Batches whose gradients are averaged into one optimizer step."""
     lr: float = 2e-3
     """Peak learning rate of neck and heads (AdamW)."""
-    backbone_lr: float = 0.3
+    backbone_lr: float = 0.1
     """Learning rate of the backbone as a share of `lr`; a backbone trained from scratch always takes 1."""
     weight_decay: float = 0.02
     """AdamW's weight decay; none on biases and norms."""
