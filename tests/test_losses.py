@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO
 from torch import nn
 
 from ghmdet import GHMC, GHMR, functional
+from measured_data import REPO
 
 MODULES = {
     "GHMC": lambda **k: GHMC(**k),
