@@ -164,18 +164,28 @@ def test_weights_scale_the_losses_and_have_defaults():
     ("cls_loss", "box_loss"),
     [(name, "giou") for name in CLS_LOSSES] + [("ce", name) for name in BOX_LOSSES if name != "giou"],
 )
-def test_every_loss_falls_in_a_few_steps(cls_loss, box_loss, batch):
+def test_every_loss_teaches_in_a_few_steps(cls_loss, box_loss, batch):
+    # Boxes are judged by smooth L1: GHM-R is normalised by its own density, and its value need not fall.
     images, targets = batch
     model = RetinaNet(
         dataclasses.replace(TINY, prior=0.1), ["bright", "dark"], LossConfig(cls_loss, box_loss)
     ).train()
+    trained_by, judge = model.loss, DetectionLoss(LossConfig("ce", "smooth-l1"), 2)
+
+    @torch.no_grad()
+    def losses_now():
+        own = model(images, targets)
+        model.loss = judge
+        plain = model(images, targets)
+        model.loss = trained_by
+        return {"classification": own["classification"], "boxes": plain["bbox_regression"]}
+
+    before = losses_now()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    history = []
-    for _ in range(12):
-        losses = model(images, targets)
+    for _ in range(16):
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        sum(model(images, targets).values()).backward()
         optimizer.step()
-        history.append({name: value.item() for name, value in losses.items()})
-    for name in history[0]:
-        assert min(step[name] for step in history[-3:]) < 0.85 * history[0][name], name
+    after = losses_now()
+    for name, value in before.items():
+        assert after[name] < 0.85 * value, name
