@@ -26,6 +26,7 @@ from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
 from ghmdet.engine.evaluate import detect
+from ghmdet.engine.memory import keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
 from ghmdet.engine.resume import run_arguments, saved_run
 from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
@@ -81,7 +82,13 @@ def train(
         NonFiniteLoss: training diverged; `last.pt` and `best.pt` are those of before.
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
-    return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say).run()
+    group_of_ours = not torch.distributed.is_initialized()
+    try:
+        return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say).run()
+    finally:
+        # A process that exits with its group's threads alive may abort.
+        if group_of_ours and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 class Trainer:
@@ -111,6 +118,8 @@ class Trainer:
                 "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
             )
         self.device = choose_device(config.device, config.precision)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         # accelerate remembers the first precision and device of a process; the next run may have others.
         AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
         self.accelerator = Accelerator(

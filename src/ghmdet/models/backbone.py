@@ -8,6 +8,7 @@ import timm
 from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
+from ghmdet.models.depthwise import use_depthwise
 
 
 class Backbone(nn.Module):
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
             raise GhmdetError(
                 f"backbone '{name}' has features at strides {strides}; the pyramid needs 8, 16 and 32"
             )
+        use_depthwise(body)
         self.body: nn.Module = body
         self.levels = [strides.index(stride) for stride in (8, 16, 32)]
         self.channels: list[int] = [channels[level] for level in self.levels]
