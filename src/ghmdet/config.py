@@ -25,7 +25,7 @@ class TrainConfig:
     """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
     proportion."""
     cls_loss: str = "ghm-c"
-    """Class loss: ce, ohem, focal, ghm-c or ghm-c-published."""
+    """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
     box_loss: str = "giou"
     """Box loss: smooth-l1, asl1, giou or ghm-r."""
     cls_weight: float | None = None

@@ -342,3 +342,13 @@ def test_a_label_above_the_background_is_forgiven_where_it_is_masked():
     valid = torch.tensor([True, False])
     logits = torch.zeros(2, 3)
     assert ghm.ghm_c_loss(logits, labels, valid=valid) == ghm.ghm_c_loss(logits[:1], labels[:1])
+
+
+def test_ohem_for_each_class_is_ohem_of_each_class():
+    logits, targets = example(60, 4)
+    targets[:, 2] = 0  # a class without positives
+    together = ghm.ohem_loss(logits, targets, per_class=True, reduction="none")
+    alone = [ghm.ohem_loss(logits[:, c], targets[:, c], reduction="none") for c in range(4)]
+    torch.testing.assert_close(together, torch.stack(alone, 1))
+    with pytest.raises(ValueError, match="per_class"):
+        ghm.ohem_loss(logits[:, 0], targets[:, 0], per_class=True)

@@ -127,6 +127,32 @@ def test_the_average_of_two_ranks_is_one_process_on_the_joined_batch(monkeypatch
         torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, value)
 
 
+@pytest.mark.parametrize("name", ["ce", "ohem", "focal"])
+def test_a_loss_for_each_class_is_the_mean_of_each_class_alone(name):
+    *_, wanted, logits, deltas = scene((6, 3))
+    loss = compute(f"{name}-per-class", "giou", logits, deltas, wanted)["classification"]
+    alone = []
+    for c in range(K):
+        labels = wanted.labels.where(wanted.labels < 0, (wanted.labels != c).long())
+        one = DetectionLoss(LossConfig(name, "giou", cls_weight=1, box_weight=1), 1)
+        value = one(logits[..., c : c + 1], deltas, labels, wanted.boxes, ANCHORS)
+        alone.append(value["classification"])
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+
+
+def test_positives_of_each_class_are_a_moving_average():
+    loss = DetectionLoss(LossConfig("ce-per-class", cls_weight=1), K)
+    totals = []
+    for counts in ((6, 3), (0, 0)):
+        *_, wanted, logits, deltas = scene(counts)
+        got = loss(logits, deltas, wanted.labels, wanted.boxes, ANCHORS)["classification"]
+        totals.append(torch.stack([(wanted.labels == c).sum() for c in range(K)]).float())
+    plain = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction="none")
+    plain = (plain * (wanted.labels >= 0)[..., None]).sum((0, 1))
+    average = (0.75 * totals[0] + totals[1]) / 1.75
+    torch.testing.assert_close(got, (plain / average.clamp(min=1)).mean())
+
+
 def test_losses_are_float32_under_autocast():
     *_, wanted, logits, deltas = scene()
     expected = compute("ghm-c", "ghm-r", logits.bfloat16(), deltas.bfloat16(), wanted)

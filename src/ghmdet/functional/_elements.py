@@ -141,3 +141,15 @@ def _masked(inputs: Tensor, targets: Tensor, valid: Tensor, weight: Tensor | Non
     return Elements(
         torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid, weight
     )
+
+
+def populations(tensor: Tensor, per_class: bool) -> Tensor:
+    """The elements of each population as a row: [C, N] with one for each class (dimension 1), or [1, N]."""
+    return tensor.movedim(1, 0).reshape(tensor.shape[1], -1) if per_class else tensor.reshape(1, -1)
+
+
+def from_populations(rows: Tensor, like: Tensor, per_class: bool) -> Tensor:
+    """The inverse of `populations`, in the shape of `like`."""
+    if per_class:
+        return rows.view(like.shape[1], like.shape[0], *like.shape[2:]).movedim(0, 1)
+    return rows.view(like.shape)

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.functional._elements import class_elements, value_range, values_can_be_read
+from ghmdet.functional._elements import (
+    class_elements,
+    from_populations,
+    populations,
+    value_range,
+    values_can_be_read,
+)
 
 METHODS = ("unit-region", "exact")
 NORMALIZE = ("occupied", "all", "none")
@@ -71,7 +77,7 @@ def gradient_density(
     norm, _, mask = _norm_elements(gradient_norm, None, valid)
     with torch.no_grad():
         if method == "exact":
-            count, length = _window_counts(_rows(norm, False), _rows(mask, False), epsilon)
+            count, length = _window_counts(populations(norm, False), populations(mask, False), epsilon)
             density = (count / length).view(norm.shape).to(norm.dtype)
         else:
             bins = round(1 / epsilon)
@@ -136,15 +142,13 @@ def weights(
     counts = count_regions(index, targets, bins, num_classes, norm.dtype)
     if method == "unit-region":
         return look_up(region_weights(counts, counts.occupied, normalize, min_count), index)
-    rows, mask = _rows(norm, per_class), _rows(valid, per_class)
+    rows, mask = populations(norm, per_class), populations(valid, per_class)
     count, length = _window_counts(rows, mask, 1 / bins)
     occupied = torch.where(mask, length / count, 0.0).sum(1) * bins
     floored = torch.maximum(count, _floor(counts, min_count).unsqueeze(1))
     scale = counts.examples.mean() / _divisor(occupied, bins, normalize)
     beta = torch.where(mask, scale.unsqueeze(1) * length * bins / floored, 0.0).to(norm.dtype)
-    if per_class:
-        return beta.view(norm.shape[1], norm.shape[0], *norm.shape[2:]).movedim(0, 1)
-    return beta.view(norm.shape)
+    return from_populations(beta, norm, per_class)
 
 
 def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Tensor:
@@ -238,11 +242,6 @@ def _norm_elements(
     if values_can_be_read(norm) and not bool(((norm >= 0) & (norm <= 1)).all()):
         raise GhmdetError(f"gradient norms lie in 0..1, found {value_range(norm)}")
     return norm, None if targets is None else dense, mask
-
-
-def _rows(tensor: Tensor, per_class: bool) -> Tensor:
-    """The elements of each population as a row: [C, N]."""
-    return tensor.movedim(1, 0).reshape(tensor.shape[1], -1) if per_class else tensor.reshape(1, -1)
 
 
 def _window_counts(norm: Tensor, valid: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

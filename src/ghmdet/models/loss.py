@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,32 @@ from torchvision.ops import generalized_box_iou_loss
 from ghmdet import functional
 from ghmdet.distributed import sum_over_ranks, world_size
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.functional.density import RegionCounts
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
+from ghmdet.spectrum import GradientSpectrum
 
 # Names, and the weight with which one learning rate suits each loss (docs/models.md).
-CLS_LOSSES: dict[str, float] = {"ce": 0.1, "ohem": 0.1, "focal": 0.2, "ghm-c": 0.1, "ghm-c-published": 0.3}
+CLS_LOSSES: dict[str, float] = {
+    "ce": 0.1,
+    "ohem": 0.1,
+    "focal": 0.2,
+    "ghm-c": 0.1,
+    "ghm-c-joint": 0.1,
+    "ghm-c-published": 0.3,
+    "ce-per-class": 0.1,
+    "ohem-per-class": 0.1,
+    "focal-per-class": 0.2,
+}
 BOX_LOSSES: dict[str, float] = {"giou": 2.0, "smooth-l1": 1.0, "asl1": 1.0, "ghm-r": 10.0}
 
 _CLASS_SUMS: dict[str, Callable[..., Tensor]] = {
     "ce": functional.binary_cross_entropy,
     "ohem": functional.ohem_loss,
     "focal": functional.sigmoid_focal_loss,
+    "ce-per-class": functional.binary_cross_entropy,
+    "ohem-per-class": partial(functional.ohem_loss, per_class=True),
+    "focal-per-class": functional.sigmoid_focal_loss,
 }
 
 
@@ -52,8 +68,11 @@ class DetectionLoss(nn.Module):
 
     With P the positives of all ranks over the number of ranks (so that averaging the ranks' gradients gives what one
     process has on the joined batch): `ce`, `ohem`, `focal`, `giou`, `smooth-l1` and `asl1` are sums / P. The GHM losses
-    bring their own denominators. `ghm-c` is the guarded form, `ghm-c-published` the article's. `ohem` alone chooses its
-    examples rank by rank, so that its ranks do not add up to one process.
+    bring their own denominators. `ghm-c` is the guarded form with a density for each class, `ghm-c-joint` the guarded
+    form with one density, `ghm-c-published` the article's. `ce-per-class`, `ohem-per-class` and `focal-per-class` have
+    for each class the sum over its own positives, averaged over the classes: what `ghm-c` is without harmonizing; like
+    its counts, these positives are a moving average. OHEM chooses its examples rank by rank, so that its ranks do not
+    add up to one process.
     """
 
     def __init__(self, config: LossConfig, num_classes: int) -> None:
@@ -63,8 +82,16 @@ class DetectionLoss(nn.Module):
         self.box_weight = BOX_LOSSES[config.box_loss] if config.box_weight is None else config.box_weight
         if config.cls_loss == "ghm-c":
             self.ghm_c = GHMC.guarded(num_classes, accumulation_steps=config.accumulation_steps)
+        elif config.cls_loss == "ghm-c-joint":
+            self.ghm_c = GHMC(
+                normalize="none", min_count="positives", accumulation_steps=config.accumulation_steps
+            )
         elif config.cls_loss == "ghm-c-published":
             self.ghm_c = GHMC.published(accumulation_steps=config.accumulation_steps)
+        elif config.cls_loss.endswith("-per-class"):
+            self.counts = GradientSpectrum(
+                1, momentum=0.75, num_classes=num_classes, accumulation_steps=config.accumulation_steps
+            )
         if config.box_loss == "ghm-r":
             self.ghm_r = GHMR(accumulation_steps=config.accumulation_steps)
 
@@ -96,10 +123,26 @@ class DetectionLoss(nn.Module):
 
     def _classification(self, logits: Tensor, labels: Tensor, positives: Tensor) -> Tensor:
         name = self.config.cls_loss
+        if name.endswith("-per-class"):
+            sums = _CLASS_SUMS[name](logits, labels, reduction="none").sum(0)
+            return (sums / self._class_positives(labels)).mean()
         if name in _CLASS_SUMS:
             return _CLASS_SUMS[name](logits, labels, reduction="sum") / positives
         loss: Tensor = self.ghm_c(logits, labels)
         return loss
+
+    def _class_positives(self, labels: Tensor) -> Tensor:
+        """The positives of each class, [K], over the ranks as in `forward`; a moving average in training."""
+        spectrum = self.counts
+        table = spectrum.total.new_zeros(spectrum.num_classes + 1, spectrum.bins + 2)
+        background = spectrum.num_classes
+        places = torch.where(labels < 0, background, labels)
+        table[:, -1].index_add_(0, places, table.new_ones(()).expand(len(places)))
+        table = table[:background]
+        ranks = 1
+        if spectrum.moves:
+            table, ranks = sum_over_ranks(table), world_size()
+        return (spectrum.update(RegionCounts(table)).positives / ranks).clamp(min=1)
 
     def _regression(
         self, deltas: Tensor, boxes: Tensor, anchors: Tensor, positive: Tensor, positives: Tensor
