@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ghmdet.config import TrainConfig
-from ghmdet.data import DetectionDataset, eval_transforms, make_loader
+from ghmdet.data import DetectionData
+from ghmdet.engine.predict import to_tensor
 from ghmdet.engine.train import Trainer
 from ghmdet.models import RetinaNet
 
@@ -34,13 +35,14 @@ PICTURES = 64
 
 
 @torch.no_grad()
-def scores_and_targets(model: RetinaNet, loader: Any) -> tuple[Tensor, Tensor]:
-    """p and whether it should be 1, of every anchor and class that counts: two tensors [n]."""
+def scores_and_targets(model: RetinaNet, data: DetectionData) -> tuple[Tensor, Tensor]:
+    """p and whether it should be 1, of every anchor and class that counts in the first pictures: two tensors [n]."""
     scores, wanted = [], []
-    for images, targets in loader:
-        batch = model.preprocess(images)
+    for record in data.records[:PICTURES]:
+        target = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}
+        batch = model.preprocess([to_tensor(record.path)])
         logits = model.forward_raw(batch.images)[0].float()
-        labels = model.assign(targets, batch).labels
+        labels = model.assign([target], batch).labels
         positive = torch.arange(logits.shape[-1]) == labels[..., None]
         kept = labels >= 0
         scores.append(logits.sigmoid()[kept].flatten())
@@ -55,12 +57,7 @@ class Watched(Trainer):
         super()._validate()
         model = self.average.model
         was_training = model.training
-        dataset = DetectionDataset(
-            self.train_data, eval_transforms(model.config.min_size, model.config.max_size)
-        )
-        dataset = torch.utils.data.Subset(dataset, range(min(PICTURES, len(dataset))))
-        loader = make_loader(dataset, batch_size=16, shuffle=False, workers=0)
-        p, positive = scores_and_targets(model.eval(), loader)
+        p, positive = scores_and_targets(model.eval(), self.train_data)
         model.train(was_training)
         place = (p * FINE).long().clamp(max=FINE - 1)
         row = {
