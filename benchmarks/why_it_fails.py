@@ -84,7 +84,7 @@ def stationary(row: dict[str, Any], form: str) -> tuple[np.ndarray, np.ndarray, 
     """For each fine region of the score with 20 positives and background: logit p, what the formula gives, examples."""
     examples, positives = np.array(row["examples"], float), np.array(row["positives"], float)
     p = (np.arange(FINE) + 0.5) / FINE
-    region = np.repeat(regions_of_g(row).astype(float), FINE // 30)
+    region = np.repeat(np.maximum(regions_of_g(row), 1.0), FINE // 30)
     if form == "guarded":
         region = np.maximum(region, positives.sum())
     elif form == "ce":
