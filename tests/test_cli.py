@@ -36,6 +36,8 @@ def status(*arguments: str) -> int:
         (["train", "x", "--out", "y", "--seed", "-1"], "--seed -1"),
         (["predict", "no.pt", "no.jpg", "--out", "y"], "no.jpg"),
         (["score", "no.json", "no.json"], "no.json"),
+        (["data", "anchors", "no/such/set", "--anchor-ratios", "0.5", "two"], "--anchor-ratios"),
+        (["data", "anchors", "no/such/set", "--anchor-ratios", "0.5", "2"], "no/such/set"),
         (["data", "synth", "x", "--classes", "99"], "classes"),
     ],
 )

@@ -227,6 +227,47 @@ def check(data: Path, /, *, split: str | None = None) -> int:
     return int(has_errors(problems))
 
 
+@data_app.command
+def anchors(
+    data: Path,
+    /,
+    *,
+    split: str = "train",
+    model: str = "nano",
+    size: int | None = None,
+    anchor_base: float | None = None,
+    anchor_ratios: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None,
+) -> None:
+    """Say which boxes no anchor can match, and which anchors would match more.
+
+    Parameters
+    ----------
+    data
+        Folder of the data set, or a COCO annotations file.
+    split
+        Part of the data set to look at.
+    model
+        Preset: nano, r18, r50 or r50_v2.
+    size
+        Longest side of a training picture in pixels; the preset's own by default.
+    anchor_base
+        Side of the smallest anchor in strides of its level; the preset's own by default.
+    anchor_ratios
+        Shapes of the anchors, height over width; the preset's own by default.
+    """
+    from ghmdet.data import read_data
+    from ghmdet.engine.anchor_fit import fit_anchors
+    from ghmdet.engine.progress import counting
+    from ghmdet.models import preset
+
+    config = preset(model, size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)
+    read = read_data(data, split)
+    console.print(read.describe())
+    with counting("pictures", None) as advance:
+        fit = fit_anchors(read, config, progress=advance)
+    console.print(fit.table())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
     try:

@@ -24,6 +24,10 @@ class TrainConfig:
     size: int | None = None
     """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
     proportion."""
+    anchor_base: float | None = None
+    """Side of the smallest anchor in strides of its level; the preset's own by default (see `ghmdet data anchors`)."""
+    anchor_ratios: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None
+    """Shapes of the anchors, height over width; the preset's own by default."""
     cls_loss: str = "ghm-c"
     """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
     box_loss: str = "giou"

@@ -73,6 +73,20 @@ def test_tensorboard_gets_the_columns_of_the_csv(squares: Path, tmp_path: Path) 
     assert logged == pytest.approx([float(row["loss"]) for row in rows(tmp_path / "x" / "log.csv")])
 
 
+def test_anchors_are_chosen_kept_in_the_checkpoint_and_complained_about_where_they_do_not_fit(
+    squares: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    config = replace(TINY, epochs=1, anchor_base=9.0, anchor_ratios=(0.4, 2.5))
+    train(squares, tmp_path / "x", config, say=said.append)
+    kept = load_checkpoint(tmp_path / "x" / "best.pt")["config"]
+    assert (kept["anchor_base"], tuple(kept["anchor_ratios"])) == (9.0, (0.4, 2.5))
+    complaints = [line for line in said if "meet no anchor" in line]
+    assert len(complaints) == 1
+    assert complaints[0].startswith("100% of the boxes")
+    assert f"`ghmdet data anchors {squares} --model nano --size 96 --split train`" in complaints[0]
+
+
 class Interrupted(Trainer):
     """A run that receives a stop signal in the middle of its second epoch."""
 
@@ -189,6 +203,8 @@ def test_accumulation_steps_once_for_several_batches(squares: Path, tmp_path: Pa
         ({"cls_loss": "gmh-c"}, "did you mean 'ghm-c'"),
         ({"box_loss": "giuo"}, "did you mean 'giou'"),
         ({"model": "nanno"}, "did you mean 'nano'"),
+        ({"anchor_base": 0.0}, "anchor base 0.0: give a number above 0"),
+        ({"anchor_ratios": (1.0, 0.0)}, "anchor ratios .*above 0"),
         ({"val_split": "valdation"}, "val"),
         ({"val_split": "train"}, "training and validation would both be 'train'"),
         ({"accumulate": 9}, "fewer than"),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
+from ghmdet.engine.anchor_overlap import anchor_warning
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
@@ -33,7 +34,7 @@ from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.score import Metrics, score
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.models import PRESETS, LossConfig, ModelConfig, RetinaNet, load_weights, model_state
+from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, model_state, preset
 
 LOSSES = ("classification", "bbox_regression")
 LOG_COLUMNS = ("step", "epoch", "lr", "loss", *LOSSES, "grad_norm")
@@ -152,6 +153,9 @@ class Trainer:
             )
         self.say(self.train_data.describe())
         self.say(self.val_data.describe())
+        if unmatched := anchor_warning(self.train_data, model_config):
+            options = f"--model {config.model} --size {model_config.max_size} --split {config.train_split}"
+            self.say(f"{unmatched}: `ghmdet data anchors {data} {options}` says what would fit")
         gpu_workers = min(8, (os.cpu_count() or 1) // self.accelerator.num_processes)
         default = gpu_workers if self.device.type == "cuda" else 0
         self.workers = default if config.workers is None else config.workers
@@ -432,16 +436,16 @@ class Trainer:
 
 
 def _model_config(config: TrainConfig) -> ModelConfig:
-    if config.model not in PRESETS:
-        raise unknown_name("model", config.model, PRESETS)
-    preset = PRESETS[config.model]
+    chosen = preset(
+        config.model,
+        size=config.size,
+        anchor_base=config.anchor_base,
+        anchor_ratios=config.anchor_ratios,
+    )
     if config.weights == "none":
         # Frozen at random values, batch norm would not normalise: from scratch it has to learn.
-        preset = dataclasses.replace(preset, freeze_batch_norm=False)
-    if config.size is None:
-        return preset
-    short = round(config.size * preset.min_size / preset.max_size)
-    return dataclasses.replace(preset, min_size=short, max_size=config.size)
+        return dataclasses.replace(chosen, freeze_batch_norm=False)
+    return chosen
 
 
 def _named(values: Tensor) -> str:

@@ -1,7 +1,7 @@
 """The detector: backbone, pyramid, heads, targets, losses, detections, and where its first weights come from."""
 
 from ghmdet.models.loss import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig
-from ghmdet.models.presets import PRESETS, ModelConfig
+from ghmdet.models.presets import PRESETS, ModelConfig, preset
 from ghmdet.models.retinanet import RetinaNet
 from ghmdet.models.state import model_from_state, model_state
 from ghmdet.models.weights import load_weights, pretrained_available
@@ -17,5 +17,6 @@ __all__ = [
     "load_weights",
     "model_from_state",
     "model_state",
+    "preset",
     "pretrained_available",
 ]

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ghmdet.models.presets import ModelConfig
+
+
+class LevelGrid(NamedTuple):
+    """One level's anchors, unexpanded: every shape of `shapes` stands at every (x, y)."""
+
+    x: Tensor
+    """[columns] pixels, evenly spaced."""
+    y: Tensor
+    """[rows] pixels, evenly spaced."""
+    shapes: Tensor
+    """[S, 4] xyxy pixels around the origin."""
 
 
 @lru_cache(maxsize=32)
@@ -27,14 +39,19 @@ def make_anchors(
     """
     # A tensor made under inference_mode could never be used in training, and this one is kept.
     with torch.inference_mode(False), torch.no_grad():
-        levels = [
-            _level(config, sizes, stride, height, width)
-            for sizes, stride in zip(config.level_sizes, config.strides, strict=True)
-        ]
+        levels = [_expand(level) for level in level_grids(config, height, width)]
         return torch.cat(levels).to(device), tuple(len(level) for level in levels)
 
 
-def _level(config: ModelConfig, sizes: tuple[float, ...], stride: int, height: int, width: int) -> Tensor:
+def level_grids(config: ModelConfig, height: int, width: int) -> list[LevelGrid]:
+    """Where each level's anchors stand in a padded picture of height x width pixels, and their shapes."""
+    return [
+        _grid(config, sizes, stride, height, width)
+        for sizes, stride in zip(config.level_sizes, config.strides, strict=True)
+    ]
+
+
+def _grid(config: ModelConfig, sizes: tuple[float, ...], stride: int, height: int, width: int) -> LevelGrid:
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
     shapes = _shapes(sizes, config.anchor_ratios)
     if config.anchor_rule == "torchvision":
@@ -42,9 +59,13 @@ def _level(config: ModelConfig, sizes: tuple[float, ...], stride: int, height: i
         y, x = torch.arange(rows) * (height // rows), torch.arange(columns) * (width // columns)
     else:
         y, x = (torch.arange(rows) + 0.5) * stride, (torch.arange(columns) + 0.5) * stride
-    grid_y, grid_x = torch.meshgrid(y.float(), x.float(), indexing="ij")
+    return LevelGrid(x.float(), y.float(), shapes)
+
+
+def _expand(level: LevelGrid) -> Tensor:
+    grid_y, grid_x = torch.meshgrid(level.y, level.x, indexing="ij")
     centres = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1)  # [rows, columns, 4]
-    return (centres[:, :, None] + shapes).reshape(-1, 4)
+    return (centres[:, :, None] + level.shapes).reshape(-1, 4)
 
 
 def _shapes(sizes: tuple[float, ...], ratios: tuple[float, ...]) -> Tensor:

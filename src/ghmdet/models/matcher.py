@@ -31,7 +31,7 @@ def match(
     it is below `background_iou`, and between otherwise. The anchors that overlap a box more than any other
     anchor does (ties included) are never without one, so every box that touches an anchor has one.
     """
-    iou = _pairwise_iou(boxes, anchors).masked_fill_(~valid[:, :, None], -1.0)  # [B, M, A]
+    iou = pairwise_iou(boxes, anchors).masked_fill_(~valid[:, :, None], -1.0)  # [B, M, A]
     best_iou, best_box = iou.max(dim=1)  # [B, A]
     matches = best_box.where(best_iou >= positive_iou, BETWEEN).where(best_iou >= background_iou, BACKGROUND)
     most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
@@ -49,8 +49,9 @@ def anchor_targets(
     return AnchorTargets(label, torch.where((matches >= 0)[..., None], matched, anchors))
 
 
-def _pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    # [B, M, 4] and [A, 4] -> [B, M, A]; one coordinate at a time, as [B, M, A, 2] would double the memory
+def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """The IoU of boxes [B, M, 4] (xyxy pixels) with anchors [A, 4]: [B, M, A]."""
+    # one coordinate at a time, as [B, M, A, 2] would double the memory
     x1, y1, x2, y2 = boxes[..., None].unbind(dim=2)  # each [B, M, 1]
     u1, v1, u2, v2 = anchors.unbind(dim=1)  # each [A]
     overlap = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import GhmdetError, unknown_name
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,6 +69,12 @@ class ModelConfig:
     detections_per_image: int = 300
 
     def __post_init__(self) -> None:
+        if not 0 < self.anchor_base < math.inf:
+            raise GhmdetError(f"anchor base {self.anchor_base}: give a number above 0")
+        if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
+            raise GhmdetError(
+                f"anchor ratios {self.anchor_ratios}: give at least one, each height over width and above 0"
+            )
         if self.anchor_sizes is not None and (
             len(self.anchor_sizes) != len(self.strides)
             or len({len(sizes) for sizes in self.anchor_sizes}) != 1
@@ -149,3 +156,33 @@ PRESETS: dict[str, ModelConfig] = {
     "r50_v2": dataclasses.replace(_R50, extra_from="c5", norm_groups=32),
 }
 """`nano` trains on two CPU cores; `r50` is the article's RetinaNet R50-FPN; `r50_v2` is torchvision's second."""
+
+
+def preset(
+    name: str,
+    *,
+    size: int | None = None,
+    anchor_base: float | None = None,
+    anchor_ratios: tuple[float, ...] | None = None,
+) -> ModelConfig:
+    """The preset of this name, with what is given in place of its own.
+
+    size: longest side of a picture in pixels; the short side keeps the preset's proportion. anchor_base: in strides;
+    it also takes the place of anchor sizes in pixels. Raises GhmdetError for an unknown name or a value out of range.
+
+    >>> preset("nano", size=480).min_size
+    360
+    """
+    if name not in PRESETS:
+        raise unknown_name("model", name, PRESETS)
+    config = PRESETS[name]
+    if size is not None:
+        if size < 1:
+            raise GhmdetError(f"size {size}: give a whole number of at least 1")
+        short = max(1, round(size * config.min_size / config.max_size))
+        config = dataclasses.replace(config, min_size=short, max_size=size)
+    if anchor_base is not None:
+        config = dataclasses.replace(config, anchor_base=anchor_base, anchor_sizes=None)
+    if anchor_ratios is not None:
+        config = dataclasses.replace(config, anchor_ratios=anchor_ratios)
+    return config
