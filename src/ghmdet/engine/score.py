@@ -18,6 +18,7 @@ from ghmdet.files import write_atomic
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _LEGEND = (
@@ -109,6 +110,79 @@ def score(
     >>> round(metrics.AP, 3), round(metrics.AP50, 3), metrics.APl
     (0.8, 1.0, None)
     """
+    judged = _judge(annotations, results)
+    judged.evaluation.accumulate()
+    arrays = judged.evaluation.eval
+    assert arrays is not None
+    counts = []
+    for k in range(len(judged.labels)):
+        mine = ~judged.crowd & (judged.gt_class == k)
+        counts.append((len(np.unique(judged.gt_image[mine])), int(mine.sum())))
+    return Metrics(
+        **_summary(arrays["precision"], arrays["recall"]),
+        images=judged.images,
+        boxes=int((~judged.crowd).sum()),
+        detections=judged.detections,
+        per_class=_per_class(arrays["precision"], judged.labels, counts),
+    )
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """One class's detections, best first, and what each is at the ten IoU thresholds .50, .55 … .95.
+
+    image: [n], the place of its image in ascending order of the ids. hit, ignored: [10, n], whether it found a box, and
+    whether it counts neither way (it lies in a crowd). boxes: [images], the boxes to find in each image.
+    """
+
+    image: Ints
+    hit: Flags
+    ignored: Flags
+    boxes: Ints
+
+
+def matches(
+    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
+) -> dict[str, ClassMatches]:
+    """COCO's matching by class name, of any size and the best 100 detections an image; takes and raises as `score`."""
+    judged = _judge(annotations, results)
+    found: list[list[tuple[int, Any]]] = [[] for _ in judged.labels]
+    for entry in judged.evaluation.evalImgs:
+        if entry is not None and entry["aRng"] == judged.evaluation.params.areaRng[_ALL]:
+            found[entry["category_id"] - 1].append((entry["image_id"] - 1, entry))
+    matched = {}
+    for k, label in enumerate(judged.labels):
+        entries = sorted(found[k], key=lambda pair: pair[0])
+        sizes = [len(entry["dtScores"]) for _, entry in entries]
+        image = np.repeat(np.array([place for place, _ in entries], dtype=np.int64), sizes)
+        scores = np.array([value for _, entry in entries for value in entry["dtScores"]])
+        order = np.argsort(-scores, kind="stable")
+        boxes = np.bincount(judged.gt_image[~judged.crowd & (judged.gt_class == k)], minlength=judged.images)
+        matched[label] = ClassMatches(
+            image[order], _flags(entries, "dtMatched")[:, order], _flags(entries, "dtIgnore")[:, order], boxes
+        )
+    return matched
+
+
+def _flags(entries: Sequence[tuple[int, Any]], key: str) -> Flags:
+    parts = [np.array(entry[key], dtype=bool).reshape(10, -1) for _, entry in entries]
+    return np.concatenate([np.zeros((10, 0), dtype=bool), *parts], axis=1)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    evaluation: Any
+    labels: list[str]
+    images: int
+    detections: int
+    gt_image: Ints
+    gt_class: Ints
+    crowd: Flags
+
+
+def _judge(
+    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
+) -> _Judged:
     truth, name = _load(annotations, "annotations")
     image_ids, categories = _images(truth, name), _categories(truth, name)
     records = _list(truth, "annotations", name)
@@ -146,21 +220,8 @@ def score(
     detections = np.column_stack([dt_image + 1, dt_box, dt_score, dt_class + 1])
     evaluation = hotcoco.COCOeval(coco, coco.load_res(detections), "bbox")
     evaluation.evaluate()
-    evaluation.accumulate()
-    arrays = evaluation.eval
-    assert arrays is not None
     labels = [label for _, label in sorted(categories.items())]
-    counts = []
-    for k in range(len(labels)):
-        mine = ~crowd & (gt_class == k)
-        counts.append((len(np.unique(gt_image[mine])), int(mine.sum())))
-    return Metrics(
-        **_summary(arrays["precision"], arrays["recall"]),
-        images=len(image_ids),
-        boxes=int((~crowd).sum()),
-        detections=len(found),
-        per_class=_per_class(arrays["precision"], labels, counts),
-    )
+    return _Judged(evaluation, labels, len(image_ids), len(found), gt_image, gt_class, crowd)
 
 
 # precision [IoU 10, recall 101, class, size (all, s, m, l), detections (1, 10, 100)]; recall lacks axis 1
