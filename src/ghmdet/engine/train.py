@@ -27,18 +27,23 @@ from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
 from ghmdet.engine.evaluate import detect
-from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.memory import keep_freed_memory, peak_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
 from ghmdet.engine.resume import run_arguments, saved_run
 from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.score import Metrics, score
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.files import write_atomic
 from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, model_state, preset
 
 LOSSES = ("classification", "bbox_regression")
 LOG_COLUMNS = ("step", "epoch", "lr", "loss", *LOSSES, "grad_norm")
-METRIC_COLUMNS = ("step", "epoch", "seconds", "AP", "AP50", "AP75", "APs", "APm", "APl")
+SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRIC_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
+
+
+DIVERGED = "diverged.txt"
 
 
 class NonFiniteLoss(GhmdetError):
@@ -69,7 +74,8 @@ def train(
     """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
 
     The folder holds `best.pt` (the best averaged weights), `last.pt` (all that resuming needs), `log.csv` (a row a
-    step), `metrics.csv` (a row a validation), `metrics.json` (the best one), `curves.png`, `batch.jpg`, `run.json`.
+    step), `metrics.csv` (a row a validation: seconds so far, peak memory in MiB, AP), `metrics.json` (the best one),
+    `curves.png`, `batch.jpg`, `run.json`; `diverged.txt` says so of a run whose loss did not stay finite.
 
     Args:
         data: a data set that `ghmdet.data.read_data` reads.
@@ -86,6 +92,9 @@ def train(
     group_of_ours = not torch.distributed.is_initialized()
     try:
         return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say).run()
+    except NonFiniteLoss as error:
+        write_atomic(Path(out) / DIVERGED, f"{error}\n")
+        raise
     finally:
         # A process that exits with its group's threads alive may abort.
         if group_of_ours and torch.distributed.is_initialized():
@@ -192,6 +201,7 @@ class Trainer:
         if self.main:
             if not state:
                 write_json(out / "run.json", provenance(self.arguments))
+            (out / DIVERGED).unlink(missing_ok=True)
             self.log.start(self.place.step)
             self.metrics_log.start(self.place.step)
         if config.tensorboard:
@@ -361,15 +371,19 @@ class Trainer:
             if self.main:
                 save_checkpoint(self.out / "best.pt", self._detector_state())
                 metrics.save_json(self.out / "metrics.json")
-        row = {"step": place.step, "epoch": place.epoch, "seconds": round(place.seconds, 1)}
-        row |= {name: metrics.to_dict()[name] for name in METRIC_COLUMNS[3:]}
+        memory = peak_memory(self.device.type)
+        row = {
+            "step": place.step,
+            "epoch": place.epoch,
+            "seconds": round(place.seconds, 1),
+            "memory": None if memory is None else round(memory),
+            **{name: metrics.to_dict()[name] for name in SCORES},
+        }
         if self.main:
             self.metrics_log.append(row)
             draw_curves(self.out / "curves.png", self.log, self.metrics_log)
         if self.config.tensorboard:
-            accelerator.log(
-                {name: row[name] for name in METRIC_COLUMNS[3:] if row[name] is not None}, step=place.step
-            )
+            accelerator.log({name: row[name] for name in SCORES if row[name] is not None}, step=place.step)
         self.say(
             f"epoch {place.epoch}/{self.config.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
             f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
