@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -20,7 +20,7 @@ app = App(
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=()),
 )
-data_app = App(name="data", help="Look at data sets and make synthetic ones.")
+data_app = App(name="data", help="Look at data sets and make new ones.")
 app.command(data_app)
 
 # Lines are never wrapped: what is printed can be searched, and an error stays one line.
@@ -225,6 +225,58 @@ def check(data: Path, /, *, split: str | None = None) -> int:
         problems = check_data(data, split, progress=lambda done, total: advance(1))
     console.print(format_problems(problems))
     return int(has_errors(problems))
+
+
+@data_app.command
+def thin(
+    data: Path,
+    out: Path,
+    /,
+    *,
+    keep: list[str],
+    how: Literal["images", "erase"] = "images",
+    split: str = "train",
+    seed: int = 0,
+) -> None:
+    """Make a long-tailed set of another: chosen classes keep a share of their boxes in one part.
+
+    No visible object loses its label: pictures are left out, or objects are erased from them.
+
+    Parameters
+    ----------
+    data
+        Folder of the data set, or a COCO annotations file.
+    out
+        Folder of the new one; one that `thin` made before is replaced.
+    keep
+        CLASS=SHARE, the share above 0 and up to 1; once for each class.
+    how
+        images: leave pictures out. erase: fill in objects that hardly overlap others, then leave pictures out.
+    split
+        Part to thin; the others are copied.
+    seed
+        Decides between objects, and between pictures that are equally good.
+    """
+    from ghmdet.data import thin as run
+    from ghmdet.engine.progress import counting
+
+    with counting("pictures", None) as advance:
+        console.print(str(run(data, out, _shares(keep), how=how, split=split, seed=seed, progress=advance)))
+
+
+def _shares(keep: list[str]) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for each in keep:
+        name, _, share = each.rpartition("=")
+        if name in shares:
+            raise GhmdetError(f"--keep {each}: class '{name}' is there twice: give one share")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            name = ""
+        if not name:
+            raise GhmdetError(f"--keep {each}: give CLASS=SHARE, as in --keep car=0.1")
+    return shares
 
 
 @data_app.command

@@ -9,6 +9,7 @@ from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
 from ghmdet.data.records import DetectionData, Problem, Record, Records
 from ghmdet.data.synth import SynthConfig, synthesize
+from ghmdet.data.thinning import Thinned, thin
 from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Record",
     "Records",
     "SynthConfig",
+    "Thinned",
     "check_data",
     "eval_transforms",
     "format_problems",
@@ -30,5 +32,6 @@ __all__ = [
     "read_data",
     "require_images",
     "synthesize",
+    "thin",
     "train_transforms",
 ]
