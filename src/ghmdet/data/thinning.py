@@ -90,8 +90,8 @@ def thin(
     one step at the end. keep: class to share in (0, 1]. progress: called with the number of pictures just written. The
     same arguments give the same bytes.
 
-    Raises GhmdetError for an unknown class, a share or a seed out of range, DataError for a set that cannot be read, a picture
-    that is missing, or an `out` that holds something else.
+    Raises GhmdetError for an unknown class, a share or a seed out of range; DataError for a set that cannot be read, a
+    picture that is missing, or an `out` that holds something else.
     """
     if seed < 0:
         raise GhmdetError(f"seed {seed}: give a number of at least 0")
