@@ -12,27 +12,35 @@ import hotcoco
 import numpy as np
 
 from ghmdet.engine.coco_tables import CocoTables, Flags, Floats, Ints, read_tables
+from ghmdet.engine.score_use import ScoreUse, score_use
 from ghmdet.files import write_atomic
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _LEGEND = (
     "AP, AR: mean over IoU .50 to .95; AP50, AP75: at that IoU; s, m, l: areas to 32², 96², above\n"
-    "AR1, AR10, AR100: with that many detections per image and class; -: nothing to measure it on"
+    "AR1, AR10, AR100: with that many detections per image and class; -: nothing to measure it on\n"
+    "scores, at IoU .50: ECE, expected calibration error in 10 bins; precision, recall, F1 of the detections that\n"
+    "score at least .5; best: the highest F1, at that score"
 )
+BINS = 10  # of equal width over the scores 0..1, for the calibration error
 
 
 class ClassMetrics(TypedDict):
-    """One class's average precision, the images that show it and its boxes (crowds not counted)."""
+    """One class's average precision, the images that show it, its boxes (crowds not counted), its scores' use."""
 
     AP: float | None
     AP50: float | None
     images: int
     boxes: int
+    scores: ScoreUse
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO's twelve box figures in 0..1, None where the annotations hold nothing to measure it on."""
+    """COCO's twelve box figures in 0..1, None where the annotations hold nothing to measure it on.
+
+    scores: what the scores are worth, all classes' detections taken together.
+    """
 
     AP: float | None
     AP50: float | None
@@ -49,10 +57,11 @@ class Metrics:
     images: int
     boxes: int
     detections: int
+    scores: ScoreUse
     per_class: dict[str, ClassMetrics]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values, ready for JSON: the twelve, the counts, and per_class by name."""
+        """The figures as plain values, ready for JSON: the twelve, the counts, scores, and per_class by name."""
         return asdict(self)
 
     def save_json(self, path: Path | str) -> Path:
@@ -75,6 +84,17 @@ class Metrics:
             f"{name:<{width}}{_show(c['AP']):>8}{_show(c['AP50']):>8}{c['boxes']:>8}{c['images']:>8}"
             for name, c in self.per_class.items()
         ]
+        width = max(width, len("all classes"))
+        lines += [
+            "",
+            f"{'scores':<{width}}{'ECE':>8}{'precision':>11}{'recall':>8}{'F1':>8}{'best':>8}{'at':>8}",
+        ]
+        uses = [("all classes", self.scores), *((name, c["scores"]) for name, c in self.per_class.items())]
+        lines += [
+            f"{name:<{width}}{_show(use['ECE']):>8}{_show(use['precision']):>11}{_show(use['recall']):>8}"
+            f"{_show(use['F1']):>8}{_show(use['best_F1']):>8}{_show(use['best_threshold']):>8}"
+            for name, use in uses
+        ]
         return "\n".join([*lines, "", _LEGEND])
 
 
@@ -91,8 +111,8 @@ def score(
             list scores 0.
 
     Returns:
-        The twelve figures and each class's AP. A crowd box is nothing to find, and what is found in it is
-        no mistake.
+        The twelve figures, each class's AP, and what the scores are worth. A crowd box is nothing to find, and what
+        is found in it is no mistake.
 
     Raises:
         DataError: names the file, the record, the value and the mend of the first mistake.
@@ -113,12 +133,14 @@ def score(
     for k in range(len(tables.labels)):
         mine = ~tables.crowd & (tables.gt_class == k)
         counts.append((len(np.unique(tables.gt_image[mine])), int(mine.sum())))
+    together, each = _uses(evaluation, tables.dt_score, [boxes for _, boxes in counts])
     return Metrics(
         **_summary(arrays["precision"], arrays["recall"]),
         images=tables.images,
         boxes=int((~tables.crowd).sum()),
         detections=len(tables.dt_score),
-        per_class=_per_class(arrays["precision"], tables.labels, counts),
+        scores=together,
+        per_class=_per_class(arrays["precision"], tables.labels, counts, each),
     )
 
 
@@ -199,13 +221,42 @@ def _summary(precision: Floats, recall: Floats) -> dict[str, float | None]:
 
 
 def _per_class(
-    precision: Floats, labels: Sequence[str], counts: Sequence[tuple[int, int]]
+    precision: Floats, labels: Sequence[str], counts: Sequence[tuple[int, int]], uses: Sequence[ScoreUse]
 ) -> dict[str, ClassMetrics]:
     metrics: dict[str, ClassMetrics] = {}
-    for k, (label, (images, boxes)) in enumerate(zip(labels, counts, strict=True)):
+    for k, (label, (images, boxes), use) in enumerate(zip(labels, counts, uses, strict=True)):
         mine = precision[:, :, k, _ALL, _BEST_100]
-        metrics[label] = {"AP": _mean(mine), "AP50": _mean(mine[0]), "images": images, "boxes": boxes}
+        metrics[label] = ClassMetrics(
+            AP=_mean(mine), AP50=_mean(mine[0]), images=images, boxes=boxes, scores=use
+        )
     return metrics
+
+
+def _uses(evaluation: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUse, list[ScoreUse]]:
+    """The use of the scores of all classes together, and of each class, of which there are `boxes` to find."""
+    # Matched anew at the one threshold and size: reading all of the evaluation's matches takes many times longer.
+    half = hotcoco.COCOeval(evaluation.coco_gt, evaluation.coco_dt, "bbox")
+    params = half.params
+    params.iouThrs, params.areaRng, params.areaRngLbl, params.maxDets = [0.5], [[0, 1e10]], ["all"], [100]
+    half.evaluate()
+    error: float | None = None
+    errors: dict[str, float] = {}
+    if ((given >= 0) & (given <= 1)).all():
+        calibration = half.calibration(n_bins=BINS, iou_threshold=0.5)
+        error, errors = calibration["ece"], calibration["per_category"]
+    entries = [entry for entry in half.eval_imgs if entry is not None]
+    label = np.repeat(
+        np.array([entry["category_id"] - 1 for entry in entries], dtype=np.int64),
+        [len(entry["dtScores"]) for entry in entries],
+    )
+    scores = np.array([value for entry in entries for value in entry["dtScores"]], dtype=np.float64)
+    hit = np.array([value for entry in entries for value in entry["dtMatched"][0]], dtype=bool)
+    counted = ~np.array([value for entry in entries for value in entry["dtIgnore"][0]], dtype=bool)
+    each = []
+    for k, number in enumerate(boxes):
+        mine = counted & (label == k)
+        each.append(score_use(scores[mine], hit[mine], number, errors.get(str(k))))
+    return score_use(scores[counted], hit[counted], sum(boxes), error), each
 
 
 def _mean(values: Floats) -> float | None:

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from test_score import Sets, one_detection, random_set, small
+
+from ghmdet.engine.score import score
+from ghmdet.engine.score_use import ScoreUse, score_use
+
+Detection = tuple[int, float, bool]  # class, score, whether it found a box
+UNDEFINED = ScoreUse(ECE=None, precision=None, recall=None, F1=None, best_F1=None, best_threshold=None)
+
+
+def drawn_set(seed: int) -> Sets:
+    """A random set; every other one has scores to three places instead of one, which fill the bins."""
+    truth, results = random_set(seed, detections_per_image=12 if seed < 20 else 400)
+    rng = np.random.default_rng(seed)
+    for result in results if seed % 2 else []:
+        result["score"] = round(float(rng.random()), 3)
+    return truth, results or [one_detection(truth)]
+
+
+def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[Detection]:
+    """The detections that count, as pycocotools matches them at IoU .50."""
+    coco = pytest.importorskip("pycocotools.coco", reason="the oracle: install the extra 'dev'")
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotations = coco.COCO()
+        annotations.dataset = json.loads(json.dumps(truth))
+        annotations.createIndex()
+        evaluation = COCOeval(annotations, annotations.loadRes(json.loads(json.dumps(results))), "bbox")
+        evaluation.evaluate()
+    every_size = evaluation.params.areaRng[0]
+    found = []
+    for entry in evaluation.evalImgs:
+        if entry is not None and entry["aRng"] == every_size:
+            for value, match, ignored in zip(
+                entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True
+            ):
+                if not ignored:
+                    found.append((entry["category_id"], value, match > 0))
+    return found
+
+
+def naive_use(found: list[Detection], boxes: int) -> ScoreUse:
+    """The definitions, written to be read."""
+    if not found or not boxes:
+        return UNDEFINED
+    error = 0.0
+    for bin in range(10):
+        inside = [(value, hit) for _, value, hit in found if min(int(value * 10), 9) == bin]
+        if inside:
+            confidence = sum(value for value, _ in inside) / len(inside)
+            accuracy = sum(hit for _, hit in inside) / len(inside)
+            error += len(inside) / len(found) * abs(confidence - accuracy)
+
+    def at(threshold: float) -> tuple[float | None, float, float]:
+        kept = [hit for _, value, hit in found if value >= threshold]
+        precision = sum(kept) / len(kept) if kept else None
+        recall = sum(kept) / boxes
+        return precision, recall, 2 * precision * recall / (precision + recall) if any(kept) else 0.0
+
+    precision, recall, f1 = at(0.5)
+    best, threshold = max((at(value)[2], value) for _, value, _ in found)
+    return ScoreUse(
+        ECE=error,
+        precision=precision,
+        recall=recall,
+        F1=f1,
+        best_F1=best,
+        best_threshold=threshold if best else None,
+    )
+
+
+def assert_uses_are_equal(ours: ScoreUse, expected: ScoreUse) -> None:
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert ours[name] == (None if value is None else pytest.approx(value, abs=1e-9)), name  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_equal_to_the_definitions_over_pycocotools_matches(seed: int) -> None:
+    truth, results = drawn_set(seed)
+    metrics, found = score(truth, results), by_pycocotools(truth, results)
+    assert_uses_are_equal(metrics.scores, naive_use(found, metrics.boxes))
+    for category in truth["categories"]:
+        ours = metrics.per_class[category["name"]]
+        mine = [detection for detection in found if detection[0] == category["id"]]
+        assert_uses_are_equal(ours["scores"], naive_use(mine, ours["boxes"]))
+
+
+def test_the_random_sets_have_crowds_ties_and_more_than_100_detections() -> None:
+    counts = []
+    for seed in range(25):
+        truth, results = drawn_set(seed)
+        found = by_pycocotools(truth, results)
+        values = [value for _, value, _ in found]
+        counts.append((len(results) - len(found), len(values) - len(set(values))))
+    assert any(0 < ignored < 20 for ignored, _ in counts[:20])
+    assert any(cut > 100 for cut, _ in counts[20:])
+    assert sum(ties for _, ties in counts) > 100
+
+
+def test_calibration_error_of_scores_that_promise_too_much() -> None:
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "car"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [30 * i, 0, 20, 20]} for i in range(6)],
+    }
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": [30 * i, 0, 20, 20], "score": 0.9 if i < 8 else 0.2}
+        for i in range(10)
+    ]
+    use = score(truth, found).scores  # .9 is right 6 of 8 times, .2 never
+    assert use["ECE"] == pytest.approx(0.8 * 0.15 + 0.2 * 0.2)
+    assert (use["precision"], use["recall"], use["F1"]) == (0.75, 1.0, pytest.approx(12 / 14))
+    assert (use["best_F1"], use["best_threshold"]) == (pytest.approx(12 / 14), 0.9)
+
+
+def test_a_bias_of_the_logits_changes_neither_ap_nor_the_best_f1() -> None:
+    truth, results = random_set(3, detections_per_image=40)
+    rng = np.random.default_rng(0)
+    moved = []
+    for result in results:
+        logit = rng.normal()
+        result["score"] = float(1 / (1 + np.exp(-logit)))
+        moved.append(result | {"score": float(1 / (1 + np.exp(2 - logit)))})
+    before, after = score(truth, results), score(truth, moved)
+    assert before.AP == after.AP and before.scores["best_F1"] == after.scores["best_F1"]
+    assert before.scores["F1"] != after.scores["F1"] and before.scores["ECE"] != after.scores["ECE"]
+
+
+def test_undefined_without_detections_and_without_boxes() -> None:
+    truth, found = small()
+    nothing_found, nothing_there = score(truth, []), score({**truth, "annotations": []}, found)
+    for metrics in (nothing_found, nothing_there):
+        assert metrics.scores == UNDEFINED
+        assert all(one["scores"] == UNDEFINED for one in metrics.per_class.values())
+        assert json.loads(json.dumps(metrics.to_dict()))["scores"]["ECE"] is None
+        assert "all classes" in metrics.table()
+    assert score(truth, found).per_class["bus"]["scores"] == UNDEFINED
+    assert score(truth, found).per_class["car"]["scores"]["F1"] == 1
+
+
+def test_detections_below_one_half_are_none_kept() -> None:
+    use = score_use(np.array([0.4, 0.3]), np.array([False, False]), boxes=2, ece=0.35)
+    assert use["precision"] is None and use["recall"] == 0 and use["F1"] == 0
+    assert use["best_F1"] == 0 and use["best_threshold"] is None
+
+
+def test_scores_that_are_no_probabilities_have_no_calibration_error() -> None:
+    truth, found = small()
+    for result in found:
+        result["score"] *= 100
+    use = score(truth, found).scores
+    assert use["ECE"] is None and use["best_F1"] == 1 and use["best_threshold"] == pytest.approx(80)
