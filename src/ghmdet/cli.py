@@ -18,6 +18,7 @@ app = App(
     name="ghmdet",
     help="Gradient-harmonized one-stage object detection, for badly imbalanced training data.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # what it says, how to go on, is for `main` to print
     default_parameter=Parameter(negative_iterable=()),
 )
 data_app = App(name="data", help="Look at data sets and make new ones.")
@@ -170,6 +171,68 @@ def score(annotations: Path, results: Path, /, *, json: Path | None = None) -> N
     console.print(metrics.table())
     if json:
         metrics.save_json(json)
+
+
+@app.command
+def compare(
+    data: Path,
+    /,
+    *,
+    out: Path,
+    arms: str = "ce,ohem,focal,ghm",
+    seeds: int = 3,
+    split: str = "val",
+    weights_grid: str = "0.025,0.05,0.1,0.2,0.4",
+    tune_epochs: int | None = None,
+    tune_seeds: int = 1,
+    list_commands: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Train several losses alike on your data and say which are better beyond chance.
+
+    Interrupted, the same command continues; finished runs are never repeated. docs/compare.md says how it judges.
+
+    Parameters
+    ----------
+    data
+        Folder of the data set, or a COCO annotations file.
+    out
+        Folder for the comparison: its runs, comparison.json, comparison.md and pictures.
+    arms
+        Class losses with commas between them (ghm is ghm-c), or a YAML file of settings by arm. Differences are taken
+        from the first.
+    seeds
+        Runs of each arm, with seeds from `--seed` on; the same for every arm.
+    split
+        Part of the data set that the arms are judged on.
+    weights_grid
+        Weights of the class loss among which each arm chooses on held-out training pictures; none takes each
+        loss's own weight.
+    tune_epochs
+        Epochs of a run of the grid; by default as many as of the others.
+    tune_seeds
+        Runs of each weight of the grid.
+    list_commands
+        Only print the training commands that can be run now, one a line, for other hosts; nothing when all are done.
+    """
+    from ghmdet.engine.compare import compare as run
+    from ghmdet.engine.compare import missing_commands, plan_comparison
+
+    plan = plan_comparison(
+        data,
+        out,
+        config,
+        arms=arms,
+        seeds=seeds,
+        weights_grid=weights_grid,
+        tune_epochs=tune_epochs,
+        tune_seeds=tune_seeds,
+    )
+    if list_commands:
+        for command in missing_commands(plan):
+            console.print(command)
+    else:
+        run(plan, split, say=console.print)
 
 
 @app.command
