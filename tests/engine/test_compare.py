@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ghmdet.engine import compare as engine
 from ghmdet.engine.arms import read_arms, train_command
 from ghmdet.engine.compare import compare, missing_commands, plan_comparison
 from ghmdet.engine.compare_plan import Plan, Run, tuning_parts
+from ghmdet.engine.run_folder import write_json
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.engine.train import DIVERGED, Trainer, train
 from ghmdet.errors import GhmdetError
@@ -85,8 +87,12 @@ def test_arms_by_short_names_and_from_a_file(tmp_path: Path) -> None:
         ("a: {epochs: ten}", "'epochs' is 'ten': write a whole number"),
         ("a: {lr: fast}", "'lr' is 'fast': write a number"),
         ("a: {scale: 2}", "write a list of 2 numbers"),
+        ("a: {scale: [1, 2, 3]}", "write a list of 2 numbers"),
+        ("a: {anchor_ratios: [a]}", "write a list of numbers"),
+        ("a: {size: 96.5}", "write a whole number"),
+        ("a: {weights: 1}", "write text"),
         ("a: {lr: -1}", "arm 'a': --lr -1"),
-        ("a: {seed: 1}", "'seed' is the same for all arms"),
+        ("a: {seed: 1}", "'seed' is nothing in which arms"),
         ("a: {cls_weight: 0}", "give one above 0"),
         ("../a: {cls_loss: ce}", "arm '../a'"),
         ("- ce", "write each arm as"),
@@ -276,9 +282,9 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
         "ghm: {cls_loss: ghm}\nce: {cls_loss: ce, cls_weight: 0.2}\n"
         "wild: {cls_loss: ce, cls_weight: 1.0, lr: 1.0e+30}\n"
     )
-    out, said = tmp_path / "c", []
+    out = tmp_path / "c"
     plan = make_plan(squares, out, arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2,0.4")
-    result = compare(plan, say=said.append).figures
+    result = compare(plan, say=quiet).figures
     assert json.loads(json.dumps(result)) == json.loads((out / "comparison.json").read_text())
 
     ghm, ce, wild = (result["arms"][name] for name in ("ghm", "ce", "wild"))
@@ -292,9 +298,9 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
             folder = out / f"runs/final/{name}/weight{arm['weight']:g}-seed{seed}/val"
             scored = json.loads((folder / "metrics.json").read_text())
             assert value == pytest.approx(scored["AP"], abs=1e-6)
-            assert arm["per_class"]["red"]["AP"]["values"][seed] == pytest.approx(
-                scored["per_class"]["red"]["AP"], abs=1e-6
-            )
+            for one in ("red", "blue"):
+                by_class = arm["per_class"][one]["AP"]["values"][seed]
+                assert by_class == pytest.approx(scored["per_class"][one]["AP"], abs=1e-6)
         assert arm["AP"]["mean"] == pytest.approx(np.mean(arm["AP"]["values"]))
         assert arm["cost"]["minutes"] > 0
         assert arm["cost"]["memory"] > 100
@@ -326,6 +332,38 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     assert len(in_process) == made
     assert [run.arm for run in in_process].count("wild") == 1
     assert predictions.stat().st_mtime_ns == before
+
+
+def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
+    squares: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    file = data / "annotations" / "instances_val.json"
+    truth = json.loads(file.read_text())
+    for record in truth["annotations"]:  # the judged part numbers the classes otherwise
+        record["category_id"] = 3 - record["category_id"]
+    truth["categories"] = [{"id": 1, "name": "blue"}, {"id": 2, "name": "red"}]
+    file.write_text(json.dumps(truth))
+    plan = make_plan(data, tmp_path / "c")
+    for arm, classes in zip(plan.arms, ([2], [1, 2]), strict=True):
+        found = [
+            {key: record[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+            for record in truth["annotations"]
+            if record["category_id"] in classes
+        ]
+        for run in plan.final_runs(arm, 0.1):
+            end(run, 0.1)
+            write_json(run.out / "val" / "predictions.json", found)
+            write_json(run.out / "val" / "metrics.json", {})
+            write_json(run.out / "val" / "spectrum.json", {"objects": [1, 2], "background": [3, 4]})
+    arms = compare(plan, say=quiet).figures["arms"]
+    assert arms["ce"]["per_class"]["red"]["AP"]["values"] == pytest.approx([1, 1])
+    assert arms["ce"]["per_class"]["blue"]["AP"]["values"] == [0, 0]
+    assert arms["ghm"]["per_class"]["blue"]["difference"]["mean"] == pytest.approx(1)
+    difference = arms["ghm"]["difference"]
+    assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([0.5] * 3)
+    assert difference["probability_better"] == 1
 
 
 def test_one_seed_says_that_intervals_are_over_images_only_and_a_failed_first_arm_leaves_no_differences(

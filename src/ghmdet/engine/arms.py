@@ -16,8 +16,8 @@ from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.models import CLS_LOSSES
 
 SHORT_NAMES = {"ghm": "ghm-c"}
-NOT_AN_ARMS = ("seed", "train_split", "val_split", "val_every", "patience", "tensorboard")
-"""Settings that a comparison has for all arms alike, or does not have."""
+NOT_AN_ARMS = ("seed", "train_split", "val_split", "val_every", "patience", "budget", "tensorboard")
+"""Settings that a comparison has for all arms alike, or refuses."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,17 @@ def _arm_of_settings(name: str, settings: Mapping[str, Any], base: TrainConfig, 
         raise GhmdetError(f"{file}: arm '{name}': name it with letters, digits, '-', '_', '+' and '.'")
     own: dict[str, Any] = {}
     augment: dict[str, Any] = {}
+    augmentations = {field.name: str(field.type) for field in fields(AugmentConfig)}
+    kinds = {field.name: str(field.type) for field in fields(TrainConfig)} | augmentations
     known = [key for key, _ in _flat(TrainConfig()) if key not in NOT_AN_ARMS]
-    augmentations = {field.name for field in fields(AugmentConfig)}
-    defaults = dict(_flat(TrainConfig()))
     for key, value in settings.items():
         if key in NOT_AN_ARMS:
-            raise GhmdetError(f"{file}: arm '{name}': '{key}' is the same for all arms: give it as an option")
+            raise GhmdetError(
+                f"{file}: arm '{name}': '{key}' is nothing in which arms of a comparison may differ"
+            )
         if key not in known:
             raise unknown_name(f"setting of arm '{name}' in {file}:", str(key), known)
-        _check_kind(value, defaults[key], key, f"{file}: arm '{name}'")
+        _check_kind(value, kinds[key], key, f"{file}: arm '{name}'")
         value = tuple(value) if isinstance(value, list) else value
         (augment if key in augmentations else own)[key] = value
     if "cls_loss" in own:
@@ -101,20 +103,21 @@ def _arm_of_settings(name: str, settings: Mapping[str, Any], base: TrainConfig, 
         raise GhmdetError(f"{file}: arm '{name}': {error}") from None
 
 
-def _check_kind(value: Any, default: Any, key: str, where: str) -> None:
-    """A setting must be what its default is; settings without a default are numbers or lists of numbers."""
+def _check_kind(value: Any, kind: str, key: str, where: str) -> None:
+    """Refuse a value that is not of the setting's annotated type."""
 
     def number(one: Any) -> bool:
         return isinstance(one, (int, float)) and not isinstance(one, bool)
 
-    if default is None and key.endswith("ratios"):
-        right, want = isinstance(value, list) and all(map(number, value)), "a list of numbers"
-    elif isinstance(default, tuple):
-        right = isinstance(value, list) and len(value) == len(default) and all(map(number, value))
-        want = f"a list of {len(default)} numbers"
-    elif isinstance(default, (bool, str)):
-        right, want = isinstance(value, type(default)), "yes or no" if isinstance(default, bool) else "text"
-    elif isinstance(default, int):
+    if "tuple" in kind:
+        count = 0 if "..." in kind else kind.count(",") + 1  # tuple[float, float]
+        right = isinstance(value, list) and all(map(number, value)) and len(value) == (count or len(value))
+        want = f"a list of {count or ''} numbers".replace("  ", " ")
+    elif kind.startswith("bool"):
+        right, want = isinstance(value, bool), "true or false"
+    elif kind.startswith("str"):
+        right, want = isinstance(value, str), "text"
+    elif kind.startswith("int"):
         right, want = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     else:
         right, want = number(value), "a number"

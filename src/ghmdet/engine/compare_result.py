@@ -144,7 +144,8 @@ def _judge(
                 workers=run.config.workers or 0,
                 say=lambda line: None,
             )
-        found = matches(truth, folder / "predictions.json")
+        by_name = matches(truth, folder / "predictions.json")
+        found = {name: by_name[name] for name in judged.classes}
         observed.append(average_precision(found, np.ones((1, len(judged.records))))[0])
         resampled.append(average_precision(found, counts).mean(axis=2))
         advance(1)
