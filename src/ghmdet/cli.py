@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -26,6 +27,8 @@ app.command(data_app)
 
 # Lines are never wrapped: what is printed can be searched, and an error stays one line.
 console = Console(soft_wrap=True, highlight=False, markup=False)
+
+BEGAN = time.monotonic()  # before the heavy imports: a budget counts them
 
 
 @app.command
@@ -50,7 +53,7 @@ def train(
     """
     from ghmdet.engine.train import train as run
 
-    run(data, out, config, resume=resume, say=console.print)
+    run(data, out, config, resume=resume, say=console.print, began=BEGAN)
 
 
 @app.command
@@ -391,14 +394,24 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(" ".join(str(error).split()), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _exit(0)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
     except KeyboardInterrupt as stopped:
         _fail(str(stopped) or "stopped", 130)
-    sys.exit(result if isinstance(result, int) else 0)
+    _exit(result if isinstance(result, int) else 0)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"ghmdet: {message}", file=sys.stderr)
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    if "RANK" in os.environ and "torch" in sys.modules:
+        # A rank of torchrun whose process group is taken down by the interpreter aborts now and then
+        # ("terminate called without an active exception"); everything is written, so leave without that.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

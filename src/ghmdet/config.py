@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from cyclopts import Parameter
 
 from ghmdet.data.transforms import AugmentConfig
 from ghmdet.errors import GhmdetError
+
+EPOCHS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,10 @@ class TrainConfig:
     """Weight of the box loss; by default the loss's own (docs/models.md)."""
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
-    epochs: int = 30
-    """Passes over the training pictures."""
+    epochs: int | None = None
+    """Passes over the training pictures; by default 30, or what fits into `budget`."""
+    budget: str | None = None
+    """Time for the whole run, such as 90s, 20m or 1.5h: as many epochs as fit are planned, and it ends within it."""
     batch_size: int = 16
     """Pictures in a batch, over all processes together."""
     accumulate: int = 1
@@ -104,10 +109,38 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a number in [0, 1)")
 
+        if self.budget is not None:
+            seconds_of(self.budget)
+            if self.epochs is not None:
+                raise GhmdetError(
+                    f"--epochs {self.epochs} and --budget {self.budget}: give one; a budget plans the epochs"
+                )
+
     @property
-    def validate_every(self) -> int:
-        """Epochs between two validations."""
-        return self.val_every or max(1, self.epochs // 10)
+    def total_epochs(self) -> int:
+        """The epochs of a run without a budget."""
+        return EPOCHS if self.epochs is None else self.epochs
+
+
+def validate_every(epochs: int) -> int:
+    """Epochs between two validations where nothing else was asked for: about ten in a run."""
+    return max(1, epochs // 10)
+
+
+def seconds_of(budget: str) -> float:
+    """The seconds of a time such as 90s, 20m or 1.5h.
+
+    Raises:
+        GhmdetError: not a time, or none at all.
+
+    >>> seconds_of("20m"), seconds_of("1.5h")
+    (1200.0, 5400.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 0 < seconds < float("inf"):
+        raise GhmdetError(f"--budget {budget}: give a time such as 90s, 20m or 1.5h")
+    return seconds
 
 
 def _option(field: str) -> str:

@@ -263,6 +263,7 @@ def test_more_seeds_and_arms_may_join_but_other_settings_may_not(squares: Path, 
         ({"grid": "low"}, "weights above 0"),
         ({"cls_loss": "ce"}, "give --arms ce"),
         ({"val_every": 1}, "judges the last one"),
+        ({"epochs": None, "budget": "1m"}, "--budget 1m: as many epochs as fit"),
         ({"model": "nanno"}, "did you mean 'nano'?"),
     ],
 )

@@ -18,7 +18,6 @@ from ghmdet.data import read_data, require_images
 from ghmdet.engine.arms import read_arms
 from ghmdet.engine.compare_plan import Outcome, Plan, Run
 from ghmdet.engine.compare_result import Comparison, compare_runs
-from ghmdet.engine.run_folder import CsvLog
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.engine.train import LOG_COLUMNS
 from ghmdet.errors import GhmdetError
@@ -51,6 +50,10 @@ def plan_comparison(
     if base.val_every is not None or base.patience:
         raise GhmdetError(
             "--val-every and --patience choose among a run's epochs: a comparison judges the last one of every run"
+        )
+    if base.budget is not None:
+        raise GhmdetError(
+            f"--budget {base.budget}: as many epochs as fit are not the same for all arms: give --epochs"
         )
     plan = Plan(
         data=Path(data),
@@ -169,7 +172,7 @@ class _View:
 
     def show(self, run: Run) -> None:
         """Draw how far the run is."""
-        about = f"{run}, epoch {_epoch(run)}/{run.config.epochs}{self._rest(run)}"
+        about = f"{run}, epoch {_epoch(run)}/{run.config.total_epochs}{self._rest(run)}"
         self.progress.update(self.bar, completed=self.done, total=self.done + self.left, description=about)
 
     def end(self, run: Run, outcome: Outcome) -> None:
@@ -179,14 +182,14 @@ class _View:
         if outcome.AP is None:
             self.say(f"{place}: failed: {outcome.failed}")
             return
-        self.epochs += run.config.epochs
+        self.epochs += run.config.total_epochs
         self.minutes += (time.monotonic() - self.began) / 60
         self.say(f"{place}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{self._rest(run)}")
 
     def _rest(self, run: Run) -> str:
         if not self.epochs or not self.left:
             return ""
-        minutes = self.minutes / self.epochs * run.config.epochs * self.left
+        minutes = self.minutes / self.epochs * run.config.total_epochs * self.left
         return f"; {self.left} more, about {minutes:.0f} min" if minutes >= 1 else f"; {self.left} more"
 
 
@@ -223,6 +226,14 @@ def _train(run: Run, stop: StopSignal, show: Callable[[Run], None]) -> str:
 
 
 def _epoch(run: Run) -> str:
-    """The epoch that the run is in, from the last row of its log."""
-    rows = CsvLog(run.out / "log.csv", LOG_COLUMNS).rows()
-    return rows[-1]["epoch"] if rows else "0"
+    """The epoch that the run is in, from the last whole row of its log."""
+    log = run.out / "log.csv"
+    if not log.exists():
+        return "0"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 1000))
+        rows = [line.split(b",") for line in file.read().split(b"\n")[:-1]]
+    epoch = (
+        rows[-1][LOG_COLUMNS.index("epoch")].decode() if rows and len(rows[-1]) == len(LOG_COLUMNS) else ""
+    )
+    return epoch if epoch.isdigit() else "0"

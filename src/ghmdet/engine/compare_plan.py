@@ -56,7 +56,7 @@ class Run:
         if diverged.exists():
             return Outcome(None, failed=diverged.read_text(encoding="utf-8").strip())
         rows = CsvLog(self.out / "metrics.csv", METRIC_COLUMNS).rows()
-        if not rows or int(rows[-1]["epoch"]) < self.config.epochs:
+        if not rows or int(rows[-1]["epoch"]) < self.config.total_epochs:
             return None
         last = rows[-1]
         memory = float(last["memory"]) if last["memory"] else None
@@ -131,7 +131,7 @@ class Plan:
 
     def _tuning_runs(self, arm: Arm, weight: float) -> Iterator[Run]:
         for seed in self._seeds(self.tune_seeds):
-            epochs = self.tune_epochs or arm.config.epochs
+            epochs = self.tune_epochs or arm.config.total_epochs
             config = self._run_config(arm, weight, seed)
             config = replace(config, epochs=epochs, val_every=epochs, train_split="train", val_split="val")
             yield Run(arm.name, "tune", self.tuning_file, self._folder("tune", arm, weight, seed), config)
@@ -172,7 +172,7 @@ class Plan:
 
     def _run_config(self, arm: Arm, weight: float, seed: int) -> TrainConfig:
         # Validated once, after the last epoch: no choice among checkpoints is made on the judged pictures.
-        return replace(arm.config, cls_weight=weight, seed=seed, val_every=arm.config.epochs)
+        return replace(arm.config, cls_weight=weight, seed=seed, val_every=arm.config.total_epochs)
 
     def keep(self, train: DetectionData) -> None:
         """Write the plan into `out`, and the pictures for tuning; seeds and arms may join those of before.

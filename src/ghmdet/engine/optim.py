@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,14 +35,20 @@ def make_optimizer(
     )
 
 
-def warmup_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: float) -> LambdaLR:
-    """A learning rate that rises linearly for `warmup * steps` steps, then falls as a cosine to 1 % of its peak."""
-    rising = round(warmup * steps)
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, *, steps: int | Callable[[], int], warmup: float
+) -> LambdaLR:
+    """A learning rate that rises linearly for `warmup * steps` steps, then falls as a cosine to 1 % of its peak.
+
+    steps: a number, or what gives it at each step, where the plan may change on the way.
+    """
 
     def factor(step: int) -> float:
+        total = steps() if callable(steps) else steps
+        rising = round(warmup * total)
         if step < rising:
             return (step + 1) / rising
-        share = min(1.0, (step - rising) / max(1, steps - rising))
+        share = min(1.0, (step - rising) / max(1, total - rising))
         return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share))
 
     return LambdaLR(optimizer, factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -20,9 +21,10 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object, se
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ghmdet.config import TrainConfig
+from ghmdet.config import TrainConfig, seconds_of, validate_every
 from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
 from ghmdet.engine.anchor_overlap import anchor_warning
+from ghmdet.engine.budget import FIRST_STEPS, Budget
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
@@ -61,6 +63,8 @@ class Place:
     best_epoch: int = 0
     validated_epoch: int = 0
     seconds: float = 0.0
+    epochs: int = 0
+    """Epochs in all, as planned."""
 
 
 def train(
@@ -70,6 +74,7 @@ def train(
     *,
     resume: bool = False,
     say: Callable[[str], None] = print,
+    began: float | None = None,
 ) -> Place:
     """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
 
@@ -83,31 +88,34 @@ def train(
         config: the settings.
         resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
         say: takes each line meant for the user.
+        began: the `time.monotonic()` from which a budget counts; by default now.
 
     Raises:
         GhmdetError: a setting, the data or a checkpoint that cannot be used, before any work starts.
         NonFiniteLoss: training diverged; `last.pt` and `best.pt` are those of before.
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
-    group_of_ours = not torch.distributed.is_initialized()
     try:
-        return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say).run()
+        return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say, began).run()
     except NonFiniteLoss as error:
         write_atomic(Path(out) / DIVERGED, f"{error}\n")
         raise
-    finally:
-        # A process that exits with its group's threads alive may abort.
-        if group_of_ours and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 class Trainer:
     """One run: `__init__` builds its parts in the order in which data flows, `run` is the loop."""
 
     def __init__(
-        self, data: Path, out: Path, config: TrainConfig, resume: bool, say: Callable[[str], None]
+        self,
+        data: Path,
+        out: Path,
+        config: TrainConfig,
+        resume: bool,
+        say: Callable[[str], None],
+        began: float | None = None,
     ) -> None:
         self.config, self.out = config, out
+        self.began = time.monotonic() if began is None else began
         model_config = _model_config(config)
         if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
             raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
@@ -187,11 +195,12 @@ class Trainer:
             backbone_lr=1.0 if config.weights == "none" else config.backbone_lr,
             weight_decay=config.weight_decay,
         )
-        self.schedule = warmup_cosine(
-            self.optimizer, steps=config.epochs * self.steps_per_epoch, warmup=config.warmup
-        )
+        self.place = Place(epochs=config.total_epochs)
+        self.budget = Budget(seconds_of(config.budget), config.val_every) if config.budget else None
+        self.cut_after: int | None = None  # steps, where not even one epoch fits into the budget
+        self.first_steps: list[float] = []
+        self.schedule = warmup_cosine(self.optimizer, steps=self._total_steps, warmup=config.warmup)
         self.average = WeightAverage(self.model, config.ema)
-        self.place = Place()
         if state:
             self._restore(state)
         self.parallel, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -207,48 +216,102 @@ class Trainer:
         if config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
         self.unread: list[tuple[dict[str, float], Tensor, list[int]]] = []
-        self.started = time.monotonic() - self.place.seconds
+        self.started = self.began - self.place.seconds
         self.saved = time.monotonic()
         # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
         self.look_every = 1 if self.device.type == "cpu" else 20
 
     def run(self) -> Place:
-        """Train to the last epoch, or until the AP has not risen for `patience` epochs."""
+        """Train to the last epoch, to the end of the budget, or until the AP has not risen for `patience` epochs."""
         config, place = self.config, self.place
         with StopSignal() as stop, self._progress() as progress:
-            bar = progress.add_task("", total=config.epochs * self.steps_per_epoch, completed=place.step)
+            bar = progress.add_task("", total=self._total_steps(), completed=place.step)
             while True:
                 if self._validation_due():
                     progress.update(bar, description="validating")
+                    validating = time.monotonic()
                     self._validate()
                     self._save_last()
-                if place.epoch == config.epochs or self._gave_up():
+                    if self.budget:
+                        self.budget.validation = time.monotonic() - validating
+                if place.epoch == place.epochs or self._gave_up():
                     break
                 self.parallel.train()
                 self.loader.set_epoch(place.epoch, start_batch=place.batch)
+                whole, epoch_began = place.batch == 0, time.monotonic()
                 for images, targets in self.loader:
                     if place.batch == self.steps_per_epoch * config.accumulate:
                         break  # the batches that do not fill a step
                     if place.epoch == place.batch == 0 and self.main:
                         draw_batch(self.out / "batch.jpg", images, targets, self.train_data.classes)
                     if self._step(images, targets):
-                        progress.update(
-                            bar, advance=1, description=f"epoch {place.epoch + 1}/{config.epochs}"
-                        )
-                        if len(self.unread) >= self.look_every:
-                            self._look(stop)
+                        about = f"epoch {place.epoch + 1}/{place.epochs}"
+                        progress.update(bar, advance=1, total=self._total_steps(), description=about)
+                        if len(self.unread) >= self.look_every and self._look(stop):
+                            place.epochs = place.epoch + 1
+                            break
+                        self._first_plan()
                 place.epoch, place.batch = place.epoch + 1, 0
-                self._look(stop)
+                if self._look(stop):
+                    place.epochs = place.epoch
+                elif self.budget and whole:
+                    self.budget.epochs.append(time.monotonic() - epoch_began)
+                    self._plan()
                 self._save_last()
         if config.tensorboard:
             self.accelerator.end_training()
+        if self.budget:
+            more = ", more than it: a step and a validation take that" * (
+                self._elapsed() > self.budget.seconds
+            )
+            self.say(
+                f"--budget {config.budget}: {place.epochs} epochs in {self._elapsed() / 60:.1f} min{more}"
+            )
         self.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {self.out / 'best.pt'}")
         return place
 
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def _total_steps(self) -> int:
+        return self.cut_after or self.place.epochs * self.steps_per_epoch
+
+    def _first_plan(self) -> None:
+        """Plan a budget's epochs from the first steps of the process."""
+        if not self.budget or self.budget.epochs:
+            return
+        self.first_steps.append(time.monotonic())
+        if len(self.first_steps) <= min(FIRST_STEPS, self.steps_per_epoch - 1):
+            return
+        steps = [after - before for before, after in itertools.pairwise(self.first_steps)] or [1.0]
+        self.budget.guess(steps, self.steps_per_epoch, self.config.batch_size, len(self.val_data.records))
+        self._plan()
+        if self.place.epochs == 0:
+            self.place.epochs = 1
+            step = self.budget.epochs[0] / self.steps_per_epoch
+            self.cut_after = max(1, int((self.budget.deadline - self._elapsed()) / step))
+            self.say(f"--budget {self.config.budget} ends inside the first epoch")
+
+    def _plan(self) -> None:
+        """Plan how many epochs the budget holds in all; every rank follows rank 0's clock."""
+        assert self.budget is not None
+        fits = self.budget.plan(self._elapsed(), self.place.epoch)
+        (epochs,) = broadcast_object_list([fits])
+        if epochs != self.place.epochs:
+            self.place.epochs = epochs
+            self.say(
+                f"--budget {self.config.budget}: {epochs} epochs of {self.steps_per_epoch} steps"
+                f" ({self.budget.epochs[-1]:.1f} s), validations of {self.budget.validation:.1f} s"
+            )
+
     def _validation_due(self) -> bool:
         epoch, place = self.place.epoch, self.place
-        on_turn = epoch == self.config.epochs or epoch % self.config.validate_every == 0
-        return on_turn and place.batch == 0 and epoch > place.validated_epoch
+        every = self.config.val_every or validate_every(place.epochs)
+        return (
+            (epoch == place.epochs or epoch % every == 0)
+            and place.batch == 0
+            and epoch > place.validated_epoch
+        )
 
     def _gave_up(self) -> bool:
         stale = self.place.validated_epoch - self.place.best_epoch
@@ -257,10 +320,11 @@ class Trainer:
         self.say(f"stopping early: no better AP than epoch {self.place.best_epoch}'s")
         return True
 
-    def _look(self, stop: StopSignal) -> None:
-        """Read the losses; save where it is time, and stop where a signal asked for it."""
+    def _look(self, stop: StopSignal) -> bool:
+        """Read the losses, save where it is time, stop where a signal asked for it; whether the budget is used up."""
         due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
-        due, stopping = self._read_losses(due, stop.asked)
+        late = self.budget is not None and self._elapsed() > self.budget.deadline
+        due, stopping, late = self._read_losses(due, stop.asked, late)
         if due or stopping:
             self._save_last()
         if stopping:
@@ -268,6 +332,7 @@ class Trainer:
                 f"stopped in epoch {self.place.epoch + 1} after step {self.place.step}; the same command with --resume"
                 " continues"
             )
+        return late
 
     def _step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> bool:
         """Forward and backward of one batch; whether it completed an optimizer step."""
@@ -365,7 +430,7 @@ class Trainer:
         metrics: Metrics = broadcast_object_list(
             [score(self.val_data.to_coco(), results) if self.main else None]
         )[0]
-        place.seconds, place.validated_epoch = time.monotonic() - self.started, place.epoch
+        place.seconds, place.validated_epoch = self._elapsed(), place.epoch
         if (metrics.AP or 0.0) > place.best_AP:
             place.best_AP, place.best_epoch = metrics.AP or 0.0, place.epoch
             if self.main:
@@ -385,7 +450,7 @@ class Trainer:
         if self.config.tensorboard:
             accelerator.log({name: row[name] for name in SCORES if row[name] is not None}, step=place.step)
         self.say(
-            f"epoch {place.epoch}/{self.config.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
+            f"epoch {place.epoch}/{place.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
             f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
         )
 
@@ -394,7 +459,7 @@ class Trainer:
 
     def _save_last(self) -> None:
         self._read_losses()
-        self.place.seconds = time.monotonic() - self.started
+        self.place.seconds = self._elapsed()
         if self.main:
             training = {
                 "arguments": self.arguments,
@@ -411,7 +476,7 @@ class Trainer:
         self.saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.place = Place(**state["place"])
+        self.place = Place(**(asdict(self.place) | state["place"]))
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
