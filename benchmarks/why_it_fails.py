@@ -1,7 +1,7 @@
 """Watch the class scores of a training run: spectra at several moments, and the stationary point that they obey.
 
     python benchmarks/why_it_fails.py run DATA --loss ghm-c-published --weights auto --out runs/why-published
-    python benchmarks/why_it_fails.py draw runs/why-* --out docs/images/why_it_fails.svg
+    python benchmarks/why_it_fails.py draw runs/why-* --out docs/images/why_it_fails.png
 
 `run` trains as `ghmdet train` does and, at every validation, counts over training pictures without augmentation how
 many examples and how many positives have which score p (classes pooled, fine regions), and appends that to
@@ -30,6 +30,7 @@ from ghmdet.engine.predict import to_tensor
 from ghmdet.engine.train import Trainer
 from ghmdet.models import RetinaNet
 
+RESULTS = Path(__file__).parent / "results" / "why_it_fails.json"
 FINE = 120  # regions of the score; the loss has 30 of the gradient norm
 PICTURES = 64
 
@@ -193,8 +194,8 @@ def main() -> None:
         for row in figures[folder.name]:
             print(folder.name, row)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(chosen.folders).savefig(chosen.out)
-    chosen.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    draw(chosen.folders).savefig(chosen.out, dpi=80)
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
