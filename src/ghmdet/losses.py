@@ -6,27 +6,11 @@ from torch import Tensor, nn
 
 from ghmdet.distributed import sum_over_ranks, world_size
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.functional._elements import (
-    Elements,
-    check_reduction,
-    class_elements,
-    expand,
-    reduce,
-    regression_elements,
-)
-from ghmdet.functional.classification import cross_entropy
-from ghmdet.functional.density import (
-    MinCount,
-    RegionCounts,
-    check_options,
-    class_count,
-    count_regions,
-    look_up,
-    region_index,
-    region_weights,
-)
-from ghmdet.functional.gradient_norm import asl1_gradient_norm, check_positive, sigmoid_norm
-from ghmdet.functional.regression import asl1
+from ghmdet.functional._elements import Given, check_reduction, class_given, expand, regression_given
+from ghmdet.functional._kernels import Asl1, CrossEntropy, Kernel
+from ghmdet.functional._passes import check_impl, passes
+from ghmdet.functional.density import MinCount, RegionCounts, check_options, class_count, region_weights
+from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.spectrum import GradientSpectrum, PeerSpectrum
 
 
@@ -45,9 +29,11 @@ class _Harmonized(nn.Module):
         accumulation_steps: int,
         compat: str | None,
         reduction: str,
+        impl: str,
     ) -> None:
         super().__init__()
         check_reduction(reduction)
+        check_impl(impl)
         if compat not in (None, "mmdet"):
             raise unknown_name("compat", str(compat), ["mmdet"])
         if compat and (normalize, min_count, num_classes, accumulation_steps) != ("occupied", 0.0, None, 1):
@@ -59,22 +45,24 @@ class _Harmonized(nn.Module):
         self.min_count: MinCount = min_count
         self.compat = compat
         self.reduction = reduction
+        self.impl = impl
         self.spectrum: GradientSpectrum = (PeerSpectrum if compat else GradientSpectrum)(
             bins, momentum=momentum, num_classes=num_classes or 1, accumulation_steps=accumulation_steps
         )
 
-    def _harmonize(self, elements: Elements, norm: Tensor, targets: Tensor | None, loss: Tensor) -> Tensor:
-        index = region_index(norm, elements.valid, self.bins, self.per_class)
-        batch = count_regions(index, targets, self.bins, class_count(norm, self.per_class), norm.dtype)
+    def _harmonize(self, given: Given, kernel: Kernel) -> Tensor:
+        class_count(given.inputs, self.per_class)
+        run = passes(self.impl, given, kernel, self.bins, self.per_class)
+        batch = run.count()
         batch = RegionCounts(batch.table.to(self.spectrum.total.dtype))
         ranks = 1
         # As in SyncBatchNorm, ranks agree in training only: in evaluation they may not all be here.
         if self.spectrum.moves and not self.compat:
             batch, ranks = RegionCounts(sum_over_ranks(batch.table)), world_size()
         counts = self.spectrum.update(batch)
-        beta = look_up(region_weights(counts, batch.occupied, self.normalize, self.min_count), index)
+        table = region_weights(counts, batch.occupied, self.normalize, self.min_count)
         # The mean over all ranks' elements, as an average of the ranks gives it.
-        return reduce(beta * loss, elements, self.reduction, batch.examples.sum().clamp_min(1) / ranks)
+        return run.weighted(table, self.reduction, batch.examples.sum().clamp_min(1) / ranks)
 
     def _masks(
         self, inputs: Tensor, valid: Tensor | None, weight: Tensor | None
@@ -108,7 +96,7 @@ class GHMC(_Harmonized):
       elements is then the mean over classes.
     - `accumulation_steps`: the number of calls that make one optimizer step.
     - `compat`: "mmdet" gives the numbers of mmdetection 3.3.0, with all that is wrong with them (docs/losses.md).
-    - `reduction`: "mean" over the valid elements, "sum" or "none".
+    - `reduction`: "mean" over the valid elements, "sum" or "none". `impl`: as in the function.
 
     Raises ValueError for options that are out of range or do not go together.
 
@@ -131,6 +119,7 @@ class GHMC(_Harmonized):
         accumulation_steps: int = 1,
         compat: str | None = None,
         reduction: str = "mean",
+        impl: str = "auto",
     ) -> None:
         check_options(bins, normalize, min_count)
         if per_class != (num_classes is not None):
@@ -139,7 +128,7 @@ class GHMC(_Harmonized):
                 "a joint one takes none"
             )
         super().__init__(
-            bins, momentum, normalize, min_count, num_classes, accumulation_steps, compat, reduction
+            bins, momentum, normalize, min_count, num_classes, accumulation_steps, compat, reduction, impl
         )
         self.per_class = per_class
 
@@ -166,10 +155,9 @@ class GHMC(_Harmonized):
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """The loss of logits against targets."""
-        elements = class_elements(inputs, targets, *self._masks(inputs, valid, weight))
-        norm = sigmoid_norm(elements.inputs, elements.targets).detach()
-        plain = cross_entropy(elements.inputs, elements.targets)
-        return self._harmonize(elements, norm, elements.targets, plain)
+        return self._harmonize(
+            class_given(inputs, targets, *self._masks(inputs, valid, weight)), CrossEntropy()
+        )
 
 
 class GHMR(_Harmonized):
@@ -198,21 +186,21 @@ class GHMR(_Harmonized):
         accumulation_steps: int = 1,
         compat: str | None = None,
         reduction: str = "mean",
+        impl: str = "auto",
     ) -> None:
         check_positive("mu", mu)
         check_options(bins, normalize, min_count, positives=False)
-        super().__init__(bins, momentum, normalize, min_count, None, accumulation_steps, compat, reduction)
+        super().__init__(
+            bins, momentum, normalize, min_count, None, accumulation_steps, compat, reduction, impl
+        )
         self.mu = mu
 
     def forward(
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """The loss of predicted offsets against target offsets."""
-        elements = regression_elements(inputs, targets, *self._masks(inputs, valid, weight))
-        diff = elements.inputs - elements.targets
-        return self._harmonize(
-            elements, asl1_gradient_norm(diff.detach(), self.mu), None, asl1(diff, self.mu)
-        )
+        given = regression_given(inputs, targets, *self._masks(inputs, valid, weight))
+        return self._harmonize(given, Asl1(self.mu))
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""

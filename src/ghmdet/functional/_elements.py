@@ -25,21 +25,32 @@ class Elements(NamedTuple):
     weight: Tensor | None
 
 
-def class_elements(
+class Given(NamedTuple):
+    """The arguments of a loss as they came, checked: nothing is of the inputs' shape that was not given so.
+
+    `labels` says that the targets are class labels. `valid` is the mask, ignored labels included, None for all; it and
+    `weight` have the inputs' shape or that without dimension 1.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    labels: bool
+    valid: Tensor | None
+    weight: Tensor | None
+
+
+def class_given(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-) -> Elements:
-    """The elements of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
+) -> Given:
+    """The arguments of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
     _check_inputs(inputs)
-    counted = _valid(inputs, valid)
+    _check_masks(inputs, valid, weight)
     if targets.shape == inputs.shape:
-        elements = _masked(inputs, targets, counted, weight)
-        inside = (elements.targets >= 0) & (elements.targets <= 1)
-        if values_can_be_read(inputs) and not bool(inside.all()):
-            raise GhmdetError(
-                f"targets must lie in 0..1, found {value_range(elements.targets)}; integer class labels have the "
-                f"inputs' shape {tuple(inputs.shape)} without dimension 1"
-            )
-        return elements
+        if values_can_be_read(inputs) and targets.numel():
+            least, greatest = targets.aminmax()
+            if not bool((least >= 0) & (greatest <= 1)):
+                _check_inside(inputs, targets, valid)
+        return Given(inputs, targets, False, valid, weight)
     if inputs.dim() < 2 or targets.shape != _without_classes(inputs):
         raise GhmdetError(
             f"targets have shape {tuple(targets.shape)}; inputs of shape {tuple(inputs.shape)} take targets of that "
@@ -47,28 +58,57 @@ def class_elements(
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise GhmdetError(f"labels (targets without dimension 1) must be integers, not {targets.dtype}")
-    labels = targets.unsqueeze(1)
-    counted = counted & (labels >= 0)
-    num_classes = inputs.shape[1]
-    if values_can_be_read(inputs) and bool(((labels > num_classes) & counted).any()):
-        raise GhmdetError(
-            f"label {int(targets.max())} is outside 0..{num_classes - 1} (classes), {num_classes} (background) "
-            "and the negative numbers (ignored)"
-        )
-    classes = torch.arange(num_classes, device=inputs.device).view(1, -1, *[1] * (inputs.dim() - 2))
-    return _masked(inputs, labels == classes, counted, weight)
+    if values_can_be_read(inputs):
+        _check_labels(inputs, targets, valid)
+    counted = targets >= 0
+    if valid is not None:
+        counted = valid & (counted if valid.shape == targets.shape else counted.unsqueeze(1))
+    return Given(inputs, targets, True, counted, weight)
 
 
-def regression_elements(
+def regression_given(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-) -> Elements:
-    """The elements of a regression: targets of the inputs' shape, of any value."""
+) -> Given:
+    """The arguments of a regression: targets of the inputs' shape, of any value."""
     _check_inputs(inputs)
     if targets.shape != inputs.shape:
         raise GhmdetError(
             f"targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}: they must be equal"
         )
-    return _masked(inputs, targets, _valid(inputs, valid), weight)
+    _check_masks(inputs, valid, weight)
+    return Given(inputs, targets, False, valid, weight)
+
+
+def expand_all(given: Given) -> Elements:
+    """The arguments of a loss, all of the inputs' shape."""
+    inputs, targets, labels, valid, weight = given
+    if valid is None:
+        valid = torch.ones((), dtype=torch.bool, device=inputs.device).expand(inputs.shape)
+    else:
+        valid = expand("valid", valid, inputs)
+    if labels:
+        classes = torch.arange(inputs.shape[1], device=inputs.device).view(1, -1, *[1] * (inputs.dim() - 2))
+        targets = targets.unsqueeze(1) == classes
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    if weight is not None:
+        weight = torch.where(valid, expand("weight", weight, inputs).to(dtype), 0.0)
+    return Elements(
+        torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid, weight
+    )
+
+
+def class_elements(
+    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+) -> Elements:
+    """`class_given`, all of the inputs' shape."""
+    return expand_all(class_given(inputs, targets, valid, weight))
+
+
+def regression_elements(
+    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+) -> Elements:
+    """`regression_given`, all of the inputs' shape."""
+    return expand_all(regression_given(inputs, targets, valid, weight))
 
 
 def reduce(loss: Tensor, elements: Elements, reduction: str, count: Tensor | None = None) -> Tensor:
@@ -122,25 +162,40 @@ def _check_inputs(inputs: Tensor) -> None:
         raise GhmdetError("inputs must have at least one dimension, found shape ()")
 
 
-def _valid(inputs: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return torch.ones((), dtype=torch.bool, device=inputs.device).expand(inputs.shape)
-    if valid.dtype != torch.bool:
-        raise GhmdetError(
-            f"valid must be a bool mask, not {valid.dtype}; a weight whose size counts goes to weight="
-        )
-    return expand("valid", valid, inputs)
-
-
-def _masked(inputs: Tensor, targets: Tensor, valid: Tensor, weight: Tensor | None) -> Elements:
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+def _check_masks(inputs: Tensor, valid: Tensor | None, weight: Tensor | None) -> None:
+    if valid is not None:
+        if valid.dtype != torch.bool:
+            raise GhmdetError(
+                f"valid must be a bool mask, not {valid.dtype}; a weight whose size counts goes to weight="
+            )
+        expand("valid", valid, inputs)
     if weight is not None:
         if not weight.is_floating_point():
             raise GhmdetError(f"weight must be floating point, not {weight.dtype}; a mask goes to valid=")
-        weight = torch.where(valid, expand("weight", weight, inputs).to(dtype), 0.0)
-    return Elements(
-        torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid, weight
-    )
+        expand("weight", weight, inputs)
+
+
+def _check_inside(inputs: Tensor, targets: Tensor, valid: Tensor | None) -> None:
+    """Raise if a target that counts is outside 0..1."""
+    if valid is not None:
+        targets = torch.where(expand("valid", valid, inputs), targets, 0)
+    if not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise GhmdetError(
+            f"targets must lie in 0..1, found {value_range(targets)}; integer class labels have the "
+            f"inputs' shape {tuple(inputs.shape)} without dimension 1"
+        )
+
+
+def _check_labels(inputs: Tensor, labels: Tensor, valid: Tensor | None) -> None:
+    """Raise if a label that counts is above K."""
+    above = labels > inputs.shape[1]
+    if valid is not None:
+        above = above & (valid if valid.shape == labels.shape else valid.any(1))
+    if bool(above.any()):
+        raise GhmdetError(
+            f"label {int(labels.max())} is outside 0..{inputs.shape[1] - 1} (classes), {inputs.shape[1]} (background) "
+            "and the negative numbers (ignored)"
+        )
 
 
 def populations(tensor: Tensor, per_class: bool) -> Tensor:

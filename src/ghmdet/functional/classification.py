@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._elements import check_reduction, class_elements, from_populations, populations, reduce
-from ghmdet.functional.density import MinCount, check_options, class_count, weights
-from ghmdet.functional.gradient_norm import sigmoid_norm
+from ghmdet.functional._elements import (
+    check_reduction,
+    class_elements,
+    class_given,
+    expand_all,
+    from_populations,
+    populations,
+    reduce,
+)
+from ghmdet.functional._kernels import CrossEntropy, Focal, cross_entropy
+from ghmdet.functional._passes import passes
+from ghmdet.functional.density import MinCount, check_options, class_count, region_weights, weights
 
 
 def binary_cross_entropy(
@@ -50,6 +58,7 @@ def ghm_c_loss(
     valid: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
+    impl: str = "auto",
 ) -> Tensor:
     """L_GHM-C = 1/N Σ β_i L_CE(p_i, p*_i): cross entropy harmonized by its own gradient density (article, GHM-C loss).
 
@@ -64,6 +73,9 @@ def ghm_c_loss(
     - `valid`: bool mask, the inputs' shape or that without dimension 1; what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
+    - `impl`: "reference" (readable steps, differentiable twice), "torch" (fused: no memory of the inputs' size but the
+      gradient), "compile" (the steps by torch.compile), or "auto", which logs what it takes (docs/performance.md).
+      ``method="exact"`` has readable steps only.
 
     The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
     for shapes, dtypes or options that do not fit and (on the CPU) for targets outside 0..1 and labels above K.
@@ -74,10 +86,16 @@ def ghm_c_loss(
     """
     check_options(bins, normalize, min_count, method)
     check_reduction(reduction)
-    elements = class_elements(inputs, targets, valid, weight)
-    norm = sigmoid_norm(elements.inputs, elements.targets).detach()
-    beta = weights(norm, elements.targets, elements.valid, bins, method, normalize, min_count, per_class)
-    return reduce(beta * cross_entropy(elements.inputs, elements.targets), elements, reduction)
+    class_count(inputs, per_class)
+    given = class_given(inputs, targets, valid, weight)
+    if method == "unit-region":
+        run = passes(impl, given, CrossEntropy(), bins, per_class)
+        counts = run.count()
+        return run.weighted(region_weights(counts, counts.occupied, normalize, min_count), reduction)
+    every = expand_all(given)
+    norm, loss = CrossEntropy().composed(every)
+    beta = weights(norm, every.targets, every.valid, bins, method, normalize, min_count, per_class)
+    return reduce(beta * loss, every, reduction)
 
 
 def sigmoid_focal_loss(
@@ -89,10 +107,12 @@ def sigmoid_focal_loss(
     valid: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
+    impl: str = "auto",
 ) -> Tensor:
     """Focal loss α_t (1 − p_t)^γ L_CE (Lin et al. 2017), equal to torchvision's; a negative `alpha` leaves α_t out.
 
-    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit, `alpha` above 1
+    Arguments, masks, `impl` and result as in :func:`ghm_c_loss`; targets that may be soft (of the inputs' shape) have
+    readable steps only. Raises ValueError for shapes that do not fit, `alpha` above 1
     and negative `gamma`.
     """
     if not alpha <= 1:
@@ -100,14 +120,9 @@ def sigmoid_focal_loss(
     if not gamma >= 0:
         raise GhmdetError(f"gamma must be at least 0, not {gamma!r}")
     check_reduction(reduction)
-    elements = class_elements(inputs, targets, valid, weight)
-    x, t = elements.inputs, elements.targets
-    # 1 − p_t without the subtraction, which would round to 0 and give NaN gradients for γ < 1.
-    missing = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
-    loss = missing**gamma * cross_entropy(x, t)
-    if alpha >= 0:
-        loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
-    return reduce(loss, elements, reduction)
+    given = class_given(inputs, targets, valid, weight)
+    why_not = "" if given.labels else "targets may be soft"
+    return passes(impl, given, Focal(alpha, gamma), why_not=why_not).weighted(None, reduction)
 
 
 def ohem_loss(
@@ -146,8 +161,3 @@ def ohem_loss(
         chosen = from_populations(rank < keep, loss, per_class)
         kept = positive | (elements.valid & chosen)
     return reduce(loss, elements._replace(valid=kept), reduction)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """L_CE of each element, of tensors that are already of one shape and precision."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

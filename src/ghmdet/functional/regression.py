@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghmdet.functional._elements import check_reduction, reduce, regression_elements
-from ghmdet.functional.density import check_options, weights
-from ghmdet.functional.gradient_norm import asl1_gradient_norm, check_positive
+from ghmdet.functional._elements import (
+    check_reduction,
+    expand_all,
+    reduce,
+    regression_elements,
+    regression_given,
+)
+from ghmdet.functional._kernels import Asl1, asl1
+from ghmdet.functional._passes import passes
+from ghmdet.functional.density import check_options, region_weights, weights
+from ghmdet.functional.gradient_norm import check_positive
 
 
 def smooth_l1_loss(
@@ -64,6 +71,7 @@ def ghm_r_loss(
     valid: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
+    impl: str = "auto",
 ) -> Tensor:
     """L_GHM-R = 1/N Σ β_i ASL_1(d_i): authentic smooth L1 harmonized by its own gradient density (article, GHM-R loss).
 
@@ -75,24 +83,24 @@ def ghm_r_loss(
     - `valid`: bool mask, the inputs' shape or that without dimension 1 ([N]); what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
+    - `impl`: as in :func:`ghm_c_loss`.
 
     The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
     for shapes, dtypes or options that do not fit.
 
+    >>> import torch
     >>> ghm_r_loss(torch.tensor([[0.0, 0.1]]), torch.tensor([[0.0, 0.0]]))
     tensor(0.0410)
     """
     check_positive("mu", mu)
     check_options(bins, normalize, min_count, method, positives=False)
     check_reduction(reduction)
-    elements = regression_elements(inputs, targets, valid, weight)
-    diff = elements.inputs - elements.targets
-    norm = asl1_gradient_norm(diff.detach(), mu)
-    beta = weights(norm, None, elements.valid, bins, method, normalize, min_count, per_class=False)
-    return reduce(beta * asl1(diff, mu), elements, reduction)
-
-
-def asl1(diff: Tensor, mu: float) -> Tensor:
-    """sqrt(d² + μ²) − μ without the difference of two near numbers, which loses the small d that GHM-R lifts."""
-    square = diff.square()
-    return square / (torch.sqrt(square + mu**2) + mu)
+    given = regression_given(inputs, targets, valid, weight)
+    if method == "unit-region":
+        run = passes(impl, given, Asl1(mu), bins)
+        counts = run.count()
+        return run.weighted(region_weights(counts, counts.occupied, normalize, min_count), reduction)
+    every = expand_all(given)
+    norm, loss = Asl1(mu).composed(every)
+    beta = weights(norm, None, every.valid, bins, method, normalize, min_count, per_class=False)
+    return reduce(beta * loss, every, reduction)

@@ -1,0 +1,232 @@
+"""What a loss is given, read in blocks that fit a cache: nothing of the inputs' size is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ghmdet.functional._elements import Given
+
+# Elements of a block. On a CPU its buffers stay in the second-level cache; elsewhere a launch costs more than memory.
+CPU_BLOCK = 1 << 16
+DEVICE_BLOCK = 1 << 22
+# A logit whose probability, cross entropy and gradient are exactly 0 as background.
+NOTHING = -1e4
+
+
+Slices = tuple[slice, slice, slice]
+
+
+class Positives(NamedTuple):
+    """Where the target is 1, as flat places in a block or in everything; `is_one` is 0 where that does not count."""
+
+    places: Tensor
+    is_one: Tensor
+
+
+class Block(NamedTuple):
+    """A part of the elements: `x` and `targets` are [n, k, s], and one of `targets` and `positives` is there.
+
+    Masked elements have x = `fill` and target 0.
+    """
+
+    at: Slices
+    x: Tensor
+    targets: Tensor | None
+    positives: Positives | None
+    weight: Tensor | None
+
+
+class Space:
+    """Buffers of a block's size, made once and used for every block."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._size, self._dtype, self._device = size, dtype, device
+        self._buffers: dict[str, Tensor] = {}
+
+    def like(self, x: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The buffer called `name` in the shape of `x`."""
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(self._size, dtype=dtype or self._dtype, device=self._device)
+        return self._buffers[name][: x.numel()].view(x.shape)
+
+
+class Blocks:
+    """The arguments of a loss as [N, K, S]: images (or anchors), classes, places; views wherever that can be.
+
+    On a CPU, examples that are masked as a whole (an ignored anchor in [N, K] inputs) are never read; other masks
+    replace the inputs by `fill`. On other devices nothing here looks at a value.
+    """
+
+    def __init__(self, given: Given, fill: float) -> None:
+        inputs = given.inputs.detach()
+        self.given = given
+        self.fill = fill
+        self.on_cpu = is_cpu(inputs)
+        self.dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        # [N, H, W, K] in memory, as channels_last and permuted heads have it, is a list of anchors.
+        self.classes_last = inputs.dim() > 2 and inputs.movedim(1, -1).is_contiguous()
+        self.inputs = self.align(inputs)
+        valid = None if given.valid is None else self.align(given.valid)
+        if self.on_cpu and valid is not None and bool(valid.all()):
+            valid = None
+        self.rows: Tensor | None = None
+        if self.on_cpu and valid is not None and valid.shape[1] * valid.shape[2] == 1:
+            self.rows, valid = valid.flatten().nonzero().flatten(), None
+        self.valid = valid
+        self.weight = None if given.weight is None else self.align(given.weight)
+        self.shape = (
+            len(self.inputs) if self.rows is None else len(self.rows),
+            self.inputs.shape[1],
+            self.inputs.shape[2],
+        )
+        size = CPU_BLOCK if self.on_cpu else max(DEVICE_BLOCK, self.shape[1] * self.shape[2])
+        self.size = min(size, max(self.inputs.numel(), 1))
+        self.targets: Tensor | None = None
+        self.positives: Positives | None = None
+        if given.labels:
+            self.positives = self._find_positives(self.align(given.targets))
+        else:
+            self.targets = self.align(given.targets)
+
+    def __iter__(self) -> Iterator[Block]:
+        """The blocks in the order of memory."""
+        slices = list(self._slices())
+        bounds = self._bounds(slices)
+        for i, at in enumerate(slices):
+            positives = None
+            if self.positives is not None and bounds[i + 1] > bounds[i]:
+                part = slice(bounds[i], bounds[i + 1])
+                positives = Positives(
+                    self.positives.places[part] - self._start(at), self.positives.is_one[part]
+                )
+            yield Block(
+                at,
+                self._read(self.inputs, at, self.fill),
+                None if self.targets is None else self._read(self.targets, at, 0.0),
+                positives,
+                None if self.weight is None else self._read(self.weight, at, 0.0),
+            )
+
+    def space(self) -> Space:
+        """Buffers for these blocks."""
+        return Space(self.size, self.dtype, self.inputs.device)
+
+    def examples(self) -> Tensor:
+        """The number of valid elements of each class, [K]."""
+        n, k, s = self.shape
+        if self.valid is None:
+            return torch.full((k,), n * s, device=self.inputs.device)
+        return self.valid.sum((0, 2)).expand(k)
+
+    def positive_sums(self) -> Tensor:
+        """The sum of the targets of each class, [K]."""
+        k, s = self.shape[1:]
+        sums = torch.zeros(k, dtype=self.dtype, device=self.inputs.device)
+        if self.positives is not None:
+            return sums.index_add_(0, self.positives.places // s % k, self.positives.is_one)
+        if self.targets is not None:
+            for at in self._slices():
+                sums[at[1]] += self._read(self.targets, at, 0.0).sum((0, 2))
+        return sums
+
+    def output(self, dtype: torch.dtype) -> Tensor:
+        """Memory for one number an element, as `write` fills it; what is never read is 0."""
+        make = torch.empty_like if self.rows is None else torch.zeros_like
+        return make(self.inputs, dtype=dtype)
+
+    def write(self, output: Tensor, at: Slices, a: Tensor, b: Tensor) -> None:
+        """Put the product of a block's `a` and `b` into `output`."""
+        if self.rows is not None:
+            output.index_copy_(0, self.rows[at[0]], a.mul(b).to(output.dtype))
+        else:
+            torch.mul(a, b, out=output[at])
+
+    def restore(self, output: Tensor) -> Tensor:
+        """`output` in the shape and memory order of the inputs that were given."""
+        shape = self.given.inputs.shape
+        if not self.classes_last:
+            return output.view(shape)
+        return output.view(shape[:1] + shape[2:] + shape[1:2]).movedim(-1, 1)
+
+    def align(self, tensor: Tensor) -> Tensor:
+        """A tensor of the inputs' shape as [N, K, S], one without the classes as [N, 1, S]."""
+        inputs = self.given.inputs
+        if inputs.dim() == 1:
+            return tensor.reshape(-1, 1, 1)
+        n, k = inputs.shape[:2]
+        s = math.prod(inputs.shape[2:])
+        if tensor.shape == inputs.shape:
+            return (
+                tensor.movedim(1, -1).reshape(n * s, k, 1) if self.classes_last else tensor.reshape(n, k, s)
+            )
+        return tensor.reshape(n * s, 1, 1) if self.classes_last else tensor.reshape(n, 1, s)
+
+    def part(self, aligned: Tensor, at: Slices) -> Tensor:
+        """What an aligned tensor has at a block."""
+        if aligned.shape[1] == 1:
+            at = (at[0], slice(None), at[2])
+        return aligned[at] if self.rows is None else aligned.index_select(0, self.rows[at[0]])
+
+    def _read(self, aligned: Tensor, at: Slices, fill: float) -> Tensor:
+        block = self.part(aligned, at).to(self.dtype)
+        return block if self.valid is None else torch.where(self.part(self.valid, at), block, fill)
+
+    def _find_positives(self, labels: Tensor) -> Positives:
+        if self.rows is not None:
+            labels = labels.index_select(0, self.rows)
+        n, k, s = self.shape
+        labels = labels[:, 0].long()  # [n, s]
+        positive = (labels >= 0) & (labels < k)
+        image = torch.arange(n, device=labels.device).unsqueeze(1)
+        place = torch.arange(s, device=labels.device)
+        places = (image * k + labels.clamp(0, k - 1)) * s + place
+        if self.on_cpu:
+            places = places[positive].sort().values
+            is_one = torch.ones_like(places, dtype=self.dtype)
+        else:
+            places, is_one = places.flatten(), positive.flatten().to(self.dtype)
+        if self.valid is not None:
+            is_one = is_one * self.valid.expand(self.shape).reshape(-1)[places]
+        return Positives(places, is_one)
+
+    def _slices(self) -> Iterator[Slices]:
+        n, k, s = self.shape
+        every = slice(None)
+        if n * k * s == 0:
+            return
+        if not self.on_cpu or k * s <= self.size:
+            step = max(self.size // (k * s), 1)
+            for i in range(0, n, step):
+                yield slice(i, min(i + step, n)), every, every
+            return
+        # One image is more than a block: whole classes of it, or parts of one class.
+        step_k, step_s = max(self.size // s, 1), min(self.size, s)
+        for i in range(n):
+            for j in range(0, k, step_k):
+                for m in range(0, s, step_s):
+                    yield slice(i, i + 1), slice(j, min(j + step_k, k)), slice(m, min(m + step_s, s))
+
+    def _start(self, at: Slices) -> int:
+        k, s = self.shape[1:]
+        start: int = (at[0].start * k + (at[1].start or 0)) * s + (at[2].start or 0)
+        return start
+
+    def _bounds(self, slices: list[Slices]) -> list[int]:
+        """Where the positives of each block begin; one more than there are blocks."""
+        if self.positives is None or not slices:
+            return []
+        if not self.on_cpu:
+            s = self.shape[2]
+            return [at[0].start * s for at in slices] + [self.shape[0] * s]
+        starts = torch.tensor([self._start(at) for at in slices])
+        return [*torch.searchsorted(self.positives.places, starts).tolist(), len(self.positives.places)]
+
+
+def is_cpu(tensor: Tensor) -> bool:
+    """Whether looking at a tensor's values makes nothing wait."""
+    return tensor.device.type == "cpu"

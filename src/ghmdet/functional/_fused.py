@@ -1,0 +1,148 @@
+"""Loss and gradient together, over blocks: nothing of the inputs' size is made but the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghmdet.errors import GhmdetError
+from ghmdet.functional._blocks import Block, Blocks, Space
+from ghmdet.functional._elements import Given
+from ghmdet.functional._kernels import Kernel
+from ghmdet.functional.density import RegionCounts
+
+
+class Fused:
+    """The two passes of a harmonized loss, as `Composition` has them; weights of None give the plain loss."""
+
+    def __init__(self, given: Given, kernel: Kernel, bins: int = 1, per_class: bool = False) -> None:
+        self.kernel = kernel
+        self.bins = bins
+        self.per_class = per_class
+        self.blocks = Blocks(given, kernel.fill)
+
+    @torch.no_grad()
+    def count(self) -> RegionCounts:
+        """How many examples each region has."""
+        blocks, space = self.blocks, self.blocks.space()
+        classes = blocks.shape[1] if self.per_class else 1
+        counts = torch.zeros(classes * self.bins, dtype=torch.int64, device=blocks.inputs.device)
+        one = counts.new_ones(1)
+        for block in blocks:
+            slope = self.kernel.slope(block, space.like(block.x, "slope"), space)
+            index = self._regions(slope, block, space).view(-1)
+            counts.index_add_(0, index, one.expand(len(index)))
+        regions = counts.view(classes, self.bins)
+        examples, positives = blocks.examples(), blocks.positive_sums()
+        if not self.per_class:
+            examples, positives = examples.sum().view(1), positives.sum().view(1)
+        if blocks.valid is not None:
+            # Masked elements were read as `fill`, which is in the first region.
+            regions[:, 0] -= regions.sum(1) - examples
+        columns = [regions, examples.unsqueeze(1), positives.unsqueeze(1)]
+        return RegionCounts(torch.cat([column.to(blocks.dtype) for column in columns], 1))
+
+    def weighted(self, table: Tensor | None, reduction: str, count: Tensor | None = None) -> Tensor:
+        """β L with β from `table` [C, M], reduced as by `_elements.reduce`; differentiable once."""
+        inputs = self.blocks.given.inputs
+        each = reduction == "none"
+        table = None if table is None else table.to(self.blocks.dtype)
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            loss: Tensor = _Weighted.apply(inputs, table, self, each)
+        else:
+            loss = self.evaluate(table, each, wants_gradient=False)[0]
+        if reduction != "mean":
+            return loss
+        return loss / (self.blocks.examples().sum().clamp_min(1) if count is None else count)
+
+    @torch.no_grad()
+    def evaluate(
+        self, table: Tensor | None, each: bool, wants_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss (of each element, or its sum) and, where wanted, the sum's gradient."""
+        blocks, space = self.blocks, self.blocks.space()
+        values = blocks.output(blocks.dtype) if each else None
+        gradient = blocks.output(blocks.inputs.dtype) if wants_gradient else None
+        total = torch.zeros((), dtype=torch.float64, device=blocks.inputs.device)
+        for block in blocks:
+            slope = self.kernel.slope(block, space.like(block.x, "slope"), space)
+            beta = self._weights(table, slope, block, space)
+            loss = self.kernel.loss(block, space.like(block.x, "loss"), space)
+            if values is not None:
+                blocks.write(values, block.at, beta, loss)
+            else:
+                total += torch.dot(beta.view(-1), loss.view(-1))
+            if gradient is not None:
+                blocks.write(gradient, block.at, beta, slope)
+        value = total.to(blocks.dtype) if values is None else blocks.restore(values)
+        return value, None if gradient is None else blocks.restore(gradient)
+
+    @torch.no_grad()
+    def gradient(self, table: Tensor | None, upstream: Tensor) -> Tensor:
+        """The gradient by the inputs, from that by the loss (a scalar, or one number an element)."""
+        blocks, space = self.blocks, self.blocks.space()
+        gradient = blocks.output(blocks.inputs.dtype)
+        each = blocks.align(upstream) if upstream.dim() else None
+        for block in blocks:
+            slope = self.kernel.slope(block, space.like(block.x, "slope"), space)
+            beta = self._weights(table, slope, block, space)
+            beta.mul_(upstream if each is None else blocks.part(each, block.at))
+            blocks.write(gradient, block.at, beta, slope)
+        return blocks.restore(gradient)
+
+    def _weights(self, table: Tensor | None, slope: Tensor, block: Block, space: Space) -> Tensor:
+        """β of a block, times the caller's weight."""
+        beta = space.like(slope, "beta")
+        if table is None:
+            beta.fill_(1)
+        else:
+            index = self._regions(slope, block, space)
+            torch.index_select(table.view(-1), 0, index.view(-1), out=beta.view(-1))
+        return beta if block.weight is None else beta.mul_(block.weight)
+
+    def _regions(self, slope: Tensor, block: Block, space: Space) -> Tensor:
+        """The place of each element in the flat table, by the arithmetic of `region_index`."""
+        norm = torch.abs(slope, out=space.like(slope, "norm")).mul_(self.bins)
+        index = space.like(slope, "index", torch.int32).copy_(norm).clamp_(0, self.bins - 1)
+        if self.per_class:
+            first = torch.arange(self.blocks.shape[1], dtype=torch.int32, device=index.device) * self.bins
+            index.add_(first[block.at[1]].view(-1, 1))
+        return index
+
+
+class _Weighted(torch.autograd.Function):
+    """Σ β L, with the gradient that came with it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, table: Tensor | None, loss: Fused, each: bool) -> Tensor:
+        # A half-precision gradient must be scaled before it is rounded, and one an element is not known yet.
+        at_once = not each and inputs.dtype == loss.blocks.dtype
+        value, ctx.gradient = loss.evaluate(table, each, wants_gradient=at_once)
+        ctx.loss, ctx.table = loss, table
+        ctx.save_for_backward(inputs)  # so that a change in place is noticed
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (inputs,), (scale,) = ctx.saved_tensors, upstream
+        with torch.no_grad():
+            # Scaled in place, so that it is the only one of its size; a second backward makes another.
+            gradient, ctx.gradient = ctx.gradient, None
+            gradient = ctx.loss.gradient(ctx.table, scale) if gradient is None else gradient.mul_(scale)
+        if torch.is_grad_enabled():
+            gradient = _Once.apply(gradient, inputs, scale)
+        return gradient, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that says why it has none of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, inputs: Tensor, scale: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        raise GhmdetError('a fused loss has no second derivative; impl="reference" has one')

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ghmdet import GHMC, GHMR
+from ghmdet import functional as ghm
+from ghmdet.functional import _blocks, _passes
+from ghmdet.functional._elements import Given
+from ghmdet.functional._kernels import CrossEntropy
+
+GUARDED = {"min_count": "positives", "normalize": "none"}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 64 elements, so that small examples have many, and parts of one image."""
+    monkeypatch.setattr(_blocks, "CPU_BLOCK", 64)
+
+
+def example(*shape: int, dtype=torch.float32, seed: int = 0):
+    """Logits with all kinds of gradient norms, labels with ignored and background, masks and weights with NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * 4 - 2).to(dtype)
+    short = shape[:1] + shape[2:]
+    labels = torch.randint(-2, 2 * shape[1], short, generator=generator).clamp_max(shape[1])
+    return logits, labels, generator
+
+
+def outcome(call, inputs, *arguments, impl, upstream=3.0, **options):
+    """The loss and the gradient of a call."""
+    inputs = inputs.detach().clone().requires_grad_()
+    loss = call(inputs, *arguments, impl=impl, **options)
+    loss.backward(torch.full_like(loss, upstream))
+    return loss.detach(), inputs.grad
+
+
+def assert_same(call, inputs, *arguments, **options):
+    loss, gradient = outcome(call, inputs, *arguments, impl="torch", **options)
+    expected, slope = outcome(call, inputs, *arguments, impl="reference", **options)
+    assert loss.dtype == expected.dtype and gradient.dtype == slope.dtype
+    rtol = TOLERANCE[inputs.dtype]
+    # In float32 the reference rounds cross entropies near 0 to multiples of 6e-8; the fused form does not.
+    for ours, theirs, relative in ((loss, expected, min(rtol, 2e-5)), (gradient, slope, rtol)):
+        atol = 1e-6 * theirs.abs().nan_to_num(0, 0, 0).max().item() if theirs.numel() else 0.0
+        torch.testing.assert_close(ours, theirs, rtol=relative, atol=atol)
+
+
+LABEL_LOSSES = {
+    "ghm-c": ghm.ghm_c_loss,
+    "focal": ghm.sigmoid_focal_loss,
+    "focal, no alpha": lambda *a, **k: ghm.sigmoid_focal_loss(*a, alpha=-1, gamma=1.5, **k),
+    "focal, all alpha": lambda *a, **k: ghm.sigmoid_focal_loss(*a, alpha=1.0, gamma=0.0, **k),
+    "ghm-c guarded": lambda *a, **k: ghm.ghm_c_loss(*a, **GUARDED, **k),
+    "ghm-c per class": lambda *a, **k: ghm.ghm_c_loss(*a, per_class=True, **GUARDED, **k),
+    "ghm-c all": lambda *a, **k: ghm.ghm_c_loss(*a, normalize="all", min_count=2.0, bins=7, **k),
+}
+SHAPES = [(1, 1), (63, 3), (2, 65), (37, 5, 3), (2, 3, 13, 7), (3, 2, 70), (0, 4), (2, 3, 0)]
+every_label_loss = pytest.mark.parametrize("name", LABEL_LOSSES)
+
+
+@every_label_loss
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_labels_give_the_reference_in_value_and_gradient(name, dtype, shape):
+    logits, labels, _ = example(*shape, dtype=dtype)
+    assert_same(LABEL_LOSSES[name], logits, labels)
+
+
+@every_label_loss
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("mask", ["none", "short", "full"])
+@pytest.mark.parametrize("shape", [(63, 3), (2, 3, 13, 7)])
+def test_masks_weights_and_reductions_give_the_reference(name, reduction, mask, shape):
+    logits, labels, generator = example(*shape)
+    short = labels.shape
+    valid = (
+        None if mask == "none" else torch.rand(short if mask == "short" else shape, generator=generator) < 0.7
+    )
+    for weight_shape in (short, shape):
+        weight = torch.rand(weight_shape, generator=generator) * 3
+        assert_same(LABEL_LOSSES[name], logits, labels, valid=valid, weight=weight, reduction=reduction)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1,), (200,), *SHAPES])
+def test_dense_targets_give_the_reference(soft, dtype, shape):
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * 4 - 2).to(dtype)
+    targets = torch.rand(shape, generator=generator)
+    if not soft:
+        targets = targets < 0.1
+    valid = torch.rand(shape, generator=generator) < 0.8
+    assert_same(ghm.ghm_c_loss, logits, targets, **GUARDED)
+    assert_same(ghm.ghm_c_loss, logits, targets, valid=valid, reduction="none")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1,), (63, 4), (5, 4, 33), (0, 4)])
+def test_ghm_r_gives_the_reference(shape, dtype, reduction):
+    generator = torch.Generator().manual_seed(2)
+    inputs = (torch.randn(shape, generator=generator) * 0.1).to(dtype)
+    targets, weight = torch.randn(shape, generator=generator) * 0.02, torch.rand(shape, generator=generator)
+    short = shape[:1] + shape[2:] if len(shape) > 1 else shape
+    for mask_shape in (short, shape):
+        valid = torch.rand(mask_shape, generator=generator) < 0.6
+        assert_same(ghm.ghm_r_loss, inputs, targets, mu=0.05, min_count=2.0, valid=valid, reduction=reduction)
+    assert_same(ghm.ghm_r_loss, inputs, targets, weight=weight, reduction=reduction)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_logits_and_labels_give_the_reference(data):
+    n, k = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 20))
+    numbers = st.floats(-100, 100, width=32) | st.sampled_from([0.0, -0.0, 88.0, 104.0, -1e4, 6e4])
+    logits = torch.tensor(data.draw(st.lists(numbers, min_size=n * k, max_size=n * k))).view(n, k)
+    labels = torch.tensor(data.draw(st.lists(st.integers(-1, k), min_size=n, max_size=n)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    per_class = data.draw(st.booleans())
+    bins = data.draw(st.integers(1, 40))
+    for normalize, min_count in (("occupied", 0.0), ("none", "positives")):
+        options = {"bins": bins, "normalize": normalize, "min_count": min_count, "per_class": per_class}
+        assert_same(ghm.ghm_c_loss, logits.to(dtype), labels, **options)
+
+
+def test_the_regions_are_exactly_those_of_the_reference():
+    # Logits of the borders m/M and of the numbers beside them.
+    border = torch.logit(torch.arange(1, 30, dtype=torch.float64) / 30).float()
+    logits = torch.cat([border, border.nextafter(torch.tensor(9.0)), border.nextafter(torch.tensor(-9.0))])
+    logits = torch.cat([logits, torch.tensor([20.0, 40.0, -104.0])]).unsqueeze(1)
+    for label in (0, 1):
+        given_ = Given(logits, torch.full((len(logits),), label), True, None, None)
+        tables = [
+            _passes.passes(impl, given_, CrossEntropy(), 30).count().table for impl in ("torch", "reference")
+        ]
+        assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_float32_losses_are_right_to_their_last_digits_at_any_logit(label):
+    logits = torch.linspace(-100, 100, 4001).unsqueeze(1)
+    labels = torch.full((4001,), label)
+    ours = ghm.ghm_c_loss(logits, labels, bins=1, reduction="none", impl="torch")
+    exact = torch.nn.functional.softplus(logits.double() * (1 if label else -1), threshold=1000)
+    shown = exact > 1e-30
+    torch.testing.assert_close(ours.double()[shown], exact[shown], rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "permuted"])
+def test_any_memory_layout_gives_the_reference(layout):
+    logits, labels, _ = example(2, 3, 8, 6)
+    if layout == "channels_last":
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    elif layout == "strided":
+        logits = logits.repeat_interleave(2, 3)[..., ::2]
+    else:
+        logits, labels = logits.permute(2, 1, 0, 3), labels.permute(1, 0, 2)
+    assert_same(LABEL_LOSSES["ghm-c per class"], logits, labels)
+    assert_same(LABEL_LOSSES["ghm-c per class"], logits, labels, reduction="none", valid=labels != 1)
+
+
+def test_ignored_anchors_are_never_read():
+    logits, labels, _ = example(40, 3)
+    whole = ghm.ghm_c_loss(logits[labels >= 0], labels[labels >= 0], impl="torch")
+    logits[labels < 0] = math.nan
+    assert torch.equal(ghm.ghm_c_loss(logits, labels, impl="torch"), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_loss_scaled_before_backward_keeps_small_half_precision_gradients(dtype):
+    logits, labels, _ = example(50, 3, dtype=dtype)
+    assert_same(ghm.ghm_c_loss, logits, labels, upstream=65536.0)
+
+
+def test_a_second_backward_gives_the_gradient_again():
+    logits, labels, _ = example(50, 3)
+    logits.requires_grad_()
+    loss = ghm.ghm_c_loss(logits, labels, impl="torch")
+    (first,) = torch.autograd.grad(loss, logits, torch.tensor(2.0), retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(loss, logits, torch.tensor(4.0))
+    torch.testing.assert_close(second, 2 * first)
+
+
+def test_a_second_derivative_is_refused_and_says_what_has_one():
+    logits, labels, _ = example(50, 3)
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(ghm.ghm_c_loss(logits, labels), logits, create_graph=True)
+    with pytest.raises(ValueError, match='impl="reference" has one'):
+        gradient.square().sum().backward()
+    loss = ghm.ghm_c_loss(logits, labels, impl="reference")
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    gradient.square().sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_inputs_changed_before_backward_are_noticed():
+    logits = torch.zeros(4, 3, requires_grad=True)
+    moved = logits + 1
+    loss = ghm.ghm_c_loss(moved, torch.tensor([0, 1, 2, 3]), impl="torch")
+    moved.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+class Operations(TorchDispatchMode):
+    """Keeps the names of all operations and the sizes of what they made."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.largest = set(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.names.add(func.overloadpacket.__name__)
+        if isinstance(out, torch.Tensor) and "empty" in func.name():
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("wants", ["nothing", "no_grad"])
+def test_no_gradient_is_computed_that_nobody_wants(wants):
+    logits, labels, _ = example(2000, 3)
+    logits.requires_grad_(wants == "no_grad")
+    with torch.set_grad_enabled(wants == "nothing"), Operations() as seen:
+        loss = ghm.ghm_c_loss(logits, labels.clamp_min(0), impl="torch")
+    assert not loss.requires_grad and seen.largest <= 64
+
+
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "equal",
+    "unique",
+    "bincount",
+    "item",
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@every_label_loss
+def test_nothing_in_the_accelerators_path_reads_a_value(name, masked, monkeypatch):
+    """The path of a device other than the CPU, on the CPU: no operation whose result's size depends on values."""
+    monkeypatch.setattr(_blocks, "is_cpu", lambda tensor: False)
+    monkeypatch.setattr(_blocks, "DEVICE_BLOCK", 200)
+    monkeypatch.setattr("ghmdet.functional._elements.values_can_be_read", lambda tensor: False)
+    for shape in ((63, 3), (5, 3, 13)):
+        logits, labels, _ = example(*shape)
+        options = {"valid": labels != 2, "weight": torch.rand(labels.shape)} if masked else {}
+        with Operations() as seen:
+            outcome(LABEL_LOSSES[name], logits, labels, impl="torch", **options)
+        assert not seen.names & WAITS
+        assert_same(LABEL_LOSSES[name], logits, labels, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["GHMC", "GHMC guarded", "GHMR", "GHMC mmdet", "GHMR mmdet", "GHMC accumulating"]
+)
+def test_a_modules_steps_give_the_reference(name):
+    make = {
+        "GHMC": GHMC,
+        "GHMC guarded": lambda **k: GHMC(num_classes=3, per_class=True, **GUARDED, **k),
+        "GHMR": GHMR,
+        "GHMC mmdet": lambda **k: GHMC(compat="mmdet", **k),
+        "GHMR mmdet": lambda **k: GHMR(compat="mmdet", **k),
+        "GHMC accumulating": lambda **k: GHMC(accumulation_steps=2, reduction="sum", **k),
+    }[name]
+    fused, reference = make(impl="torch"), make(impl="reference")
+    for seed in range(4):
+        logits, labels, generator = example(40, 3, seed=seed)
+        targets = torch.randn(40, 3, generator=generator) if "GHMR" in name else labels
+        results = []
+        for loss in (fused, reference):
+            inputs = logits.clone().requires_grad_()
+            value = loss(inputs, targets, valid=labels != 1)
+            value.backward()
+            results.append((value.detach(), inputs.grad))
+        torch.testing.assert_close(results[0], results[1], rtol=2e-5, atol=1e-7)
+        torch.testing.assert_close(fused.state_dict(), reference.state_dict(), rtol=1e-6, atol=1e-6)
+
+
+def test_auto_says_once_what_it_takes_and_why(caplog):
+    _passes._say_once.cache_clear()
+    with caplog.at_level(logging.DEBUG, "ghmdet"):
+        for _ in range(2):
+            ghm.ghm_c_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 3]))
+            ghm.sigmoid_focal_loss(torch.zeros(4, 3), torch.zeros(4, 3))
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2
+    assert '"torch" on cpu' in said[0] and '"reference" on cpu: targets may be soft' in said[1]
+
+
+def test_targets_that_want_a_gradient_get_one():
+    targets = torch.full((4, 3), 0.5, requires_grad=True)
+    ghm.ghm_r_loss(torch.zeros(4, 3), targets).backward()
+    assert targets.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("make", [GHMC, GHMR, ghm.ghm_c_loss, ghm.ghm_r_loss, ghm.sigmoid_focal_loss])
+def test_a_misspelt_implementation_is_named(make):
+    arguments = () if isinstance(make, type) else (torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="unknown impl 'torhc': did you mean 'torch'"):
+        make(*arguments, impl="torhc")
