@@ -31,7 +31,7 @@ def batch(seed: int, n: int = 40):
 @pytest.mark.parametrize(
     ("module", "function", "options"),
     [
-        (GHMC, functional.ghm_c_loss, {"bins": 10}),
+        (GHMC, functional.ghm_c_loss, {"bins": 10, "min_count": 0.0}),
         (GHMC, functional.ghm_c_loss, {"min_count": 5.0, "normalize": "all"}),
         (GHMC, functional.ghm_c_loss, {"min_count": "positives", "normalize": "none", "per_class": True}),
         (GHMR, functional.ghm_r_loss, {"mu": 0.1, "bins": 7, "min_count": 2.0}),
@@ -56,7 +56,7 @@ def test_equal_batches_give_equal_losses_whatever_the_momentum(name):
 
 
 def test_the_weights_come_from_the_average_that_includes_the_present_batch():
-    loss = GHMC(bins=2, momentum=0.5, normalize="none")
+    loss = GHMC(bins=2, momentum=0.5, normalize="none", min_count=0.0)
     zeros = torch.zeros(4)
     loss(torch.tensor([-2.0, -2.0, -2.0, 2.0]), zeros)
     value = loss(torch.tensor([-2.0, 2.0, 2.0, 2.0]), zeros)
@@ -66,7 +66,7 @@ def test_the_weights_come_from_the_average_that_includes_the_present_batch():
 
 
 def test_the_occupied_regions_are_those_of_the_present_batch():
-    loss = GHMC(bins=2, momentum=0.5)
+    loss = GHMC(bins=2, momentum=0.5, min_count=0.0)
     loss(torch.tensor([-2.0, 2.0]), torch.zeros(2))
     value = loss(torch.tensor([-2.0, -2.0]), torch.zeros(2))
     easy = functional.binary_cross_entropy(torch.tensor([-2.0]), torch.zeros(1))
@@ -155,7 +155,9 @@ def test_it_compiles_without_a_graph_break(name):
 
 
 def test_published_is_the_authors_form_and_guarded_the_floored_one():
-    assert repr(GHMC.published()) == repr(GHMC())
+    assert repr(GHMC.published()) == repr(GHMC(min_count=0.0))
+    assert "normalize='occupied', min_count=0.0" in repr(GHMC.published())
+    assert "normalize='none', min_count='positives'" in repr(GHMC())
     assert GHMC.guarded(4).extra_repr() == (
         "normalize='none', min_count='positives', per_class=True, compat=None, reduction='mean'"
     )

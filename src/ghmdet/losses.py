@@ -90,8 +90,11 @@ class GHMC(_Harmonized):
     with "mean" they average to it.
 
     - `bins`: M, the number of unit regions. `momentum`: of the moving average, in [0, 1).
-    - `normalize`: "occupied" (the authors' code), "all" (the article) or "none"; `min_count`: a number of examples or
-      "positives". Both as in :func:`ghmdet.functional.harmonizing_weights`.
+    - `min_count`: the examples that a region counts as at least: "positives" (the guarded form
+      Σ L_CE / max(R(g), P), the default, since the published form fails on small data: docs/small-data.md), a number,
+      or 0 for the published form, which `GHMC.published()` gives. `normalize`: "occupied" (the authors' code), "all"
+      (the article) or "none", by default "none" with a floor and "occupied" without. Both as in
+      :func:`ghmdet.functional.harmonizing_weights`.
     - `per_class`: a density, a number of examples and of positives for each of `num_classes` classes; the mean over
       elements is then the mean over classes.
     - `accumulation_steps`: the number of calls that make one optimizer step.
@@ -104,16 +107,16 @@ class GHMC(_Harmonized):
     >>> loss = GHMC()
     >>> logits = torch.tensor([[-3.0, -2.0], [0.5, -1.0]], requires_grad=True)
     >>> loss(logits, torch.tensor([2, 0]))
-    tensor(0.2407, grad_fn=<DivBackward0>)
+    tensor(0.9629, grad_fn=<DivBackward0>)
     """
 
     def __init__(
         self,
         bins: int = 30,
         momentum: float = 0.75,
-        normalize: str = "occupied",
+        normalize: str | None = None,
         *,
-        min_count: MinCount = 0.0,
+        min_count: MinCount | None = None,
         per_class: bool = False,
         num_classes: int | None = None,
         accumulation_steps: int = 1,
@@ -121,6 +124,10 @@ class GHMC(_Harmonized):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
+        if min_count is None:
+            min_count = 0.0 if compat else "positives"
+        if normalize is None:
+            normalize = "occupied" if min_count == 0.0 else "none"
         check_options(bins, normalize, min_count)
         if per_class != (num_classes is not None):
             raise GhmdetError(
@@ -135,7 +142,14 @@ class GHMC(_Harmonized):
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
         """The form of the article and its authors: one density, no floor, 30 regions, momentum 0.75."""
-        return cls(30, 0.75, "occupied", accumulation_steps=accumulation_steps, reduction=reduction)
+        return cls(
+            30,
+            0.75,
+            "occupied",
+            min_count=0.0,
+            accumulation_steps=accumulation_steps,
+            reduction=reduction,
+        )
 
     @classmethod
     def guarded(cls, num_classes: int, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:

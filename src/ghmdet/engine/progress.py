@@ -13,6 +13,9 @@ from rich.progress import Progress
 @contextmanager
 def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr for the block; yields a function to call with the number of things just done."""
-    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    if not sys.stderr.isatty():  # Rich before 14 prints an empty line even where its bar is disabled
+        yield lambda done: None
+        return
+    with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)

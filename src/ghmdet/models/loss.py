@@ -83,9 +83,7 @@ class DetectionLoss(nn.Module):
         if config.cls_loss == "ghm-c":
             self.ghm_c = GHMC.guarded(num_classes, accumulation_steps=config.accumulation_steps)
         elif config.cls_loss == "ghm-c-joint":
-            self.ghm_c = GHMC(
-                normalize="none", min_count="positives", accumulation_steps=config.accumulation_steps
-            )
+            self.ghm_c = GHMC(accumulation_steps=config.accumulation_steps)
         elif config.cls_loss == "ghm-c-published":
             self.ghm_c = GHMC.published(accumulation_steps=config.accumulation_steps)
         elif config.cls_loss.endswith("-per-class"):
