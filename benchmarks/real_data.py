@@ -26,7 +26,7 @@ RESULTS = HERE / "results" / "real_data.jsonl"
 
 # name: folder below DATA_ROOT, parts to judge, options of `ghmdet train`
 RUNS: dict[str, tuple[str, list[str], list[str]]] = {
-    "bccd": ("bccd", ["val", "test"], ["--vflip=0.5"]),
+    "bccd": ("bccd", ["val", "test"], ["--vflip=0.5", "--epochs=30", "--backbone-lr=1"]),
     "bccd-scratch": ("bccd", ["val", "test"], ["--vflip=0.5", "--weights=none", "--epochs=60"]),
     "cards": ("cards", ["val"], ["--hflip=0", "--epochs=45"]),  # letters are not mirrored
 }
