@@ -233,7 +233,7 @@ def test_no_gradient_is_computed_that_nobody_wants(wants):
     logits.requires_grad_(wants == "no_grad")
     with torch.set_grad_enabled(wants == "nothing"), Operations() as seen:
         loss = ghm.ghm_c_loss(logits, labels.clamp_min(0), impl="torch")
-    assert not loss.requires_grad and seen.largest <= 64
+    assert not loss.requires_grad and seen.largest <= 5 * 64
 
 
 WAITS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ghmdet.functional._elements import Given
@@ -22,37 +23,40 @@ Slices = tuple[slice, slice, slice]
 
 
 class Positives(NamedTuple):
-    """Where the target is 1, as flat places in a block or in everything; `is_one` is 0 where that does not count."""
+    """Where the target is 1, as flat places in a block or in everything, and the cross entropy there.
+
+    `is_one` is 0 at places that do not count after all; `entropy` is then that of a target of 0.
+    """
 
     places: Tensor
     is_one: Tensor
+    entropy: Tensor
 
 
 class Block(NamedTuple):
-    """A part of the elements: `x` and `targets` are [n, k, s], and one of `targets` and `positives` is there.
+    """A part of the elements, flat: of n examples, k classes and s places, in that order.
 
-    Masked elements have x = `fill` and target 0.
+    One of `targets` and `positives` is there. Masked elements have x = `fill` and target 0. `weight` broadcasts with
+    [n, k, s].
     """
 
     at: Slices
+    shape: tuple[int, int, int]
     x: Tensor
     targets: Tensor | None
     positives: Positives | None
     weight: Tensor | None
 
 
-class Space:
-    """Buffers of a block's size, made once and used for every block."""
+class Space(NamedTuple):
+    """Memory for what is computed of one block, used again for the next; `regions` lies where `c` lies."""
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._size, self._dtype, self._device = size, dtype, device
-        self._buffers: dict[str, Tensor] = {}
-
-    def like(self, x: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The buffer called `name` in the shape of `x`."""
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(self._size, dtype=dtype or self._dtype, device=self._device)
-        return self._buffers[name][: x.numel()].view(x.shape)
+    slope: Tensor
+    loss: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    regions: Tensor
 
 
 class Blocks:
@@ -86,6 +90,7 @@ class Blocks:
         )
         size = CPU_BLOCK if self.on_cpu else max(DEVICE_BLOCK, self.shape[1] * self.shape[2])
         self.size = min(size, max(self.inputs.numel(), 1))
+        self.memory: Tensor | None = None  # for `Space`; who iterates last lets it go
         self.targets: Tensor | None = None
         self.positives: Positives | None = None
         if given.labels:
@@ -93,28 +98,32 @@ class Blocks:
         else:
             self.targets = self.align(given.targets)
 
-    def __iter__(self) -> Iterator[Block]:
-        """The blocks in the order of memory."""
+    def __iter__(self) -> Iterator[tuple[Block, Space]]:
+        """The blocks in the order of memory, each with space to work in."""
+        if self.memory is None:
+            self.memory = torch.empty(5, self.size, dtype=self.dtype, device=self.inputs.device)
         slices = list(self._slices())
         bounds = self._bounds(slices)
-        for i, at in enumerate(slices):
+        space, length = None, -1
+        for i, (at, shape) in enumerate(slices):
             positives = None
             if self.positives is not None and bounds[i + 1] > bounds[i]:
-                part = slice(bounds[i], bounds[i + 1])
-                positives = Positives(
-                    self.positives.places[part] - self._start(at), self.positives.is_one[part]
-                )
-            yield Block(
+                places, *values = (part[bounds[i] : bounds[i + 1]] for part in self.positives)
+                positives = Positives(places - self._start(at), *values)
+            block = Block(
                 at,
-                self._read(self.inputs, at, self.fill),
-                None if self.targets is None else self._read(self.targets, at, 0.0),
+                shape,
+                self._read(self.inputs, at, self.fill).reshape(-1),
+                None if self.targets is None else self._read(self.targets, at, 0.0).reshape(-1),
                 positives,
                 None if self.weight is None else self._read(self.weight, at, 0.0),
             )
-
-    def space(self) -> Space:
-        """Buffers for these blocks."""
-        return Space(self.size, self.dtype, self.inputs.device)
+            if space is None or length != len(block.x):
+                length = len(block.x)
+                slope, loss, a, b, c = self.memory[:, :length].unbind()
+                integers = torch.int64 if self.dtype == torch.float64 else torch.int32
+                space = Space(slope, loss, a, b, c, c.view(integers))
+            yield block, space
 
     def examples(self) -> Tensor:
         """The number of valid elements of each class, [K]."""
@@ -130,7 +139,7 @@ class Blocks:
         if self.positives is not None:
             return sums.index_add_(0, self.positives.places // s % k, self.positives.is_one)
         if self.targets is not None:
-            for at in self._slices():
+            for at, _ in self._slices():
                 sums[at[1]] += self._read(self.targets, at, 0.0).sum((0, 2))
         return sums
 
@@ -139,12 +148,13 @@ class Blocks:
         make = torch.empty_like if self.rows is None else torch.zeros_like
         return make(self.inputs, dtype=dtype)
 
-    def write(self, output: Tensor, at: Slices, a: Tensor, b: Tensor) -> None:
-        """Put the product of a block's `a` and `b` into `output`."""
+    def write(self, output: Tensor, block: Block, a: Tensor, b: Tensor) -> None:
+        """Put the product of `a` and `b`, which are flat, into `output` where the block is."""
         if self.rows is not None:
-            output.index_copy_(0, self.rows[at[0]], a.mul(b).to(output.dtype))
+            product = a.mul(b).view(block.shape)
+            output.index_copy_(0, self.rows[block.at[0]], product.to(output.dtype))
         else:
-            torch.mul(a, b, out=output[at])
+            torch.mul(a, b, out=output[block.at].view(-1))
 
     def restore(self, output: Tensor) -> Tensor:
         """`output` in the shape and memory order of the inputs that were given."""
@@ -190,40 +200,43 @@ class Blocks:
             is_one = torch.ones_like(places, dtype=self.dtype)
         else:
             places, is_one = places.flatten(), positive.flatten().to(self.dtype)
+        read = places if self.rows is None else self.rows[places // k] * k + places % k
+        x = self.inputs.view(-1)[read].to(self.dtype)
         if self.valid is not None:
-            is_one = is_one * self.valid.expand(self.shape).reshape(-1)[places]
-        return Positives(places, is_one)
+            counted = self.valid.expand(self.shape).reshape(-1)[places]
+            is_one, x = is_one * counted, torch.where(counted, x, self.fill)
+        return Positives(places, is_one, F.softplus(x * (1 - 2 * is_one)))
 
-    def _slices(self) -> Iterator[Slices]:
+    def _slices(self) -> Iterator[tuple[Slices, tuple[int, int, int]]]:
+        """Where the blocks are, and their shapes."""
         n, k, s = self.shape
-        every = slice(None)
         if n * k * s == 0:
             return
         if not self.on_cpu or k * s <= self.size:
-            step = max(self.size // (k * s), 1)
-            for i in range(0, n, step):
-                yield slice(i, min(i + step, n)), every, every
-            return
-        # One image is more than a block: whole classes of it, or parts of one class.
-        step_k, step_s = max(self.size // s, 1), min(self.size, s)
-        for i in range(n):
-            for j in range(0, k, step_k):
-                for m in range(0, s, step_s):
-                    yield slice(i, i + 1), slice(j, min(j + step_k, k)), slice(m, min(m + step_s, s))
+            steps = max(self.size // (k * s), 1), k, s
+        else:
+            # One example is more than a block: whole classes of it, or parts of one class.
+            steps = 1, max(self.size // s, 1), min(self.size, s)
+        for i in range(0, n, steps[0]):
+            for j in range(0, k, steps[1]):
+                for m in range(0, s, steps[2]):
+                    ends = min(i + steps[0], n), min(j + steps[1], k), min(m + steps[2], s)
+                    at = slice(i, ends[0]), slice(j, ends[1]), slice(m, ends[2])
+                    yield at, (ends[0] - i, ends[1] - j, ends[2] - m)
 
     def _start(self, at: Slices) -> int:
         k, s = self.shape[1:]
-        start: int = (at[0].start * k + (at[1].start or 0)) * s + (at[2].start or 0)
+        start: int = (at[0].start * k + at[1].start) * s + at[2].start
         return start
 
-    def _bounds(self, slices: list[Slices]) -> list[int]:
+    def _bounds(self, slices: list[tuple[Slices, tuple[int, int, int]]]) -> list[int]:
         """Where the positives of each block begin; one more than there are blocks."""
         if self.positives is None or not slices:
             return []
         if not self.on_cpu:
             s = self.shape[2]
-            return [at[0].start * s for at in slices] + [self.shape[0] * s]
-        starts = torch.tensor([self._start(at) for at in slices])
+            return [at[0].start * s for at, _ in slices] + [self.shape[0] * s]
+        starts = torch.tensor([self._start(at) for at, _ in slices])
         return [*torch.searchsorted(self.positives.places, starts).tolist(), len(self.positives.places)]
 
 

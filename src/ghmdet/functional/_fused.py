@@ -22,22 +22,28 @@ class Fused:
         self.bins = bins
         self.per_class = per_class
         self.blocks = Blocks(given, kernel.fill)
+        classes = torch.arange(self.blocks.shape[1], dtype=torch.int32, device=given.inputs.device)
+        self.first = classes * bins
 
     @torch.no_grad()
     def count(self) -> RegionCounts:
         """How many examples each region has."""
-        blocks, space = self.blocks, self.blocks.space()
-        classes = blocks.shape[1] if self.per_class else 1
+        blocks = self.blocks
+        classes = blocks.shape[1]
         counts = torch.zeros(classes * self.bins, dtype=torch.int64, device=blocks.inputs.device)
         one = counts.new_ones(1)
-        for block in blocks:
-            slope = self.kernel.slope(block, space.like(block.x, "slope"), space)
-            index = self._regions(slope, block, space).view(-1)
-            counts.index_add_(0, index, one.expand(len(index)))
+        for block, space in blocks:
+            self.kernel.slope(block, space)
+            # Apart for each class even where they are summed: adding to one number again and again waits for itself.
+            self._regions(block, space, per_class=True)
+            if blocks.on_cpu:
+                counts += torch.bincount(space.regions, minlength=len(counts))
+            else:
+                counts.index_add_(0, space.regions, one.expand(len(space.regions)))
         regions = counts.view(classes, self.bins)
         examples, positives = blocks.examples(), blocks.positive_sums()
         if not self.per_class:
-            examples, positives = examples.sum().view(1), positives.sum().view(1)
+            regions, examples, positives = (x.sum(0, keepdim=True) for x in (regions, examples, positives))
         if blocks.valid is not None:
             # Masked elements were read as `fill`, which is in the first region.
             regions[:, 0] -= regions.sum(1) - examples
@@ -62,54 +68,58 @@ class Fused:
         self, table: Tensor | None, each: bool, wants_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The loss (of each element, or its sum) and, where wanted, the sum's gradient."""
-        blocks, space = self.blocks, self.blocks.space()
+        blocks = self.blocks
         values = blocks.output(blocks.dtype) if each else None
         gradient = blocks.output(blocks.inputs.dtype) if wants_gradient else None
         total = torch.zeros((), dtype=torch.float64, device=blocks.inputs.device)
-        for block in blocks:
-            slope = self.kernel.slope(block, space.like(block.x, "slope"), space)
-            beta = self._weights(table, slope, block, space)
-            loss = self.kernel.loss(block, space.like(block.x, "loss"), space)
+        for block, space in blocks:
+            self.kernel.slope(block, space)
+            self.kernel.loss(block, space)
+            beta = self._weights(table, block, space)
             if values is not None:
-                blocks.write(values, block.at, beta, loss)
+                blocks.write(values, block, beta, space.loss)
             else:
-                total += torch.dot(beta.view(-1), loss.view(-1))
+                total += torch.dot(beta, space.loss)
             if gradient is not None:
-                blocks.write(gradient, block.at, beta, slope)
+                blocks.write(gradient, block, beta, space.slope)
+        blocks.memory = None
         value = total.to(blocks.dtype) if values is None else blocks.restore(values)
         return value, None if gradient is None else blocks.restore(gradient)
 
     @torch.no_grad()
     def gradient(self, table: Tensor | None, upstream: Tensor) -> Tensor:
         """The gradient by the inputs, from that by the loss (a scalar, or one number an element)."""
-        blocks, space = self.blocks, self.blocks.space()
+        blocks = self.blocks
         gradient = blocks.output(blocks.inputs.dtype)
         each = blocks.align(upstream) if upstream.dim() else None
-        for block in blocks:
-            slope = self.kernel.slope(block, space.like(block.x, "slope"), space)
-            beta = self._weights(table, slope, block, space)
-            beta.mul_(upstream if each is None else blocks.part(each, block.at))
-            blocks.write(gradient, block.at, beta, slope)
+        for block, space in blocks:
+            self.kernel.slope(block, space)
+            beta = self._weights(table, block, space)
+            beta.mul_(upstream if each is None else blocks.part(each, block.at).reshape(-1))
+            blocks.write(gradient, block, beta, space.slope)
+        blocks.memory = None
         return blocks.restore(gradient)
 
-    def _weights(self, table: Tensor | None, slope: Tensor, block: Block, space: Space) -> Tensor:
-        """β of a block, times the caller's weight."""
-        beta = space.like(slope, "beta")
+    def _weights(self, table: Tensor | None, block: Block, space: Space) -> Tensor:
+        """β of a block, times the caller's weight, in `space.b`."""
         if table is None:
-            beta.fill_(1)
+            space.b.fill_(1)
         else:
-            index = self._regions(slope, block, space)
-            torch.index_select(table.view(-1), 0, index.view(-1), out=beta.view(-1))
-        return beta if block.weight is None else beta.mul_(block.weight)
+            self._regions(block, space, self.per_class)
+            torch.index_select(table.view(-1), 0, space.regions, out=space.b)
+        if block.weight is not None:
+            space.b.view(block.shape).mul_(block.weight)
+        return space.b
 
-    def _regions(self, slope: Tensor, block: Block, space: Space) -> Tensor:
-        """The place of each element in the flat table, by the arithmetic of `region_index`."""
-        norm = torch.abs(slope, out=space.like(slope, "norm")).mul_(self.bins)
-        index = space.like(slope, "index", torch.int32).copy_(norm).clamp_(0, self.bins - 1)
-        if self.per_class:
-            first = torch.arange(self.blocks.shape[1], dtype=torch.int32, device=index.device) * self.bins
-            index.add_(first[block.at[1]].view(-1, 1))
-        return index
+    def _regions(self, block: Block, space: Space, per_class: bool) -> None:
+        """Write the place of each element in the flat table to `space.regions`, by the arithmetic of `region_index`."""
+        norm = torch.abs(space.slope, out=space.a).mul_(self.bins)
+        space.regions.copy_(norm).clamp_(0, self.bins - 1)
+        if per_class:
+            n, k, s = block.shape
+            # Without the last dimension of 1, which makes PyTorch's loop 10 times as slow.
+            shape, first = ((n, k), self.first) if s == 1 else (block.shape, self.first.unsqueeze(1))
+            space.regions.view(shape).add_(first[block.at[1]])
 
 
 class _Weighted(torch.autograd.Function):

@@ -12,12 +12,15 @@ from ghmdet.functional._blocks import NOTHING, Block, Space
 from ghmdet.functional._elements import Elements
 from ghmdet.functional.gradient_norm import asl1_gradient_norm, sigmoid_norm
 
+# As tensors: PyTorch subtracts from a number in two steps.
+ONE, TWO = torch.tensor(1.0), torch.tensor(2.0)
+
 
 class Kernel(Protocol):
     """A loss L(x, p*) and the norm of its gradient.
 
-    `slope` and then `loss` are called for each block; both write into `out`, which they give back, and may leave what
-    the other needs in `space`.
+    For each block `slope` is called, which may use all of the space, and then perhaps `loss`, which finds the space as
+    `slope` left it.
     """
 
     fill: float
@@ -27,12 +30,12 @@ class Kernel(Protocol):
         """The gradient norm (without gradient) and the loss of all elements."""
         ...
 
-    def slope(self, block: Block, out: Tensor, space: Space) -> Tensor:
-        """dL/dx of a block; its size is the gradient norm."""
+    def slope(self, block: Block, space: Space) -> None:
+        """Write dL/dx, whose size is the gradient norm, into `space.slope`."""
         ...
 
-    def loss(self, block: Block, out: Tensor, space: Space) -> Tensor:
-        """L of a block."""
+    def loss(self, block: Block, space: Space) -> None:
+        """Write L into `space.loss`."""
         ...
 
 
@@ -46,24 +49,27 @@ class CrossEntropy:
         x, t = elements.inputs, elements.targets
         return sigmoid_norm(x, t).detach(), cross_entropy(x, t)
 
-    def slope(self, block: Block, out: Tensor, space: Space) -> Tensor:
+    def slope(self, block: Block, space: Space) -> None:
         """p − p*."""
-        torch.sigmoid(block.x, out=out)
+        torch.sigmoid(block.x, out=space.slope)
         if block.targets is not None:
-            out.sub_(block.targets)
+            space.slope.sub_(block.targets)
         elif block.positives is not None:
-            out.view(-1).index_add_(0, *block.positives, alpha=-1)
-        return out
+            space.slope.index_add_(0, block.positives.places, block.positives.is_one, alpha=-1)
 
-    def loss(self, block: Block, out: Tensor, space: Space) -> Tensor:
+    def loss(self, block: Block, space: Space) -> None:
         """max(x, 0) − x p* + log(1 + e^−|x|)."""
-        torch.clamp_min(block.x, 0, out=out)
+        torch.clamp_min(block.x, 0, out=space.loss)
         if block.targets is not None:
-            out.addcmul_(block.targets, block.x, value=-1)
-        elif block.positives is not None:
-            places, is_one = block.positives
-            out.view(-1).index_add_(0, places, is_one * block.x.reshape(-1)[places], alpha=-1)
-        return _add_softplus_of_minus_size(out, block.x, space)
+            space.loss.addcmul_(block.targets, block.x, value=-1)
+            torch.abs(block.x, out=space.a).neg_().sigmoid_()
+        else:
+            # σ(−|x|) from p: where 1 − p is rough, x is large, and the logarithm is nothing beside it.
+            torch.sub(ONE, space.slope, out=space.a)
+            torch.minimum(space.slope, space.a, out=space.a)
+        _add_log1p_exp(space.loss, space.a, space.b)
+        if block.positives is not None:
+            space.loss.index_copy_(0, block.positives.places, block.positives.entropy)
 
 
 class Focal:
@@ -84,32 +90,32 @@ class Focal:
             loss = (self.alpha * t + (1 - self.alpha) * (1 - t)) * loss
         return missing.detach(), loss
 
-    def slope(self, block: Block, out: Tensor, space: Space) -> Tensor:
+    def slope(self, block: Block, space: Space) -> None:
         """± c miss^γ (γ (1 − miss) L_CE + miss)."""
-        # y = x where the target is 0 and −x where it is 1: there the loss is that of a background logit y.
-        y = space.like(block.x, "y").copy_(block.x)
+        entropy, scale, rest, miss = space.loss, space.a, space.b, space.slope
+        # y = −x where the target is 1: everything is a background logit then.
+        y = miss.copy_(block.x)
         if block.positives is not None:
-            places, is_one = block.positives
-            y.view(-1).index_add_(0, places, is_one * y.view(-1)[places], alpha=-2)
-        entropy = torch.clamp_min(y, 0, out=space.like(y, "entropy"))
-        _add_softplus_of_minus_size(entropy, y, space)
-        miss = torch.sigmoid(y, out=out)
-        scale = torch.pow(miss, self.gamma, out=space.like(y, "scale"))
+            places, is_one, _ = block.positives
+            y.index_add_(0, places, is_one * y[places], alpha=-2)
+        torch.clamp_min(y, 0, out=entropy)
+        torch.abs(y, out=space.a).neg_().sigmoid_()
+        _add_log1p_exp(entropy, space.a, space.b)
+        miss.sigmoid_()
+        torch.pow(miss, self.gamma, out=scale)
         if self.alpha >= 0:
             scale.mul_(1 - self.alpha)
             if block.positives is not None:
-                ours = miss.view(-1)[places].pow_(self.gamma).mul_(self.alpha)
-                flat = scale.view(-1)
-                flat.index_copy_(0, places, torch.where(is_one > 0, ours, flat[places]))
-        rest = torch.neg(miss, out=space.like(y, "rest")).add_(1).mul_(entropy)
-        out.add_(rest, alpha=self.gamma).mul_(scale)
+                ours = miss[places].pow_(self.gamma).mul_(self.alpha)
+                scale.index_copy_(0, places, torch.where(is_one > 0, ours, scale[places]))
+        torch.sub(ONE, miss, out=rest).mul_(entropy)
+        miss.add_(rest, alpha=self.gamma).mul_(scale)
         if block.positives is not None:
-            out.view(-1).index_add_(0, places, is_one * out.view(-1)[places], alpha=-2)
-        return out
+            miss.index_add_(0, places, is_one * miss[places], alpha=-2)
 
-    def loss(self, block: Block, out: Tensor, space: Space) -> Tensor:
-        """The loss, from what `slope` left."""
-        return torch.mul(space.like(out, "scale"), space.like(out, "entropy"), out=out)
+    def loss(self, block: Block, space: Space) -> None:
+        """c miss^γ L_CE, from what `slope` left."""
+        space.loss.mul_(space.a)
 
 
 class Asl1:
@@ -125,21 +131,17 @@ class Asl1:
         diff = elements.inputs - elements.targets
         return asl1_gradient_norm(diff.detach(), self.mu), asl1(diff, self.mu)
 
-    def slope(self, block: Block, out: Tensor, space: Space) -> Tensor:
-        """d / sqrt(d² + μ²)."""
-        diff, root = self._diff_and_root(block, out, space)
-        return diff.div_(root)
-
-    def loss(self, block: Block, out: Tensor, space: Space) -> Tensor:
-        """d² / (sqrt(d² + μ²) + μ)."""
-        diff, root = self._diff_and_root(block, out, space)
-        return diff.square_().div_(root.add_(self.mu))
-
-    def _diff_and_root(self, block: Block, out: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    def slope(self, block: Block, space: Space) -> None:
+        """d / sqrt(d² + μ²), with d² left in `loss` and the root in `a`."""
         assert block.targets is not None
-        diff = torch.sub(block.x, block.targets, out=out)
-        root = torch.square(diff, out=space.like(out, "root")).add_(self.mu**2).sqrt_()
-        return diff, root
+        torch.sub(block.x, block.targets, out=space.slope)
+        torch.square(space.slope, out=space.loss)
+        torch.add(space.loss, self.mu**2, out=space.a).sqrt_()
+        space.slope.div_(space.a)
+
+    def loss(self, block: Block, space: Space) -> None:
+        """d² / (sqrt(d² + μ²) + μ)."""
+        space.loss.div_(space.a.add_(self.mu))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -153,12 +155,11 @@ def asl1(diff: Tensor, mu: float) -> Tensor:
     return square / (torch.sqrt(square + mu**2) + mu)
 
 
-def _add_softplus_of_minus_size(out: Tensor, x: Tensor, space: Space) -> Tensor:
-    """out + log(1 + e^−|x|), as −log(1 − s) with s = σ(−|x|): PyTorch's log1p takes 10 times as long on a CPU.
+def _add_log1p_exp(out: Tensor, small: Tensor, spare: Tensor) -> None:
+    """Add log(1 + e^−|x|) to `out`, from σ(−|x|), which is overwritten.
 
-    1 − s rounds to r; 1 − s = r − d with d = (r − 1) + s, which is exact, and −log(r − d) = −log r + d / r but for d².
+    With s = σ(−|x|) it is −log(1 − s) = 2 artanh(s / (2 − s)), as exact for the smallest s; PyTorch's log1p takes
+    10 times as long on a CPU.
     """
-    small = torch.abs(x, out=space.like(x, "small")).neg_().sigmoid_()
-    rest = torch.neg(small, out=space.like(x, "rest")).add_(1)
-    rounding = torch.sub(rest, 1, out=space.like(x, "rounding")).add_(small)
-    return out.addcdiv_(rounding, rest).sub_(rest.log_())
+    small.div_(torch.sub(TWO, small, out=spare)).atanh_()
+    out.add_(small, alpha=2)
