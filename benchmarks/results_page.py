@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from proxy_table import section
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 
@@ -63,6 +65,7 @@ def main() -> None:
             f" a step by {ranks['step']:.1e}. The control, one process with two threads in place of one, differed by"
             f" {threads['epoch']:.1e} and {threads['step']:.1e}."
         )
+    lines += section(sorted((HERE / "results").glob("proxy_*.jsonl")))
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE)
 

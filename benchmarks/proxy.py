@@ -1,0 +1,299 @@
+"""Try losses at a small part of training's cost: only neck and head are trained, on a frozen backbone's kept features.
+
+    python benchmarks/proxy.py DATA --arms ce,ohem,focal,ghm-c --vflip .5 --cache runs/proxy-bccd \\
+        --out benchmarks/results/proxy_bccd.jsonl
+    python benchmarks/proxy.py DATA --arms giou,smooth-l1,asl1,ghm-r ...    # box losses likewise
+    python benchmarks/results_page.py                                       # draws docs/results.md from the rows
+
+The pretrained backbone sees a few augmented versions of every training picture once; its features, and what each anchor
+should say, are kept in the folder `--cache`. Each run then trains the product's own neck, head and losses on them and
+is judged by its own postprocessing and score. A seed gives every arm the same first weights and the same batches.
+
+Each arm's weight is chosen with a quarter of the training pictures held out, from a grid around the loss's own weight
+that is extended where the best lies at its edge; with that weight the arm is trained on all training pictures, once a
+seed, and judged on the validation pictures. Each run is a row in `--out`; rows that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ghmdet.data import (
+    AugmentConfig,
+    DetectionData,
+    DetectionDataset,
+    eval_transforms,
+    read_data,
+    train_transforms,
+)
+from ghmdet.data.dataset import Draw
+from ghmdet.engine.compare_plan import tuning_parts
+from ghmdet.engine.device import choose_device
+from ghmdet.engine.evaluate import coco_results
+from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
+from ghmdet.engine.score import score
+from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, RetinaNet, load_weights, preset
+from ghmdet.models.anchors import make_anchors
+from proxy_features import Features
+
+EXTENSIONS = 3
+"""How often a grid is extended where its best weight lies at the edge."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run trains: what all rows that are compared have alike."""
+
+    model: str
+    steps: int
+    batch_size: int
+    lr: float
+    versions: int
+    hflip: float
+    vflip: float
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    clip_norm: float = 10.0
+    ema: float = 0.98
+
+
+class Proxy:
+    """The kept features of a data set, and runs on them."""
+
+    def __init__(self, data: Path, folder: Path, recipe: Recipe) -> None:
+        self.recipe, self.config = recipe, preset(recipe.model)
+        self.train = read_data(data, "train")
+        self.val = read_data(data, "val", classes=self.train.classes)
+        self.device = choose_device("cpu", "auto")
+        self._check_folder(folder)
+        augment = AugmentConfig(hflip=recipe.hflip, vflip=recipe.vflip)
+        size = (self.config.min_size, self.config.max_size)
+        detector = RetinaNet(self.config, self.train.classes)
+        print(load_weights(detector, "auto"))
+        detector.to(memory_format=torch.channels_last).eval()
+        parts = {
+            "varied": (self.train, train_transforms(*size, augment), recipe.versions),
+            "train": (self.train, eval_transforms(*size), 1),
+            "val": (self.val, eval_transforms(*size), 1),
+        }
+        self.features = {}
+        for name, (part, transforms, versions) in parts.items():
+            count = len(part.records)
+            draws = [Draw(i, version * count + i) for version in range(versions) for i in range(count)]
+            features = Features(folder, name)
+            features.build(DetectionDataset(part, transforms), draws, detector, self.device)
+            self.features[name] = features.load()
+        self.fit, self.held_out = tuning_parts(self.train)
+        if len(self.fit) < recipe.batch_size:
+            raise GhmdetError(f"{data}: {len(self.fit)} pictures to tune on: give a smaller --batch-size")
+        self.all = list(range(len(self.train.records)))
+
+    def _check_folder(self, folder: Path) -> None:
+        recipe = asdict(self.recipe)
+        content = [recipe[name] for name in ("model", "versions", "hflip", "vflip")]
+        content += [
+            str(self.train.root),
+            len(self.train.records),
+            len(self.train.records.boxes),
+            len(self.val.records),
+        ]
+        file = folder / "content.json"
+        if file.exists() and json.loads(file.read_text()) != content:
+            raise GhmdetError(f"--cache {folder} holds features of {file.read_text()}: give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+
+    def run(self, loss: LossConfig, seed: int, stage: str) -> dict[str, Any]:
+        """Train and judge once: the figures of a row."""
+        started, cpu = time.monotonic(), time.process_time()
+        model = self._train(loss, seed, self.fit if stage == "tune" else self.all)
+        figures: dict[str, Any] = {"AP": None}
+        if model is not None:
+            part, name, rows = self.train, "train", self.held_out
+            if stage != "tune":
+                part, name, rows = self.val, "val", list(range(len(self.val.records)))
+            metrics = self._judge(model, part, self.features[name], rows)
+            per_class = {label: round(values["AP"] or 0, 4) for label, values in metrics.per_class.items()}
+            figures = {name: round(getattr(metrics, name) or 0, 4) for name in ("AP", "AP50")}
+            figures["per_class"] = per_class
+        seconds = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+        return figures | {key: round(value, 1) for key, value in seconds.items()}
+
+    def _train(self, loss: LossConfig, seed: int, pictures: list[int]) -> RetinaNet | None:
+        """The averaged weights after the last step; None where the loss did not stay finite."""
+        recipe, features = self.recipe, self.features["varied"]
+        torch.manual_seed(seed)
+        model = RetinaNet(self.config, self.train.classes, loss)
+        model.backbone = nn.Identity()  # type: ignore[assignment] # its features are kept
+        model.to(memory_format=torch.channels_last).train()
+        optimizer = make_optimizer(
+            model, model.backbone, lr=recipe.lr, backbone_lr=1.0, weight_decay=recipe.weight_decay
+        )
+        schedule = warmup_cosine(optimizer, steps=recipe.steps, warmup=recipe.warmup)
+        average = WeightAverage(model, recipe.ema)
+        anchors, _ = make_anchors(self.config, *features.picture, torch.device("cpu"))
+        for rows in itertools.islice(self._batches(pictures, seed), recipe.steps):
+            with self.device.autocast():
+                logits, deltas = model.head(model.neck(features.batch(rows)))
+            labels, boxes = features.targets(rows, anchors, len(model.classes))
+            losses = model.loss(logits, deltas, labels, boxes, anchors)
+            total = losses["classification"] + losses["bbox_regression"]
+            if not total.isfinite():
+                return None
+            total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            average.update(model)
+        return average.model
+
+    def _batches(self, pictures: list[int], seed: int) -> Iterator[np.ndarray]:
+        """Whole batches without end, pass after pass: each picture in one kept version after the other."""
+        random, versions, size = np.random.default_rng(seed), self.recipe.versions, self.recipe.batch_size
+        first = random.integers(versions, size=len(self.all))
+        for turn in itertools.count():
+            order = random.permutation(pictures)
+            rows = (first[order] + turn) % versions * len(self.all) + order
+            yield from (rows[start : start + size] for start in range(0, len(rows) - size + 1, size))
+
+    @torch.inference_mode()
+    def _judge(self, model: RetinaNet, part: DetectionData, features: Features, rows: list[int]) -> Any:
+        model.eval()
+        results = []
+        for mine in np.array_split(rows, -(-len(rows) // 16)):
+            with self.device.autocast():
+                logits, deltas = model.head(model.neck(features.batch(mine)))
+            found = model.postprocess(logits, deltas, features.sizes_of(mine))
+            for row, detections in zip(mine, found, strict=True):
+                results += coco_results(detections, part.records[int(row)].image_id, part.category_ids)
+        return score(_of_pictures(part, rows), results)
+
+
+def _of_pictures(data: DetectionData, rows: list[int]) -> dict[str, Any]:
+    """COCO annotations of some of the pictures."""
+    coco, ids = data.to_coco(), set(data.records.image_ids[rows].tolist())
+    return coco | {
+        "images": [image for image in coco["images"] if image["id"] in ids],
+        "annotations": [box for box in coco["annotations"] if box["image_id"] in ids],
+    }
+
+
+class Runs:
+    """The rows of a results file; a run that has a row is not made again."""
+
+    def __init__(self, proxy: Proxy, out: Path, other: LossConfig) -> None:
+        self.proxy, self.out, self.other = proxy, out, other
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+    def AP(self, stage: str, arm: str, weight: float, seed: int) -> float | None:
+        """The AP of a run, made now unless it has a row; None where it diverged."""
+        kind = "cls" if arm in CLS_LOSSES else "box"
+        loss = replace(self.other, **{f"{kind}_loss": arm, f"{kind}_weight": weight})
+        recipe = asdict(self.proxy.recipe)
+        key = {"stage": stage, "kind": kind, "arm": arm, "weight": weight, "seed": seed}
+        key |= {"loss": asdict(loss), "recipe": recipe, "data": self.proxy.train.root.name}
+        row = next((row for row in self.rows if key.items() <= row.items()), None)
+        if row is None:
+            row = (
+                key
+                | self.proxy.run(loss, seed, stage)
+                | {
+                    "machine": f"one of {os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
+                    "date": datetime.now(timezone.utc).date().isoformat(),
+                }
+            )
+            self.rows.append(row)
+            with self.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            shown = {name: row.get(name) for name in ("AP", "AP50", "per_class", "seconds", "cpu_seconds")}
+            print(f"{stage} {arm} weight {weight:g} seed {seed}: {shown}", flush=True)
+        ap: float | None = row["AP"]
+        return ap
+
+    def tune(self, arm: str, grid: list[float], seeds: int) -> float:
+        """The weight with the best mean AP on the held-out pictures; the grid grows where that is at its edge."""
+        if len(grid) == 1:
+            return grid[0]
+        weights = sorted(grid)
+        for extended in range(EXTENSIONS + 1):
+            # A run that diverged counts as an AP of 0.
+            means = [
+                float(np.mean([self.AP("tune", arm, weight, seed) or 0.0 for seed in range(seeds)]))
+                for weight in weights
+            ]
+            best = int(np.argmax(means))
+            if 0 < best < len(weights) - 1 or extended == EXTENSIONS:
+                break
+            beyond = weights[0] ** 2 / weights[1] if best == 0 else weights[-1] ** 2 / weights[-2]
+            weights = sorted([*weights, round(beyond, 6)])
+        table = ", ".join(f"{weight:g}: {mean:.3f}" for weight, mean in zip(weights, means, strict=True))
+        print(f"{arm}: weight {weights[best]:g} ({table})", flush=True)
+        return weights[best]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--arms", default="ce,ohem,focal,ghm-c", help="class losses or box losses")
+    parser.add_argument(
+        "--factors",
+        default=".0625,.25,1,4,16",
+        help="the grid, in weights of the loss by default; one: no tuning",
+    )
+    parser.add_argument("--cls-loss", default="ghm-c", help="what box losses are tried with, at --cls-weight")
+    parser.add_argument("--cls-weight", type=float)
+    parser.add_argument(
+        "--box-loss", default="giou", help="what class losses are tried with, at --box-weight"
+    )
+    parser.add_argument("--box-weight", type=float)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tune-seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=200, help="of a run, tuning's too")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--versions", type=int, default=8, help="augmented versions kept of each picture")
+    parser.add_argument("--hflip", type=float, default=0.5)
+    parser.add_argument("--vflip", type=float, default=0.0)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the features")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a run")
+    chosen = parser.parse_args()
+    arms = chosen.arms.split(",")
+    for arm in arms:
+        if arm not in CLS_LOSSES and arm not in BOX_LOSSES:
+            raise unknown_name("loss", arm, [*CLS_LOSSES, *BOX_LOSSES])
+    keep_freed_memory()
+    names = ("model", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
+    recipe = Recipe(**{name: getattr(chosen, name) for name in names})
+    other = LossConfig(chosen.cls_loss, chosen.box_loss, chosen.cls_weight, chosen.box_weight)
+    runs = Runs(Proxy(chosen.data, chosen.cache, recipe), chosen.out, other)
+    factors = [float(factor) for factor in chosen.factors.split(",")]
+    for arm in arms:
+        own = (CLS_LOSSES | BOX_LOSSES)[arm]
+        weight = runs.tune(arm, [round(own * factor, 6) for factor in factors], chosen.tune_seeds)
+        found = [runs.AP("final", arm, weight, seed) for seed in range(chosen.seeds)]
+        print(f"{arm}: weight {weight:g}, AP {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The rows of benchmarks/proxy.py as a page's section: a table for each kind of loss, and what it shows."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+Row = dict[str, Any]
+DEFAULTS = {"cls": "ghm-c", "box": "giou"}
+KINDS = {"cls": "Class losses", "box": "Box losses"}
+
+HEAD = """
+## Losses on a frozen backbone
+
+`python benchmarks/proxy.py` trains only neck and head, on kept features of a frozen pretrained backbone. Each loss's
+weight is the best of a grid on a quarter of the training pictures, held out for that; then it is trained on all of
+them and judged on *val*, once a seed. Within a seed all losses have the same first weights and batches.
+Differences are those within a seed: their mean, and from the least to the greatest. Three seeds have one sign by chance
+one time in four, so only a difference several times its spread says something. Few steps and an untrained backbone:
+AP is below that of a whole training, and an order found here is to be confirmed by one.
+"""
+
+
+def figure(value: float | None) -> str:
+    """.512 for 0.512, and the minus sign kept."""
+    return "-" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+
+
+def spread(values: Iterable[float]) -> str:
+    """The mean, and from the least to the greatest."""
+    values = list(values)
+    return f"{figure(fmean(values))} ({figure(min(values))} to {figure(max(values))})"
+
+
+def tuned(rows: list[Row], arm: str) -> dict[float, float]:
+    """The mean AP on the held-out pictures at each weight, lightest first."""
+    tried = defaultdict(list)
+    for row in rows:
+        if row["stage"] == "tune" and row["arm"] == arm:
+            tried[row["weight"]].append(row["AP"] or 0.0)
+    return {weight: fmean(found) for weight, found in sorted(tried.items())}
+
+
+def section(files: Iterable[Path]) -> list[str]:
+    """The lines of the section; none without files."""
+    lines: list[str] = []
+    for file in files:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        recipes = list(dict.fromkeys(json.dumps([row["kind"], row["data"], row["recipe"]]) for row in rows))
+        for recipe in recipes:
+            same = [row for row in rows if json.dumps([row["kind"], row["data"], row["recipe"]]) == recipe]
+            lines += table(same)
+    return [HEAD, *lines] if lines else []
+
+
+def table(rows: list[Row]) -> list[str]:
+    """One table: rows of one kind of loss, one data set and one recipe."""
+    kind, default = rows[0]["kind"], DEFAULTS[rows[0]["kind"]]
+    finals = [row for row in rows if row["stage"] == "final"]
+    weights = {row["arm"]: row["weight"] for row in finals}  # the last choice, where it changed
+    found = {
+        arm: {row["seed"]: row for row in finals if (row["arm"], row["weight"]) == (arm, weight)}
+        for arm, weight in weights.items()
+    }
+    complete = {arm: runs for arm, runs in found.items() if all(run["AP"] for run in runs.values())}
+    if default not in complete:
+        return []
+    reference = complete[default]
+    classes = list(next(iter(reference.values()))["per_class"])
+    differences = {
+        arm: [runs[seed]["AP"] - reference[seed]["AP"] for seed in sorted(runs.keys() & reference.keys())]
+        for arm, runs in complete.items()
+    }
+    recipe = rows[0]["recipe"]
+    lines = [
+        f"\n### {KINDS[kind]} on {rows[0]['data']}\n",
+        f"{recipe['steps']} steps of {recipe['batch_size']} pictures, learning rate {recipe['lr']:g};"
+        f" {len(reference)} seeds; {rows[0]['machine']}; {rows[-1]['date']}; "
+        + f"{fmean(row['cpu_seconds'] for row in finals):.0f} s of one core a run.\n",
+        f"| loss | weight (held-out AP of each) | val AP | AP50 | minus `{default}`'s | AP by class |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in sorted(complete, key=lambda arm: -fmean(run["AP"] for run in complete[arm].values())):
+        weight, means = weights[arm], tuned(rows, arm)
+        runs = list(complete[arm].values())
+        edge = ", at the edge" if means and weight in (min(means), max(means)) else ""
+        grid = ", ".join(f"{one:g}: {figure(mean)}" for one, mean in means.items())
+        by_class = ", ".join(
+            f"{name} {figure(fmean(run['per_class'][name] for run in runs))}" for name in classes
+        )
+        lines.append(
+            f"| `{arm}` | **{weight:g}**{edge} ({grid}) | {spread(run['AP'] for run in runs)} |"
+            f" {figure(fmean(run['AP50'] for run in runs))} |"
+            f" {'' if arm == default else spread(differences[arm])} | {by_class} |"
+        )
+    others = {arm: values for arm, values in differences.items() if arm != default}
+    below = [arm for arm, values in others.items() if max(values) < 0]
+    above = [arm for arm, values in others.items() if min(values) > 0]
+    mixed = [arm for arm in others if arm not in below + above]
+    lines.append("")
+    for words, arms in (("Below", below), ("Above", above)):
+        if arms:
+            lines.append(f"{words} `{default}` on every seed: {_named(arms)}.")
+    if mixed:
+        lines.append(f"Not told apart from `{default}` (the sign changes with the seed): {_named(mixed)}.")
+    if failed := [arm for arm in found if arm not in complete]:
+        lines.append(f"Diverged with some seed at its weight: {_named(failed)}.")
+    return lines
+
+
+def _named(arms: list[str]) -> str:
+    return ", ".join(f"`{arm}`" for arm in arms)
