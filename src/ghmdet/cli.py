@@ -177,6 +177,39 @@ def score(annotations: Path, results: Path, /, *, json: Path | None = None) -> N
 
 
 @app.command
+def spectrum(
+    checkpoint: Path,
+    data: Path,
+    /,
+    *,
+    out: Path,
+    split: str = "val",
+    workers: int = 0,
+    device: str = "auto",
+) -> None:
+    """Show which examples pull at a detector: gradient-norm spectra, figures, and what they say (docs/spectrum.md).
+
+    Parameters
+    ----------
+    checkpoint
+        A `best.pt` or `last.pt` of a training run.
+    data
+        Folder of the data set, or a COCO annotations file.
+    out
+        Folder to write: spectrum.npz, spectrum.json, and each figure as SVG and PNG.
+    split
+        Part of the data set to measure on.
+    workers
+        Processes that read pictures.
+    device
+        auto, cpu or cuda.
+    """
+    from ghmdet.report.spectrum import write_spectrum
+
+    write_spectrum(checkpoint, data, split, out, device=device, workers=workers, say=console.print)
+
+
+@app.command
 def compare(
     data: Path,
     /,

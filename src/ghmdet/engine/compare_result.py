@@ -220,6 +220,9 @@ def _spectrum(run: Run, judged: DetectionData) -> dict[str, Any]:
     kept = run.out / judged.split / "spectrum.json"
     if not kept.exists():
         detector = Detector.load(run.out / "last.pt", device=run.config.device, precision="fp32")
-        write_json(kept, measure_spectrum(detector, judged, SPECTRUM_PICTURES))
+        counts = measure_spectrum(detector, judged, pictures=SPECTRUM_PICTURES).spectrum
+        background, objects = counts.examples[0].sum(axis=(1, 2)).tolist()
+        seen = int(counts.pictures[0])
+        write_json(kept, {"pictures": seen, "objects": objects, "background": background})
     spectrum: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return spectrum

@@ -38,6 +38,15 @@ def coco_results(
     ]
 
 
+def original_results(
+    detections: dict[str, Tensor], image: Tensor, target: dict[str, Any], category_ids: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """The detections on an image [3, H, W] of a `DetectionDataset`, as COCO results in the file's own pixels."""
+    to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
+    boxes = detections["boxes"].float().cpu() * to_original.flip(0).repeat(2)
+    return coco_results(detections | {"boxes": boxes}, target["image_id"], category_ids)
+
+
 @torch.inference_mode()
 def detect(
     model: RetinaNet,
@@ -79,9 +88,7 @@ def detect(
         with device.autocast():
             batch = model([image.to(device.type, non_blocking=True) for image in images])
         for image, target, detections in zip(images, targets, batch, strict=True):
-            to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
-            boxes = detections["boxes"].float().cpu() * to_original.flip(0).repeat(2)
-            results += coco_results(detections | {"boxes": boxes}, target["image_id"], data.category_ids)
+            results += original_results(detections, image, target, data.category_ids)
         advance(len(images))
     model.train(was_training)
     return results

@@ -133,7 +133,8 @@ def score(
     for k in range(len(tables.labels)):
         mine = ~tables.crowd & (tables.gt_class == k)
         counts.append((len(np.unique(tables.gt_image[mine])), int(mine.sum())))
-    together, each = _uses(evaluation, tables.dt_score, [boxes for _, boxes in counts])
+    half = _at_half(evaluation)
+    together, each = _uses(half, tables.dt_score, [boxes for _, boxes in counts])
     return Metrics(
         **_summary(arrays["precision"], arrays["recall"]),
         images=tables.images,
@@ -142,6 +143,18 @@ def score(
         scores=together,
         per_class=_per_class(arrays["precision"], tables.labels, counts, each),
     )
+
+
+def hits(
+    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
+) -> tuple[Floats, Flags]:
+    """The score of each detection, and whether it found a box at IoU .50: two of [n], those in crowds left out.
+
+    Arguments and errors as in :func:`score`.
+    """
+    tables = read_tables(annotations, results)
+    _, scores, hit = _hits(_at_half(_evaluate(tables)))
+    return scores, hit
 
 
 @dataclass(frozen=True)
@@ -232,18 +245,33 @@ def _per_class(
     return metrics
 
 
-def _uses(evaluation: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUse, list[ScoreUse]]:
-    """The use of the scores of all classes together, and of each class, of which there are `boxes` to find."""
+def _at_half(evaluation: Any) -> Any:
+    """The same evaluation at IoU .50 alone, over boxes of all sizes."""
     # Matched anew at the one threshold and size: reading all of the evaluation's matches takes many times longer.
     half = hotcoco.COCOeval(evaluation.coco_gt, evaluation.coco_dt, "bbox")
     params = half.params
     params.iouThrs, params.areaRng, params.areaRngLbl, params.maxDets = [0.5], [[0, 1e10]], ["all"], [100]
     half.evaluate()
+    return half
+
+
+def _uses(half: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUse, list[ScoreUse]]:
+    """The use of the scores of all classes together, and of each class, of which there are `boxes` to find."""
     error: float | None = None
     errors: dict[str, float] = {}
     if ((given >= 0) & (given <= 1)).all():
         calibration = half.calibration(n_bins=BINS, iou_threshold=0.5)
         error, errors = calibration["ece"], calibration["per_category"]
+    label, scores, hit = _hits(half)
+    each = []
+    for k, number in enumerate(boxes):
+        mine = label == k
+        each.append(score_use(scores[mine], hit[mine], number, errors.get(str(k))))
+    return score_use(scores, hit, sum(boxes), error), each
+
+
+def _hits(half: Any) -> tuple[Ints, Floats, Flags]:
+    """Label, score and whether it found a box, of each detection that counts (it lies in no crowd): three of [n]."""
     entries = [entry for entry in half.eval_imgs if entry is not None]
     label = np.repeat(
         np.array([entry["category_id"] - 1 for entry in entries], dtype=np.int64),
@@ -252,11 +280,7 @@ def _uses(evaluation: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUs
     scores = np.array([value for entry in entries for value in entry["dtScores"]], dtype=np.float64)
     hit = np.array([value for entry in entries for value in entry["dtMatched"][0]], dtype=bool)
     counted = ~np.array([value for entry in entries for value in entry["dtIgnore"][0]], dtype=bool)
-    each = []
-    for k, number in enumerate(boxes):
-        mine = counted & (label == k)
-        each.append(score_use(scores[mine], hit[mine], number, errors.get(str(k))))
-    return score_use(scores[counted], hit[counted], sum(boxes), error), each
+    return label[counted], scores[counted], hit[counted]
 
 
 def _mean(values: Floats) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -56,4 +56,36 @@ def score_use(scores: Floats, hit: Flags, boxes: int, ece: float | None) -> Scor
         F1=2 * found / (kept + boxes),
         best_F1=float(f1[best]),
         best_threshold=float(falling[best]) if hits[-1] else None,
+    )
+
+
+class Reliability(NamedTuple):
+    """Detections by score, in regions of equal width over 0..1; |score - hits| averaged over detections is the ECE."""
+
+    detections: Floats
+    """How many there are in each, [n]."""
+    score: Floats
+    """Their mean score, [n]; NaN where there are none."""
+    hits: Floats
+    """The share of them that hit, [n]; NaN where there are none."""
+
+
+def reliability(scores: Floats, hit: Flags, bins: int) -> Reliability:
+    """What share of the detections of about a score hit: the numbers of a reliability diagram.
+
+    Args:
+        scores: in 0..1, [n].
+        hit: which of them found a box, [n].
+        bins: the number of regions.
+
+    >>> reliability(np.array([0.9, 0.8, 0.1]), np.array([True, False, False]), bins=2).hits.tolist()
+    [0.0, 0.5]
+    """
+    place = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    count = np.bincount(place, minlength=bins).astype(np.float64)
+    there = np.where(count > 0, count, np.nan)
+    return Reliability(
+        count,
+        np.bincount(place, scores, minlength=bins) / there,
+        np.bincount(place, hit.astype(np.float64), minlength=bins) / there,
     )

@@ -1,50 +1,76 @@
-"""The gradient-norm spectrum of a trained detector on a data set."""
+"""One pass of a trained detector over a data set: its gradient-norm spectrum, and what it detects."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 
-from ghmdet.data import DetectionData
-from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.functional import sigmoid_gradient_norm
+from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
+from ghmdet.engine.evaluate import original_results
+from ghmdet.engine.predict import Detector
+from ghmdet.errors import CheckpointError, GhmdetError
+from ghmdet.models.anchors import make_anchors
+from ghmdet.models.box_coder import encode
+from ghmdet.spectrum_counts import SpectrumCounts, count_batch
 
-BINS = 30
+
+class Measured(NamedTuple):
+    """What a pass saw."""
+
+    spectrum: SpectrumCounts
+    """The counts, one epoch."""
+    results: list[dict[str, Any]]
+    """The detections as COCO results."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def measure_spectrum(
-    detector: Detector, data: DetectionData, pictures: int, bins: int = BINS
-) -> dict[str, Any]:
-    """How many examples (an anchor and a class each) lie in each region of the gradient norm g = |p - p*|.
+    detector: Detector,
+    data: DetectionData,
+    *,
+    pictures: int | None = None,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> Measured:
+    """The spectrum of a detector on a data set, without augmentation, in float32.
+
+    Pictures go one by one: in a batch the smaller ones are padded, and the padding's anchors would count.
 
     Args:
-        detector: the detector, in float32 on its device.
-        data: the pictures; the first ones are measured.
-        pictures: how many at most.
-        bins: M, the number of unit regions.
+        detector: the detector.
+        data: the pictures; crowd boxes are nothing to find.
+        pictures: only the first so many.
+        workers: processes that read pictures.
+        advance: called with the number of pictures just finished.
 
-    Returns:
-        `pictures` measured, and the counts `objects` and `background` [M]: examples whose target is 1, and 0.
+    Raises:
+        CheckpointError: the detector gives no numbers (NaN), naming the picture.
+        DataError: a picture that cannot be read.
     """
-    counts = torch.zeros(2, bins, dtype=torch.float64)
-    records = data.records[:pictures]
-    for record in records:
-        target = {
-            "boxes": torch.from_numpy(record.boxes[~record.crowd]),
-            "labels": torch.from_numpy(record.labels[~record.crowd]),
-        }
-        batch = detector.model.preprocess([to_tensor(record.path).to(detector.device.type)])
-        logits = detector.model.forward_raw(batch.images)[0].flatten(0, 1)  # [A, K]
-        labels = detector.model.assign(
-            [{name: value.to(logits.device) for name, value in target.items()}], batch
-        ).labels.flatten()
-        targets = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[1] + 1)[:, :-1].float()
-        kept = labels >= 0
-        norms = sigmoid_gradient_norm(logits, targets)[kept].cpu()
-        positive = targets[kept].cpu() > 0.5
-        for row, chosen in enumerate((positive, ~positive)):
-            counts[row] += torch.histc(norms[chosen], bins, 0, 1)
-    objects, background = counts.long().tolist()
-    return {"pictures": len(records), "objects": objects, "background": background}
+    model = detector.model
+    config = model.config
+    total = SpectrumCounts.empty(model.classes, config.strides)
+    results: list[dict[str, Any]] = []
+    dataset = DetectionDataset(data, eval_transforms(config.min_size, config.max_size), cache=False)
+    loader = make_loader(dataset, batch_size=1, shuffle=False, workers=workers)
+    for number, (images, targets) in enumerate(islice(loader, pictures)):
+        batch = model.preprocess([image.to(model.device) for image in images])
+        logits, deltas = model.forward_raw(batch.images)
+        wanted = model.assign(targets, batch)
+        anchors, level_counts = make_anchors(config, *batch.images.shape[-2:], batch.images.device)
+        differences = deltas - encode(wanted.boxes, anchors)
+        try:
+            total += count_batch(
+                logits, wanted.labels, differences, level_counts, model.classes, config.strides
+            )
+        except GhmdetError as error:
+            raise CheckpointError(
+                f"the detector is broken, its {error} on {data.records[number].path}: give another checkpoint"
+            ) from None
+        found = model.postprocess(logits, deltas, batch)
+        results += original_results(found[0], images[0], targets[0], data.category_ids)
+        advance(1)
+    return Measured(total, results)

@@ -1,0 +1,77 @@
+"""`ghmdet spectrum`: one pass of a trained detector over a data set, as counts, numbers, words and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ghmdet.data import read_data
+from ghmdet.engine.predict import Detector
+from ghmdet.engine.progress import counting
+from ghmdet.engine.run_folder import provenance, write_json
+from ghmdet.engine.score import hits, score
+from ghmdet.engine.spectra import measure_spectrum
+from ghmdet.errors import CheckpointError
+from ghmdet.report import figures
+from ghmdet.report.summary import Summary, summarize
+
+
+def write_spectrum(
+    checkpoint: Path | str,
+    data: Path | str,
+    split: str,
+    out: Path | str,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    say: Callable[[str], None] = print,
+) -> Summary:
+    """Measure a detector's spectrum on a part of a data set; writes spectrum.npz, spectrum.json and the figures.
+
+    Args:
+        checkpoint: a detector that training wrote.
+        data: a data set that `ghmdet.data.read_data` reads.
+        split: the part to measure on.
+        out: the folder to write.
+        device: auto, cpu or cuda; it runs in float32.
+        workers: processes that read pictures.
+        say: takes each line meant for the user.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or gives no numbers (NaN).
+        DataError: the data cannot be read.
+        GhmdetError: the device is not there.
+    """
+    out = Path(out)
+    detector = Detector.load(checkpoint, device=device, precision="fp32")
+    part = read_data(data, split, classes=detector.classes)
+    say(part.describe())
+    with counting("pictures", len(part.records)) as advance:
+        try:
+            spectrum, results = measure_spectrum(detector, part, workers=workers, advance=advance)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
+    truth = part.to_coco()
+    summary = summarize(spectrum, score(truth, results).scores)
+    spectrum.save(out / "spectrum.npz")
+    drawn = {
+        "examples": figures.draw_examples(spectrum),
+        "boxes": figures.draw_boxes(spectrum),
+        "class_gradients": figures.draw_class_gradients(spectrum),
+        "box_gradients": figures.draw_box_gradients(spectrum),
+        "shares": figures.draw_shares(spectrum),
+        "epochs": figures.draw_epochs(spectrum),
+        "weights": figures.draw_weights(spectrum),
+        "reliability": figures.draw_reliability(*hits(truth, results)),
+    }
+    for name, figure in drawn.items():
+        figures.save_figure(figure, out / name)
+    about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
+    write_json(
+        out / "spectrum.json",
+        about | {"in_words": summary.sentences} | summary.figures | {"made": provenance(about)},
+    )
+    for sentence in summary.sentences:
+        say(sentence)
+    say(f"written: {out / 'spectrum.npz'}, {out / 'spectrum.json'}, {', '.join(drawn)} (each .svg and .png)")
+    return summary
