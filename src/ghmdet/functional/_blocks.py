@@ -190,16 +190,17 @@ class Blocks:
         if self.rows is not None:
             labels = labels.index_select(0, self.rows)
         n, k, s = self.shape
-        labels = labels[:, 0].long()  # [n, s]
+        labels = labels[:, 0]  # [n, s]
         positive = (labels >= 0) & (labels < k)
-        image = torch.arange(n, device=labels.device).unsqueeze(1)
-        place = torch.arange(s, device=labels.device)
-        places = (image * k + labels.clamp(0, k - 1)) * s + place
         if self.on_cpu:
-            places = places[positive].sort().values
+            image, place = positive.nonzero().unbind(1)
+            places = ((image * k + labels[image, place]) * s + place).sort().values
             is_one = torch.ones_like(places, dtype=self.dtype)
         else:
-            places, is_one = places.flatten(), positive.flatten().to(self.dtype)
+            image = torch.arange(n, device=labels.device).unsqueeze(1)
+            place = torch.arange(s, device=labels.device)
+            places = ((image * k + labels.clamp(0, k - 1)) * s + place).flatten()
+            is_one = positive.flatten().to(self.dtype)
         read = places if self.rows is None else self.rows[places // k] * k + places % k
         x = self.inputs.view(-1)[read].to(self.dtype)
         if self.valid is not None:

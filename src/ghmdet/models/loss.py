@@ -106,7 +106,8 @@ class DetectionLoss(nn.Module):
         positives = (sum_over_ranks(positive.sum().float()) / world_size()).clamp(min=1)
         with torch.autocast(logits.device.type, enabled=False):
             # One list of anchors [B * A, ..]: the losses know neither pictures nor levels.
-            classification = self._classification(logits.float().flatten(0, 1), labels.flatten(), positives)
+            # Logits as they are: the losses compute in float32, and their gradient is made once, in the logits' dtype.
+            classification = self._classification(logits.flatten(0, 1), labels.flatten(), positives)
             regression = self._regression(
                 deltas.float().flatten(0, 1),
                 boxes.flatten(0, 1),
