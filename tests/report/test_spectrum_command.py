@@ -11,23 +11,14 @@ from ghmdet.cli import main
 from ghmdet.data import SynthConfig, read_data, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.engine.score import score
+from ghmdet.engine.score import hits, score
 from ghmdet.engine.score_use import reliability
 from ghmdet.engine.spectra import measure_spectrum
 from ghmdet.models import RetinaNet, preset
 from ghmdet.models.state import model_state
 from ghmdet.spectrum_counts import SpectrumCounts, count_batch
 
-DRAWN = [
-    "examples",
-    "boxes",
-    "class_gradients",
-    "box_gradients",
-    "shares",
-    "epochs",
-    "weights",
-    "reliability",
-]
+DRAWN = ["examples", "boxes", "class_gradients", "box_gradients", "shares", "weights", "reliability"]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +82,6 @@ def test_the_pass_counts_what_each_picture_alone_gives(scenes: Path, checkpoint:
 
 
 def test_the_reliability_diagrams_error_is_the_evaluation_librarys(scenes: Path, checkpoint: Path) -> None:
-    from ghmdet.engine.score import hits
-
     data = read_data(scenes, "val")
     detector = Detector.load(checkpoint, device="cpu", precision="fp32")
     results = measure_spectrum(detector, data).results

@@ -137,7 +137,7 @@ def draw_epochs(spectrum: SpectrumCounts) -> Figure:
             label=name,
         )
         axes.set(xlabel="gradient norm g", title=f"examples: {name}")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(cells, ax=axes)
     figure.axes[0].set_ylabel("epoch measured")
     return _finish(figure, grid=False)
@@ -188,7 +188,7 @@ def draw_reliability(scores: Floats, hit: np.ndarray[tuple[int], np.dtype[np.boo
         },
     )
     right.set(xlabel="score", ylabel="detections", title="How detections are scored")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="upper center")
     return _finish(figure)
 
 

@@ -60,7 +60,6 @@ def write_spectrum(
         "class_gradients": figures.draw_class_gradients(spectrum),
         "box_gradients": figures.draw_box_gradients(spectrum),
         "shares": figures.draw_shares(spectrum),
-        "epochs": figures.draw_epochs(spectrum),
         "weights": figures.draw_weights(spectrum),
         "reliability": figures.draw_reliability(*hits(truth, results)),
     }

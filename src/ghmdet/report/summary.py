@@ -55,10 +55,12 @@ def _sentences(spectrum: SpectrumCounts, figures: Mapping[str, Any]) -> list[str
         f"{figures['pictures']} pictures give {total:,} examples (an anchor and a class each);"
         f" {objects:,} of them are objects."
     ]
-    if few := figures["few_with_most"]:
+    few = figures["few_with_most"]
+    if few and few["from"]:
         said.append(
             f"{_percent(few['gradient'])} of cross entropy's gradient comes from {_percent(few['examples'])} of the"
-            f" examples, those whose g is {few['from']:.2f} or more."
+            f" examples, those whose g is {few['from']:.2f} or more; the others are easy, and have"
+            f" {_percent(1 - few['gradient'])} by their number."
         )
     said += _said_of_wrong(spectrum.examples[-1].sum(axis=(0, 1, 2)), figures["all_but_certainly_wrong"])
     if not objects:
@@ -102,7 +104,7 @@ def _said_of_wrong(by_region: Ints, wrong: Mapping[str, int]) -> list[str]:
     )
     return [
         f"{number:,} examples are all but certainly wrong (g of .97 or more): {wrong['background']:,} where the"
-        f" labels have nothing (look for missing labels), {wrong['objects']:,} objects not seen.{bump}"
+        f" labels have nothing (look for missing labels), {wrong['objects']:,} on objects that it does not see.{bump}"
     ]
 
 
