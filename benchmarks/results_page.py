@@ -44,6 +44,33 @@ def row_cells(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+COMPARED = """Each file `benchmarks/results/compare_*.json` is the `comparison.json` of one `ghmdet compare`: last
+weights, the same seeds for every arm; differences from the first arm are paired, with 95 % intervals over pictures and seeds.
+"""
+
+
+def comparison(path: Path) -> list[str]:
+    """The table of one comparison."""
+    result = json.loads(path.read_text())
+    lines = [f"\n`{result['made']['command']}`, {result['made']['started'][:10]}, seeds {result['seeds']}:\n"]
+    lines.append("| arm | weight | AP | AP50 | difference | 95 % interval | P(better) | by class |")
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, arm in result["arms"].items():
+        cells = [name, f"{arm['weight']:g}"]
+        cells += [f"{figure(arm[key]['mean'])} ± {figure(arm[key]['std'])}" for key in ("AP", "AP50")]
+        found = arm["difference"]
+        if found:
+            interval = f"{found['low']:+.3f} to {found['high']:+.3f}"
+            cells += [f"{found['mean']:+.3f}", interval, f"{found['probability_better']:.2f}"]
+        else:
+            cells += ["-", "-", "-"]
+        cells.append(
+            ", ".join(f"{label} {figure(value['AP']['mean'])}" for label, value in arm["per_class"].items())
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     rows = [json.loads(line) for line in (HERE / "results" / "real_data.jsonl").read_text().splitlines()]
     lines = [HEAD]
@@ -65,6 +92,11 @@ def main() -> None:
             f" a step by {ranks['step']:.1e}. The control, one process with two threads in place of one, differed by"
             f" {threads['epoch']:.1e} and {threads['step']:.1e}."
         )
+    compared = sorted((HERE / "results").glob("compare_*.json"))
+    if compared:
+        lines += ["\n## Losses compared, everything trained\n", COMPARED]
+        for path in compared:
+            lines += comparison(path)
     lines += section(sorted((HERE / "results").glob("proxy_*.jsonl")))
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE)
