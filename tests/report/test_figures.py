@@ -174,6 +174,8 @@ def test_shares_are_those_of_the_examples_gradients(case: Case) -> None:
             np.testing.assert_allclose(bars(axes, name), expected, rtol=1e-5, atol=1e-9)
             heights += bars(axes, name)
         assert heights.sum() == pytest.approx(100)
+        background = next(c for c in axes.containers if c.get_label() == "background")
+        assert [bar.get_y() for bar in background] == bars(axes, "objects")
 
 
 def test_epochs_are_rows_of_the_map_in_their_order() -> None:
