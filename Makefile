@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest lint format clean
+.PHONY: demo test test-lowest bench lint format clean
 
 demo: .venv/installed
 	$(BIN)/ghmdet demo --out demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Adds rows to benchmarks/results and draws docs/performance.md; the machine should have nothing else to do.
+bench: .venv/installed
+	$(BIN)/python benchmarks/losses.py
 
 # The lower bounds of pyproject.toml, with the oldest Python: make test-lowest PYTHON=python3.10
 test-lowest:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghmdet import GHMC, GHMR
 from ghmdet import functional as ghm
 from ghmdet.functional import _blocks, _passes
 from ghmdet.functional._elements import Given
 from ghmdet.functional._kernels import CrossEntropy
+from operations import WAITS, Operations, as_an_accelerator
 
 GUARDED = {"min_count": "positives", "normalize": "none"}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
@@ -212,21 +212,6 @@ def test_inputs_changed_before_backward_are_noticed():
         loss.backward()
 
 
-class Operations(TorchDispatchMode):
-    """Keeps the names of all operations and the sizes of what they made."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.largest = set(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.names.add(func.overloadpacket.__name__)
-        if isinstance(out, torch.Tensor) and "empty" in func.name():
-            self.largest = max(self.largest, out.numel())
-        return out
-
-
 @pytest.mark.parametrize("wants", ["nothing", "no_grad"])
 def test_no_gradient_is_computed_that_nobody_wants(wants):
     logits, labels, _ = example(2000, 3)
@@ -236,25 +221,12 @@ def test_no_gradient_is_computed_that_nobody_wants(wants):
     assert not loss.requires_grad and seen.largest <= 5 * 64
 
 
-WAITS = {
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "is_nonzero",
-    "equal",
-    "unique",
-    "bincount",
-    "item",
-}
-
-
 @pytest.mark.parametrize("masked", [False, True])
 @every_label_loss
 def test_nothing_in_the_accelerators_path_reads_a_value(name, masked, monkeypatch):
     """The path of a device other than the CPU, on the CPU: no operation whose result's size depends on values."""
-    monkeypatch.setattr(_blocks, "is_cpu", lambda tensor: False)
+    as_an_accelerator(monkeypatch)
     monkeypatch.setattr(_blocks, "DEVICE_BLOCK", 200)
-    monkeypatch.setattr("ghmdet.functional._elements.values_can_be_read", lambda tensor: False)
     for shape in ((63, 3), (5, 3, 13)):
         logits, labels, _ = example(*shape)
         options = {"valid": labels != 2, "weight": torch.rand(labels.shape)} if masked else {}

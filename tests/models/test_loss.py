@@ -14,6 +14,7 @@ from ghmdet.models import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig, Ret
 from ghmdet.models import loss as loss_module
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.matcher import anchor_targets, match
+from operations import WAITS, Operations, as_an_accelerator
 
 K = 3
 ANCHORS, _ = make_anchors(TINY, 96, 128, torch.device("cpu"))
@@ -215,3 +216,24 @@ def test_every_loss_teaches_in_a_few_steps(cls_loss, box_loss, batch):
     after = losses_now()
     for name, value in before.items():
         assert after[name] < 0.85 * value, name
+
+
+@pytest.mark.parametrize(("cls_loss", "box_loss"), [("ghm-c", "ghm-r"), ("focal", "giou")])
+def test_it_compiles_without_a_graph_break(cls_loss, box_loss):
+    _, _, wanted, logits, deltas = scene()
+    eager, compiled = (DetectionLoss(LossConfig(cls_loss, box_loss), K) for _ in range(2))
+    step = torch.compile(compiled, backend="eager", fullgraph=True)
+    arguments = logits, deltas, wanted.labels, wanted.boxes, ANCHORS
+    for _ in range(2):
+        torch.testing.assert_close(step(*arguments), eager(*arguments))
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+@pytest.mark.parametrize("cls_loss", CLS_LOSSES)
+def test_no_operation_makes_the_caller_of_an_accelerator_wait(cls_loss, box_loss, monkeypatch):
+    as_an_accelerator(monkeypatch)
+    _, _, wanted, logits, deltas = scene()
+    with Operations() as seen:
+        losses = compute(cls_loss, box_loss, logits, deltas, wanted)
+        sum(losses.values()).backward()
+    assert not seen.names & WAITS
