@@ -45,7 +45,8 @@ def row_cells(row: dict[str, Any]) -> str:
 
 
 COMPARED = """Each file `benchmarks/results/compare_*.json` is the `comparison.json` of one `ghmdet compare`: last
-weights, the same seeds for every arm; differences from the first arm are paired, with 95 % intervals over pictures and seeds.
+weights, the same seeds for every arm; differences from the first arm are paired, with 95 % intervals over pictures and
+seeds.
 """
 
 
