@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.functional import asl1_gradient_norm, sigmoid_gradient_norm
 from ghmdet.functional.density import region_index
+from ghmdet.functional.gradient_norm import asl1_gradient_norm, sigmoid_norm
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -156,20 +156,23 @@ def count_batch(
     Raises GhmdetError for logits or differences of objects that are no numbers (NaN).
     """
     num_classes, levels = logits.shape[-1], len(level_counts)
-    places = torch.arange(levels, device=logits.device).repeat_interleave(
-        torch.tensor(level_counts, device=logits.device)
-    )
-    level = places.expand(labels.shape)  # [B, A]
+    of_level = [torch.full((count,), i, dtype=torch.int32) for i, count in enumerate(level_counts)]
+    level = torch.cat(of_level).to(labels.device).expand(labels.shape)  # [B, A]
     kept = labels >= 0
-    norm = sigmoid_gradient_norm(logits[kept].float(), labels[kept])  # [n, K]
-    index = torch.arange(num_classes, device=logits.device)
-    kind = (labels[kept][:, None] == index).long()
-    cell = (kind * num_classes + index) * levels + level[kept][:, None]
+    rows, label, row_level = logits[kept].float(), labels[kept], level[kept]  # [n, K], [n], [n]
+    objects = (label < num_classes).nonzero()[:, 0]
+    place = objects, label[objects]
+
+    # Objects are few: each row is counted as background, and they are put right after.
+    targets = torch.zeros_like(rows)
+    targets[place] = 1
+    cell = torch.arange(num_classes, dtype=torch.int32, device=rows.device) * levels + row_level[:, None]
+    cell[place] += num_classes * levels
+    norm = sigmoid_norm(rows, targets)
     examples, gradient = _sums(norm, cell, (2, num_classes, levels), "class scores")
 
-    positive = kept & (labels < num_classes)
-    box_norm = asl1_gradient_norm(differences[positive].float(), MU)  # [p, 4]
-    cell = (labels[positive] * levels + level[positive])[:, None].expand_as(box_norm)
+    box_norm = asl1_gradient_norm(differences[kept][objects].float(), MU)  # [p, 4]
+    cell = (label[objects] * levels + row_level[objects]).int()[:, None].expand_as(box_norm)
     boxes, box_gradient = _sums(box_norm, cell, (num_classes, levels), "box offsets")
     pictures = np.array([len(labels)], np.int64)
     return SpectrumCounts(tuple(classes), tuple(strides), pictures, examples, gradient, boxes, box_gradient)
@@ -177,7 +180,7 @@ def count_batch(
 
 def _sums(norm: Tensor, cell: Tensor, shape: tuple[int, ...], what: str) -> tuple[Ints, Floats]:
     """The number of norms in each cell and region, and their sum: two arrays [1, *shape, M]."""
-    if norm.isnan().any():
+    if norm.sum().isnan():
         raise GhmdetError(f"{what} are no numbers (NaN)")
     region = region_index(norm, torch.ones_like(norm, dtype=torch.bool), REGIONS, per_class=False)
     place = (cell * REGIONS + region).flatten()
