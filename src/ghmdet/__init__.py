@@ -5,6 +5,7 @@ The losses are here at the price of importing torch; `Detector` brings the rest 
 
 from typing import TYPE_CHECKING, Any
 
+from ghmdet import clock as clock  # before torch, whose import takes seconds
 from ghmdet import functional
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.spectrum import GradientSpectrum

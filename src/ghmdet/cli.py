@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from ghmdet.clock import BEGAN
 from ghmdet.config import TrainConfig
 from ghmdet.data import SynthConfig
 from ghmdet.errors import GhmdetError
@@ -27,8 +27,6 @@ app.command(data_app)
 
 # Lines are never wrapped: what is printed can be searched, and an error stays one line.
 console = Console(soft_wrap=True, highlight=False, markup=False)
-
-BEGAN = time.monotonic()  # before the heavy imports: a budget counts them
 
 
 @app.command

@@ -15,7 +15,8 @@ from engine_cases import TINY
 
 from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import load_checkpoint
-from ghmdet.engine.train import NonFiniteLoss, Trainer, train
+from ghmdet.engine.loss_log import NonFiniteLoss
+from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 
 

@@ -18,8 +18,8 @@ from ghmdet.data import read_data, require_images
 from ghmdet.engine.arms import read_arms
 from ghmdet.engine.compare_plan import Outcome, Plan, Run
 from ghmdet.engine.compare_result import Comparison, compare_runs
+from ghmdet.engine.loss_log import LOG_COLUMNS
 from ghmdet.engine.stop_signal import StopSignal
-from ghmdet.engine.train import LOG_COLUMNS
 from ghmdet.errors import GhmdetError
 from ghmdet.models import LossConfig, preset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def detect(
     rank: int = 0,
     world_size: int = 1,
     advance: Callable[[int], None] = lambda pictures: None,
+    batches: int | None = None,
 ) -> list[dict[str, Any]]:
     """Detect on this rank's share of the pictures of `data`, in original pixels, as COCO results.
 
@@ -70,6 +72,7 @@ def detect(
         rank: which share, of `world_size` equal ones.
         world_size: how many processes share the pictures.
         advance: called with the number of pictures just finished.
+        batches: stop after so many batches; by default after all.
     """
     if batch_size < 1 or workers < 0:
         raise GhmdetError(f"batch size {batch_size} and workers {workers}: give at least 1 and 0")
@@ -82,7 +85,7 @@ def detect(
         dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size
     )
     results = []
-    for images, targets in loader:
+    for images, targets in islice(loader, batches):
         if not images:  # the last batch had no picture for this rank
             continue
         with device.autocast():

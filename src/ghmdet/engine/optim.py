@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,23 +34,48 @@ def make_optimizer(
     )
 
 
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, *, steps: int | Callable[[], int], warmup: float
-) -> LambdaLR:
-    """A learning rate that rises linearly for `warmup * steps` steps, then falls as a cosine to 1 % of its peak.
+class Curve:
+    """The learning rate's course over `steps` steps, whose end may be moved on the way."""
 
-    steps: a number, or what gives it at each step, where the plan may change on the way.
-    """
+    def __init__(self, steps: int, warmup: float) -> None:
+        self.steps, self.warmup = steps, warmup
+        self.moved_at, self.progress_then = 0, 0.0
 
-    def factor(step: int) -> float:
-        total = steps() if callable(steps) else steps
-        rising = round(warmup * total)
-        if step < rising:
-            return (step + 1) / rising
-        share = min(1.0, (step - rising) / max(1, total - rising))
+    def position(self, step: int) -> float:
+        """The step at which a run that always had this end would be; `step` itself where the end was never moved."""
+        since, rest = step - self.moved_at, max(1, self.steps - self.moved_at)
+        return self.steps * self.progress_then + (1 - self.progress_then) * self.steps * since / rest
+
+    def move_end(self, steps: int, step: int) -> None:
+        """Let the course end after `steps` steps; it goes on at `step` from where it is, faster or slower."""
+        progress = self.position(step) / self.steps
+        self.steps, self.moved_at, self.progress_then = steps, step, progress
+
+    def __call__(self, step: int) -> float:
+        """The factor of the learning rate at a step."""
+        place, rising = self.position(step), round(self.warmup * self.steps)
+        if place < rising:
+            return min(1.0, (place + 1) / rising)
+        share = min(1.0, (place - rising) / max(1, self.steps - rising))
         return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share))
 
-    return LambdaLR(optimizer, factor)
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: float) -> LambdaLR:
+    """A learning rate that rises linearly for `warmup * steps` steps, then falls as a cosine to 1 % of its peak.
+
+    Its one `Curve` is `lr_lambdas[0]`; the schedule's state keeps it.
+    """
+    return LambdaLR(optimizer, Curve(steps, warmup))
+
+
+def move_end(schedule: LambdaLR, steps: int) -> None:
+    """Let a schedule of `warmup_cosine` end after `steps` steps."""
+    curve = schedule.lr_lambdas[0]
+    assert isinstance(curve, Curve)
+    curve.move_end(steps, schedule.last_epoch)
+    schedule._last_lr = [base * curve(schedule.last_epoch) for base in schedule.base_lrs]
+    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate
 
 
 class WeightAverage:

@@ -16,7 +16,8 @@ MAY_CHANGE = {"workers", "checkpoint_minutes", "tensorboard", "patience", "val_e
 
 def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:
     """All that a run was asked for, as plain values."""
-    return {"data": str(data), "out": str(out)} | asdict(config)
+    epochs = None if config.budget else config.total_epochs
+    return {"data": str(data), "out": str(out)} | asdict(config) | {"epochs": epochs}
 
 
 def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, Any] | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
+import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,16 +24,17 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object, se
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ghmdet.config import TrainConfig, seconds_of, validate_every
+from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
 from ghmdet.engine.anchor_overlap import anchor_warning
-from ghmdet.engine.budget import FIRST_STEPS, Budget
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
 from ghmdet.engine.evaluate import detect
+from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.memory import keep_freed_memory, peak_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
+from ghmdet.engine.pacing import Pacing
 from ghmdet.engine.resume import run_arguments, saved_run
 from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.score import Metrics, score
@@ -39,17 +43,11 @@ from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.files import write_atomic
 from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, model_state, preset
 
-LOSSES = ("classification", "bbox_regression")
-LOG_COLUMNS = ("step", "epoch", "lr", "loss", *LOSSES, "grad_norm")
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 METRIC_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
-
-
+SCORING = 2.0
+"""Seconds of a validation that a rehearsal does not see: scoring, drawing, saving."""
 DIVERGED = "diverged.txt"
-
-
-class NonFiniteLoss(GhmdetError):
-    """The loss or its gradient became infinite or NaN; the message names the pictures of the batch."""
 
 
 @dataclass
@@ -63,8 +61,6 @@ class Place:
     best_epoch: int = 0
     validated_epoch: int = 0
     seconds: float = 0.0
-    epochs: int = 0
-    """Epochs in all, as planned."""
 
 
 def train(
@@ -80,7 +76,8 @@ def train(
 
     The folder holds `best.pt` (the best averaged weights), `last.pt` (all that resuming needs), `log.csv` (a row a
     step), `metrics.csv` (a row a validation: seconds so far, peak memory in MiB, AP), `metrics.json` (the best one),
-    `curves.png`, `batch.jpg`, `run.json`; `diverged.txt` says so of a run whose loss did not stay finite.
+    `curves.png`, `batch.jpg`, `run.json`; `plan.csv` (a row a plan) if there is a budget; `diverged.txt` says so of a
+    run whose loss did not stay finite.
 
     Args:
         data: a data set that `ghmdet.data.read_data` reads.
@@ -88,7 +85,7 @@ def train(
         config: the settings.
         resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
         say: takes each line meant for the user.
-        began: the `time.monotonic()` from which a budget counts; by default now.
+        began: the reading of `time.monotonic()` from which time counts; by default now.
 
     Raises:
         GhmdetError: a setting, the data or a checkpoint that cannot be used, before any work starts.
@@ -115,7 +112,7 @@ class Trainer:
         began: float | None = None,
     ) -> None:
         self.config, self.out = config, out
-        self.began = time.monotonic() if began is None else began
+        self.started = time.monotonic() if began is None else began
         model_config = _model_config(config)
         if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
             raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
@@ -195,17 +192,32 @@ class Trainer:
             backbone_lr=1.0 if config.weights == "none" else config.backbone_lr,
             weight_decay=config.weight_decay,
         )
-        self.place = Place(epochs=config.total_epochs)
-        self.budget = Budget(seconds_of(config.budget), config.val_every) if config.budget else None
-        self.cut_after: int | None = None  # steps, where not even one epoch fits into the budget
-        self.first_steps: list[float] = []
-        self.schedule = warmup_cosine(self.optimizer, steps=self._total_steps, warmup=config.warmup)
+        steps = config.total_epochs * self.steps_per_epoch
+        self.schedule = warmup_cosine(self.optimizer, steps=steps, warmup=config.warmup)
         self.average = WeightAverage(self.model, config.ema)
+        self.place = Place()
         if state:
             self._restore(state)
         self.parallel, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.log = LossLog(out, self.accelerator, self._file_names, fp16=self.device.precision == "fp16")
+        self.saved = time.monotonic()
+        # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
+        self.look_every = 1 if self.device.type == "cpu" else 20
+        self.started -= self.place.seconds
+        self.pacing = Pacing(
+            config,
+            self.steps_per_epoch,
+            self.schedule,
+            out,
+            began=self.started,
+            main=self.main,
+            say=self.say,
+        )
+        if state:
+            self.pacing.load_state_dict(state.get("plan", {}), self.place.step)
+        elif config.budget:
+            self._rehearse()
 
-        self.log = CsvLog(out / "log.csv", LOG_COLUMNS)
         self.metrics_log = CsvLog(out / "metrics.csv", METRIC_COLUMNS)
         if self.main:
             if not state:
@@ -213,105 +225,58 @@ class Trainer:
             (out / DIVERGED).unlink(missing_ok=True)
             self.log.start(self.place.step)
             self.metrics_log.start(self.place.step)
+        if config.budget and not state:
+            began = time.monotonic()
+            self._save_last()
+            self.pacing.begin(time.monotonic() - began)
         if config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
-        self.unread: list[tuple[dict[str, float], Tensor, list[int]]] = []
-        self.started = self.began - self.place.seconds
-        self.saved = time.monotonic()
-        # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
-        self.look_every = 1 if self.device.type == "cpu" else 20
 
     def run(self) -> Place:
-        """Train to the last epoch, to the end of the budget, or until the AP has not risen for `patience` epochs."""
-        config, place = self.config, self.place
+        """Train to the end of the plan, or until the AP has not risen for `patience` epochs."""
+        config, place, pacing = self.config, self.place, self.pacing
         with StopSignal() as stop, self._progress() as progress:
-            bar = progress.add_task("", total=self._total_steps(), completed=place.step)
+            bar = progress.add_task("", total=pacing.plan.steps, completed=place.step)
             while True:
                 if self._validation_due():
                     progress.update(bar, description="validating")
-                    validating = time.monotonic()
+                    began = time.monotonic()
                     self._validate()
                     self._save_last()
-                    if self.budget:
-                        self.budget.validation = time.monotonic() - validating
-                if place.epoch == place.epochs or self._gave_up():
+                    pacing.validated(time.monotonic() - began, place.step)
+                if place.step >= pacing.plan.steps or self._gave_up():
                     break
                 self.parallel.train()
                 self.loader.set_epoch(place.epoch, start_batch=place.batch)
-                whole, epoch_began = place.batch == 0, time.monotonic()
+                pacing.begin_epoch(place.step)
                 for images, targets in self.loader:
                     if place.batch == self.steps_per_epoch * config.accumulate:
                         break  # the batches that do not fill a step
                     if place.epoch == place.batch == 0 and self.main:
                         draw_batch(self.out / "batch.jpg", images, targets, self.train_data.classes)
                     if self._step(images, targets):
-                        about = f"epoch {place.epoch + 1}/{place.epochs}"
-                        progress.update(bar, advance=1, total=self._total_steps(), description=about)
-                        if len(self.unread) >= self.look_every and self._look(stop):
-                            place.epochs = place.epoch + 1
+                        about = f"epoch {place.epoch + 1}/{pacing.epochs}"
+                        progress.update(bar, advance=1, total=pacing.plan.steps, description=about)
+                        if len(self.log.unread) >= self.look_every:
+                            self._look(stop)
+                            pacing.end_look(place.step)
+                        if place.step >= pacing.plan.steps:
                             break
-                        self._first_plan()
                 place.epoch, place.batch = place.epoch + 1, 0
-                if self._look(stop):
-                    place.epochs = place.epoch
-                elif self.budget and whole:
-                    self.budget.epochs.append(time.monotonic() - epoch_began)
-                    self._plan()
+                self._look(stop)
                 self._save_last()
+                pacing.end_epoch(place.step)
         if config.tensorboard:
             self.accelerator.end_training()
-        if self.budget:
-            more = ", more than it: a step and a validation take that" * (
-                self._elapsed() > self.budget.seconds
-            )
-            self.say(
-                f"--budget {config.budget}: {place.epochs} epochs in {self._elapsed() / 60:.1f} min{more}"
-            )
+        pacing.end()
         self.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {self.out / 'best.pt'}")
         return place
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    def _total_steps(self) -> int:
-        return self.cut_after or self.place.epochs * self.steps_per_epoch
-
-    def _first_plan(self) -> None:
-        """Plan a budget's epochs from the first steps of the process."""
-        if not self.budget or self.budget.epochs:
-            return
-        self.first_steps.append(time.monotonic())
-        if len(self.first_steps) <= min(FIRST_STEPS, self.steps_per_epoch - 1):
-            return
-        steps = [after - before for before, after in itertools.pairwise(self.first_steps)] or [1.0]
-        self.budget.guess(steps, self.steps_per_epoch, self.config.batch_size, len(self.val_data.records))
-        self._plan()
-        if self.place.epochs == 0:
-            self.place.epochs = 1
-            step = self.budget.epochs[0] / self.steps_per_epoch
-            self.cut_after = max(1, int((self.budget.deadline - self._elapsed()) / step))
-            self.say(f"--budget {self.config.budget} ends inside the first epoch")
-
-    def _plan(self) -> None:
-        """Plan how many epochs the budget holds in all; every rank follows rank 0's clock."""
-        assert self.budget is not None
-        fits = self.budget.plan(self._elapsed(), self.place.epoch)
-        (epochs,) = broadcast_object_list([fits])
-        if epochs != self.place.epochs:
-            self.place.epochs = epochs
-            self.say(
-                f"--budget {self.config.budget}: {epochs} epochs of {self.steps_per_epoch} steps"
-                f" ({self.budget.epochs[-1]:.1f} s), validations of {self.budget.validation:.1f} s"
-            )
-
     def _validation_due(self) -> bool:
-        epoch, place = self.place.epoch, self.place
-        every = self.config.val_every or validate_every(place.epochs)
-        return (
-            (epoch == place.epochs or epoch % every == 0)
-            and place.batch == 0
-            and epoch > place.validated_epoch
-        )
+        place, plan = self.place, self.pacing.plan
+        if place.batch or place.epoch == place.validated_epoch:
+            return False
+        return place.step >= plan.steps or place.epoch - place.validated_epoch >= plan.every
 
     def _gave_up(self) -> bool:
         stale = self.place.validated_epoch - self.place.best_epoch
@@ -320,11 +285,10 @@ class Trainer:
         self.say(f"stopping early: no better AP than epoch {self.place.best_epoch}'s")
         return True
 
-    def _look(self, stop: StopSignal) -> bool:
-        """Read the losses, save where it is time, stop where a signal asked for it; whether the budget is used up."""
+    def _look(self, stop: StopSignal) -> None:
+        """Read the losses; save where it is time, and stop where a signal asked for it."""
         due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
-        late = self.budget is not None and self._elapsed() > self.budget.deadline
-        due, stopping, late = self._read_losses(due, stop.asked, late)
+        due, stopping = self.log.read(due, stop.asked)
         if due or stopping:
             self._save_last()
         if stopping:
@@ -332,7 +296,6 @@ class Trainer:
                 f"stopped in epoch {self.place.epoch + 1} after step {self.place.step}; the same command with --resume"
                 " continues"
             )
-        return late
 
     def _step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> bool:
         """Forward and backward of one batch; whether it completed an optimizer step."""
@@ -365,50 +328,8 @@ class Trainer:
             "epoch": place.epoch + 1,
             "lr": float(rate),
         }
-        self.unread.append((row, values, ids))
+        self.log.keep(row, values, ids)
         return stepping
-
-    def _read_losses(self, *wishes: bool) -> list[bool]:
-        """Write the losses since the last look (one row a step, the mean over batches and ranks) and check them.
-
-        Returns, for each wish, whether any rank has it: ranks that save or stop must do so at the same step.
-
-        Raises:
-            NonFiniteLoss: naming the pictures of the first batch whose loss or gradient is not finite.
-        """
-        wished = torch.zeros(len(LOSSES) + 2, device=self.accelerator.device)
-        wished[: len(wishes)] = torch.tensor(wishes)
-        mine = torch.stack([*(values for _, values, _ in self.unread), wished])
-        everyone = self.accelerator.reduce(mine, "mean").cpu()
-        everyone, wished = everyone[:-1], everyone[-1]
-        # fp16's loss scaling skips steps whose gradient overflows; that is no divergence.
-        watched = everyone[:, :3] if self.device.precision == "fp16" else everyone
-        bad = (~watched.isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            row, _, ids = self.unread[bad[0]]
-            last = self.out / "last.pt"
-            mend = (
-                f"start again from the last good checkpoint, --weights {last}"
-                if last.exists()
-                else "start again"
-            )
-            raise NonFiniteLoss(
-                f"the loss is not finite at step {row['step']} ({_named(everyone[bad[0]])}); pictures of the batch:"
-                f" {', '.join(self._file_names(gather_object(ids)))}: look at them with `ghmdet data check`, or {mend}"
-                " with a lower --lr and another --out"
-            )
-        if self.main:
-            for step in dict.fromkeys(row["step"] for row, _, _ in self.unread):
-                places = [i for i, (row, _, _) in enumerate(self.unread) if row["step"] == step]
-                means = everyone[places].mean(0)
-                means[-1] = everyone[places[-1], -1]  # only the batch that steps has a gradient norm
-                values = dict(zip(("loss", *LOSSES, "grad_norm"), means.tolist(), strict=True))
-                row = self.unread[places[0]][0] | values
-                self.log.append(row)
-                if self.config.tensorboard:
-                    self.accelerator.log(row, step=int(step))
-        self.unread.clear()
-        return [bool(wish > 0) for wish in wished[: len(wishes)]]
 
     def _validate(self) -> None:
         """Score the averaged weights; keep them as `best.pt` if their AP is the best so far."""
@@ -416,21 +337,11 @@ class Trainer:
         # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
         for buffer in self.average.model.buffers():
             broadcast(buffer)
-        results = gather_object(
-            detect(
-                self.average.model,
-                self.val_data,
-                device=self.device,
-                batch_size=self.config.batch_size,
-                workers=self.workers,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-            )
-        )
+        results = gather_object(self._detect())
         metrics: Metrics = broadcast_object_list(
             [score(self.val_data.to_coco(), results) if self.main else None]
         )[0]
-        place.seconds, place.validated_epoch = self._elapsed(), place.epoch
+        place.seconds, place.validated_epoch = time.monotonic() - self.started, place.epoch
         if (metrics.AP or 0.0) > place.best_AP:
             place.best_AP, place.best_epoch = metrics.AP or 0.0, place.epoch
             if self.main:
@@ -450,33 +361,47 @@ class Trainer:
         if self.config.tensorboard:
             accelerator.log({name: row[name] for name in SCORES if row[name] is not None}, step=place.step)
         self.say(
-            f"epoch {place.epoch}/{place.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
+            f"epoch {place.epoch}/{self.pacing.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
             f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
+        )
+
+    def _detect(self, **options: Any) -> list[dict[str, Any]]:
+        return detect(
+            self.average.model,
+            self.val_data,
+            device=self.device,
+            batch_size=self.config.batch_size,
+            workers=self.workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            **options,
         )
 
     def _detector_state(self) -> dict[str, Any]:
         return model_state(self.average.model) | {"category_ids": list(self.train_data.category_ids)}
 
     def _save_last(self) -> None:
-        self._read_losses()
-        self.place.seconds = self._elapsed()
+        self.log.read()
+        self.place.seconds = time.monotonic() - self.started
         if self.main:
-            training = {
-                "arguments": self.arguments,
-                "content": self.content,
-                "place": asdict(self.place),
-                "model": self.model.state_dict(),
-                "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "rng": torch.get_rng_state(),
-            }
+            training = {"arguments": self.arguments, "content": self.content} | self._training_state()
             save_checkpoint(self.out / "last.pt", self._detector_state() | {"training": training})
         self.saved = time.monotonic()
 
+    def _training_state(self) -> dict[str, Any]:
+        return {
+            "place": asdict(self.place),
+            "plan": self.pacing.state_dict(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "rng": torch.get_rng_state(),
+        }
+
     def _restore(self, state: dict[str, Any]) -> None:
-        self.place = Place(**(asdict(self.place) | state["place"]))
+        self.place = Place(**{field.name: state["place"][field.name] for field in dataclasses.fields(Place)})
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -484,6 +409,27 @@ class Trainer:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
+
+    def _rehearse(self) -> None:
+        """Measure a step and a validation for the plan, leaving no trace."""
+        before = copy.deepcopy(self._training_state())
+        self.parallel.train()
+        ends = [time.monotonic()]
+        # The first turn finds slow first steps, and pictures that are not in memory yet.
+        for images, targets in itertools.chain(*(itertools.islice(self.loader, 3) for _ in range(2))):
+            self._step(images, targets)
+            self.log.unread.pop()[1].tolist()  # waits for a GPU
+            ends.append(time.monotonic())
+            if self.pacing.rehearsal_over(ends[-1] - ends[0]):
+                break
+        batches = [after - before for before, after in itertools.pairwise(ends)]
+        step = self.config.accumulate * statistics.median(batches[len(batches) // 2 :])
+        self.optimizer.zero_grad()
+        self._restore(before)
+        ends = [time.monotonic()]
+        self._detect(advance=lambda pictures: ends.append(time.monotonic()), batches=2)
+        detecting = (ends[-1] - ends[-2:][0]) * math.ceil(len(self.val_data.records) / self.config.batch_size)
+        self.pacing.rehearsed(step, detecting + SCORING)
 
     def _make_loader(self, model: ModelConfig) -> Any:
         config, world = self.config, self.accelerator.num_processes
@@ -525,8 +471,3 @@ def _model_config(config: TrainConfig) -> ModelConfig:
         # Frozen at random values, batch norm would not normalise: from scratch it has to learn.
         return dataclasses.replace(chosen, freeze_batch_norm=False)
     return chosen
-
-
-def _named(values: Tensor) -> str:
-    names = ("loss", *LOSSES, "gradient norm")
-    return ", ".join(f"{name} {value:g}" for name, value in zip(names, values.tolist(), strict=True))
