@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -160,7 +161,7 @@ class Table:
     def __init__(self, threads: int) -> None:
         self.fixed = {
             "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": platform.machine() + f", {torch.get_num_threads()} cores",
+            "machine": platform.machine() + f", {os.cpu_count()} cores",
             "torch": torch.__version__,
             "threads": threads,
         }
@@ -177,6 +178,7 @@ class Table:
     ) -> None:
         row = {
             **self.fixed,
+            "load": f"{os.getloadavg()[0]:.1f}",
             "figure": figure,
             "arm": arm,
             "elements": elements,
@@ -185,7 +187,7 @@ class Table:
             "ratio": ratio if isinstance(ratio, str) else f"{ratio:.3f}",
             "peer": peer,
         }
-        print(", ".join(f"{row[c]}" for c in COLUMNS[3:]), flush=True)
+        print(", ".join(f"{row[c]}" for c in COLUMNS[4:]), flush=True)
         new = not RESULTS.exists()
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a", newline="") as file:

@@ -43,11 +43,11 @@ def draw(rows_file: Path) -> None:
                 newest[row["figure"], row["elements"], row["arm"], row["peer"]] = row
         machine = ", ".join(sorted({f"{row['machine']}, torch {row['torch']}" for row in newest.values()}))
         parts.append(f"## {threads} thread{'s' if threads != '1' else ''} ({machine})\n")
-        parts.append("| figure | logits | arm | value | ratio |\n|---|---|---|---|---|")
+        parts.append("| figure | logits | arm | value | ratio | load |\n|---|---|---|---|---|---|")
         for (figure, elements, arm, peer), row in newest.items():
             ratio = f"{row['ratio']} of {peer}" if peer else ""
             parts.append(
-                f"| {figure} | {float(elements):.2g} | {arm} | {row['value']} {row['unit']} | {ratio} |"
+                f"| {figure} | {float(elements):.2g} | {arm} | {row['value']} {row['unit']} | {ratio} | {row['load']} |"
             )
         parts.append("")
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
