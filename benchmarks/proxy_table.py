@@ -16,13 +16,12 @@ KINDS = {"cls": "Class losses", "box": "Box losses"}
 HEAD = """
 ## Losses on a frozen backbone
 
-`python benchmarks/proxy.py` trains only neck and head, on kept features of a frozen pretrained backbone. Each loss's
+`benchmarks/proxy.py` trains only neck and head, on kept features of a frozen pretrained backbone. Each loss's
 weight is the best of a grid on a quarter of the training pictures, held out for that; then it is trained on all of
 them and judged on *val*, once a seed. Within a seed all losses have the same first weights and batches.
 Differences are those within a seed: their mean, and from the least to the greatest. Three seeds have one sign by chance
 one time in four, so only a difference several times its spread says something. Few steps and an untrained backbone:
-AP is below that of a whole training, and an order found here is to be confirmed by one.
-"""
+AP is below that of a whole training, and an order found here is to be confirmed by one."""
 
 
 def figure(value: float | None) -> str:
@@ -76,11 +75,17 @@ def table(rows: list[Row]) -> list[str]:
         for arm, runs in complete.items()
     }
     recipe = rows[0]["recipe"]
+    options = " ".join(
+        f"--{name.replace('_', '-')} {recipe[name]}"
+        for name in ("model", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
+    )
+    tuning_seeds = sorted({row["seed"] for row in rows if row["stage"] == "tune"})
     lines = [
         f"\n### {KINDS[kind]} on {rows[0]['data']}\n",
-        f"{recipe['steps']} steps of {recipe['batch_size']} pictures, learning rate {recipe['lr']:g};"
-        f" {len(reference)} seeds; {rows[0]['machine']}; {rows[-1]['date']}; "
-        + f"{fmean(row['cpu_seconds'] for row in finals):.0f} s of one core a run.\n",
+        f"`python benchmarks/proxy.py {rows[0]['data']} --arms {','.join(weights)} --seeds {len(reference)}"
+        f" --tune-seeds {len(tuning_seeds)} {options} --cache FOLDER --out FILE`;"
+        f" {rows[0]['machine']}; {rows[-1]['date']};"
+        f" {fmean(row['cpu_seconds'] for row in finals):.0f} s of one core a run.\n",
         f"| loss | weight (held-out AP of each) | val AP | AP50 | minus `{default}`'s | AP by class |",
         "|---|---|---|---|---|---|",
     ]
