@@ -19,9 +19,9 @@ HEAD = """
 `benchmarks/proxy.py` trains only neck and head, on kept features of a frozen pretrained backbone. Each loss's
 weight is the best of a grid on a quarter of the training pictures, held out for that; then it is trained on all of
 them and judged on *val*, once a seed. Within a seed all losses have the same first weights and batches.
-Differences are those within a seed: their mean, and from the least to the greatest. Three seeds have one sign by chance
-one time in four, so only a difference several times its spread says something. Few steps and an untrained backbone:
-AP is below that of a whole training, and an order found here is to be confirmed by one."""
+Differences are those within a seed: their mean, and from the least to the greatest. Single runs differ by about .01 by
+chance, so nearby weights are not told apart, and three seeds have one sign by chance one time in four. Few steps and
+an untrained backbone: AP is below that of a whole training, and an order found here is to be confirmed by one."""
 
 
 def figure(value: float | None) -> str:
@@ -35,13 +35,19 @@ def spread(values: Iterable[float]) -> str:
     return f"{figure(fmean(values))} ({figure(min(values))} to {figure(max(values))})"
 
 
-def tuned(rows: list[Row], arm: str) -> dict[float, float]:
-    """The mean AP on the held-out pictures at each weight, lightest first."""
-    tried = defaultdict(list)
+def tuned(rows: list[Row], arm: str, chosen: float) -> tuple[dict[float, float], int]:
+    """The mean AP on the held-out pictures at each weight, least first, over the chosen one's seeds; how many."""
+    tried: dict[float, dict[int, float]] = defaultdict(dict)
     for row in rows:
         if row["stage"] == "tune" and row["arm"] == arm:
-            tried[row["weight"]].append(row["AP"] or 0.0)
-    return {weight: fmean(found) for weight, found in sorted(tried.items())}
+            tried[row["weight"]][row["seed"]] = row["AP"] or 0.0
+    seeds = tried[chosen].keys()
+    means = {
+        weight: fmean(found[seed] for seed in seeds)
+        for weight, found in sorted(tried.items())
+        if seeds and seeds <= found.keys()
+    }
+    return means, len(seeds)
 
 
 def section(files: Iterable[Path]) -> list[str]:
@@ -79,18 +85,18 @@ def table(rows: list[Row]) -> list[str]:
         f"--{name.replace('_', '-')} {recipe[name]}"
         for name in ("model", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
     )
-    tuning_seeds = sorted({row["seed"] for row in rows if row["stage"] == "tune"})
     lines = [
         f"\n### {KINDS[kind]} on {rows[0]['data']}\n",
         f"`python benchmarks/proxy.py {rows[0]['data']} --arms {','.join(weights)} --seeds {len(reference)}"
-        f" --tune-seeds {len(tuning_seeds)} {options} --cache FOLDER --out FILE`;"
+        f" {options} --cache FOLDER --out FILE`;"
         f" {rows[0]['machine']}; {rows[-1]['date']};"
         f" {fmean(row['cpu_seconds'] for row in finals):.0f} s of one core a run.\n",
-        f"| loss | weight (held-out AP of each) | val AP | AP50 | minus `{default}`'s | AP by class |",
+        f"| loss | weight (seeds: held-out AP of each) | val AP | AP50 | minus `{default}`'s | AP by class |",
         "|---|---|---|---|---|---|",
     ]
     for arm in sorted(complete, key=lambda arm: -fmean(run["AP"] for run in complete[arm].values())):
-        weight, means = weights[arm], tuned(rows, arm)
+        weight = weights[arm]
+        means, seeds = tuned(rows, arm, weight)
         runs = list(complete[arm].values())
         edge = ", at the edge" if means and weight in (min(means), max(means)) else ""
         grid = ", ".join(f"{one:g}: {figure(mean)}" for one, mean in means.items())
@@ -98,24 +104,31 @@ def table(rows: list[Row]) -> list[str]:
             f"{name} {figure(fmean(run['per_class'][name] for run in runs))}" for name in classes
         )
         lines.append(
-            f"| `{arm}` | **{weight:g}**{edge} ({grid}) | {spread(run['AP'] for run in runs)} |"
+            f"| `{arm}` | **{weight:g}**{edge} ({seeds}: {grid}) | {spread(run['AP'] for run in runs)} |"
             f" {figure(fmean(run['AP50'] for run in runs))} |"
             f" {'' if arm == default else spread(differences[arm])} | {by_class} |"
         )
     others = {arm: values for arm, values in differences.items() if arm != default}
-    below = [arm for arm, values in others.items() if max(values) < 0]
-    above = [arm for arm, values in others.items() if min(values) > 0]
-    mixed = [arm for arm in others if arm not in below + above]
+    # Clear: on every seed further from zero than the seeds lie apart.
+    clear = {
+        arm
+        for arm, found in others.items()
+        if min(map(abs, found)) > max(found) - min(found) and len(found) > 2
+    }
+    one_sign = {arm for arm, found in others.items() if max(found) < 0 or min(found) > 0}
     lines.append("")
-    for words, arms in (("Below", below), ("Above", above)):
+    for words, arms in (
+        (f"Below `{default}` by more than the seeds differ", [a for a in clear if max(others[a]) < 0]),
+        (f"Above `{default}` by more than the seeds differ", [a for a in clear if min(others[a]) > 0]),
+        ("On the same side on every seed, by less than they differ: not established", one_sign - clear),
+        ("Not told apart: the side changes with the seed", others.keys() - one_sign),
+    ):
         if arms:
-            lines.append(f"{words} `{default}` on every seed: {_named(arms)}.")
-    if mixed:
-        lines.append(f"Not told apart from `{default}` (the sign changes with the seed): {_named(mixed)}.")
+            lines.append(f"- {words}: {_named(arms)}.")
     if failed := [arm for arm in found if arm not in complete]:
-        lines.append(f"Diverged with some seed at its weight: {_named(failed)}.")
+        lines.append(f"- Diverged with some seed at its weight: {_named(failed)}.")
     return lines
 
 
-def _named(arms: list[str]) -> str:
-    return ", ".join(f"`{arm}`" for arm in arms)
+def _named(arms: Iterable[str]) -> str:
+    return ", ".join(f"`{arm}`" for arm in sorted(arms))
