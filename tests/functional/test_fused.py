@@ -42,15 +42,18 @@ def outcome(call, inputs, *arguments, impl, upstream=3.0, **options):
     return loss.detach(), inputs.grad
 
 
-def assert_same(call, inputs, *arguments, **options):
+def assert_same(call, inputs, *arguments, rounding=0.0, **options):
     loss, gradient = outcome(call, inputs, *arguments, impl="torch", **options)
     expected, slope = outcome(call, inputs, *arguments, impl="reference", **options)
     assert loss.dtype == expected.dtype and gradient.dtype == slope.dtype
     rtol = TOLERANCE[inputs.dtype]
     # In float32 the reference rounds cross entropies near 0 to multiples of 6e-8; the fused form does not.
-    for ours, theirs, relative in ((loss, expected, min(rtol, 2e-5)), (gradient, slope, rtol)):
+    for ours, theirs, relative, floor in (
+        (loss, expected, min(rtol, 2e-5), rounding),
+        (gradient, slope, rtol, 0.0),
+    ):
         atol = 1e-6 * theirs.abs().nan_to_num(0, 0, 0).max().item() if theirs.numel() else 0.0
-        torch.testing.assert_close(ours, theirs, rtol=relative, atol=atol)
+        torch.testing.assert_close(ours, theirs, rtol=relative, atol=max(atol, floor))
 
 
 LABEL_LOSSES = {
@@ -129,7 +132,9 @@ def test_any_logits_and_labels_give_the_reference(data):
     bins = data.draw(st.integers(1, 40))
     for normalize, min_count in (("occupied", 0.0), ("none", "positives")):
         options = {"bins": bins, "normalize": normalize, "min_count": min_count, "per_class": per_class}
-        assert_same(ghm.ghm_c_loss, logits.to(dtype), labels, **options)
+        # The mean of β is at most the number of regions, so the reference's rounding moves the mean by as many 6e-8.
+        rounding = 6e-8 * bins if dtype == torch.float32 else 0.0
+        assert_same(ghm.ghm_c_loss, logits.to(dtype), labels, rounding=rounding, **options)
 
 
 def test_the_regions_are_exactly_those_of_the_reference():
