@@ -16,13 +16,11 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "real_data.jsonl"
+from rows import append_row, today
 
 # name: folder below DATA_ROOT, parts to judge, options of `ghmdet train`
 RUNS: dict[str, tuple[str, list[str], list[str]]] = {
@@ -61,7 +59,7 @@ def main() -> None:
             "run": name,
             "command": f"ghmdet train {folder} {' '.join(command)}",
             "seed": chosen.seed,
-            "date": datetime.now(timezone.utc).date().isoformat(),
+            "date": today(),
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
             "minutes": round(minutes, 1),
         }
@@ -70,10 +68,7 @@ def main() -> None:
             row[part] = {key: metrics[key] for key in ("AP", "AP50", "AP75")} | {
                 "per_class": {label: values["AP"] for label, values in metrics["per_class"].items()}
             }
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row, indent=2))
+        append_row("real_data", row)
 
 
 if __name__ == "__main__":

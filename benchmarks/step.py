@@ -15,8 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,8 +24,8 @@ from ghmdet.engine.memory import keep_freed_memory
 from ghmdet.engine.optim import make_optimizer
 from ghmdet.models import PRESETS, RetinaNet
 from ghmdet.models.depthwise import DepthwiseConv2d
+from rows import append_row, today
 
-RESULTS = Path(__file__).parent / "results" / "step.jsonl"
 ARMS = ("torch", "depthwise", "depthwise+memory")
 
 
@@ -94,7 +92,7 @@ def main() -> None:
             )
     medians = {arm: statistics.median(one["seconds"] for one in runs) for arm, runs in seen.items()}
     row = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": today(),
         "torch": torch.__version__,
         "threads": chosen.threads,
         "pictures": f"{chosen.batch} of {chosen.size}x{chosen.size * 3 // 4}, {seen['torch'][0]['precision']}",
@@ -102,10 +100,7 @@ def main() -> None:
         "ratio": {arm: round(value / medians["torch"], 3) for arm, value in medians.items()},
         "peak_mib": {arm: round(max(one["peak_mib"] for one in runs)) for arm, runs in seen.items()},
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=2))
+    append_row("step", row)
 
 
 if __name__ == "__main__":

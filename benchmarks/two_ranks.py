@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "two_ranks.jsonl"
+from rows import append_row, today
 
 
 def losses(out: Path) -> list[float]:
@@ -72,17 +70,14 @@ def main() -> None:
     one, two, threaded = curves
     row = {
         "command": f"ghmdet train {chosen.data.name} {' '.join(options)}",
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": today(),
         "steps": len(one),
         "first_loss": one[0],
         "last_loss": one[-1],
         "two_ranks": difference(one, two, chosen.epochs),
         "two_threads": difference(one, threaded, chosen.epochs),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=2))
+    append_row("two_ranks", row)
 
 
 if __name__ == "__main__":

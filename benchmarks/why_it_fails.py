@@ -27,6 +27,7 @@ from torch import Tensor
 from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData
 from ghmdet.engine.predict import to_tensor
+from ghmdet.engine.resume import Place
 from ghmdet.engine.train import Trainer
 from ghmdet.models import RetinaNet
 
@@ -54,11 +55,20 @@ def scores_and_targets(model: RetinaNet, data: DetectionData) -> tuple[Tensor, T
 class Watched(Trainer):
     """A run that writes its spectrum at every validation."""
 
-    def _validate(self) -> None:
-        super()._validate()
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        validate = self.validation.validate
+
+        def watched(place: Place, epochs: int) -> None:
+            validate(place, epochs)
+            self._record()
+
+        self.validation.validate = watched  # type: ignore[method-assign]
+
+    def _record(self) -> None:
         model = self.average.model
         was_training = model.training
-        p, positive = scores_and_targets(model.eval(), self.train_data)
+        p, positive = scores_and_targets(model.eval(), self.data.train)
         model.train(was_training)
         place = (p * FINE).long().clamp(max=FINE - 1)
         row = {

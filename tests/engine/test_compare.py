@@ -151,7 +151,7 @@ def test_arms_of_one_seed_start_from_the_same_weights_and_see_the_same_batches(
         run = plan.final_runs(arm, 0.1)[1]
         trainer = Trainer(run.data, run.out, run.config, False, quiet)
         starts.append({name: value.clone() for name, value in trainer.model.named_parameters()})
-        batches.append(list(trainer.loader)[:2])
+        batches.append(list(trainer.data.loader)[:2])
     for weights, seen in zip(starts[1:], batches[1:], strict=True):
         assert weights.keys() == starts[0].keys()
         assert all(torch.equal(value, weights[name]) for name, value in starts[0].items())

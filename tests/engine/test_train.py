@@ -13,7 +13,7 @@ import pytest
 import torch
 from engine_cases import TINY
 
-from ghmdet.engine import train as engine
+from ghmdet.engine import validation
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.loss_log import NonFiniteLoss
 from ghmdet.engine.train import Trainer, train
@@ -143,7 +143,7 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
 def test_training_stops_early_when_nothing_improves_and_stays_stopped(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_every: int, epochs: int
 ) -> None:
-    monkeypatch.setattr(engine, "detect", lambda *_, **__: [])
+    monkeypatch.setattr(validation, "detect", lambda *_, **__: [])
     config = replace(TINY, epochs=9, val_every=val_every, patience=2, lr=1e-9)
     for resume in (False, True):
         place = train(squares, tmp_path / "x", config, resume=resume, say=lambda line: None)

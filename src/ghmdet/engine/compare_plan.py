@@ -16,7 +16,8 @@ from ghmdet.data import DetectionData
 from ghmdet.engine.arms import Arm, settings, train_command
 from ghmdet.engine.resume import MAY_CHANGE
 from ghmdet.engine.run_folder import CsvLog, write_json
-from ghmdet.engine.train import DIVERGED, METRIC_COLUMNS
+from ghmdet.engine.train import DIVERGED
+from ghmdet.engine.validation import COLUMNS
 from ghmdet.errors import GhmdetError
 
 EXTENSIONS = 3
@@ -55,7 +56,7 @@ class Run:
         diverged = self.out / DIVERGED
         if diverged.exists():
             return Outcome(None, failed=diverged.read_text(encoding="utf-8").strip())
-        rows = CsvLog(self.out / "metrics.csv", METRIC_COLUMNS).rows()
+        rows = CsvLog(self.out / "metrics.csv", COLUMNS).rows()
         if not rows or int(rows[-1]["epoch"]) < self.config.total_epochs:
             return None
         last = rows[-1]

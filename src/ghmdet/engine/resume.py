@@ -1,8 +1,8 @@
-"""What a run was started with, and whether it may be continued."""
+"""How far a run has come, what it was started with, and whether it may be continued."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,19 @@ from ghmdet.errors import GhmdetError
 
 MAY_CHANGE = {"workers", "checkpoint_minutes", "tensorboard", "patience", "val_every"}
 """Settings that a resumed run may change, since the weights do not depend on them."""
+
+
+@dataclass
+class Place:
+    """How far a run has come: `batch` batches into `epoch`, `step` optimizer steps in all, the best AP so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_AP: float = -1.0
+    best_epoch: int = 0
+    validated_epoch: int = 0
+    seconds: float = 0.0
 
 
 def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:

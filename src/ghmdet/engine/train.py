@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,47 +20,30 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ghmdet.config import TrainConfig
-from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
-from ghmdet.engine.anchor_overlap import anchor_warning
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
-from ghmdet.engine.evaluate import detect
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
-from ghmdet.engine.memory import keep_freed_memory, peak_memory
+from ghmdet.engine.memory import keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
 from ghmdet.engine.pacing import Pacing
-from ghmdet.engine.resume import run_arguments, saved_run
-from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
-from ghmdet.engine.score import Metrics, score
+from ghmdet.engine.resume import Place, run_arguments, saved_run
+from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.stop_signal import StopSignal
+from ghmdet.engine.training_data import TrainingData
+from ghmdet.engine.validation import Validation
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.files import write_atomic
-from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, model_state, preset
+from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, preset
 
-SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-METRIC_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 SCORING = 2.0
 """Seconds of a validation that a rehearsal does not see: scoring, drawing, saving."""
 DIVERGED = "diverged.txt"
-
-
-@dataclass
-class Place:
-    """How far a run has come: `batch` batches into `epoch`, `step` optimizer steps in all, the best AP so far."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best_AP: float = -1.0
-    best_epoch: int = 0
-    validated_epoch: int = 0
-    seconds: float = 0.0
 
 
 def train(
@@ -147,41 +130,25 @@ class Trainer:
         self.say: Callable[[str], None] = say if self.main else lambda line: None
         set_seed(config.seed)
 
-        self.train_data = read_data(data, config.train_split)
-        self.val_data = read_data(data, config.val_split, classes=self.train_data.classes)
-        if self.val_data.split == self.train_data.split:
-            raise GhmdetError(
-                f"{data}: training and validation would both be '{self.train_data.split}': give the folder that holds"
-                " both parts, or another --val-split"
-            )
-        for part in (self.train_data, self.val_data):
-            require_images(part)
-        self.content = {
-            "classes": list(self.train_data.classes),
-            "pictures": len(self.train_data.records),
-            "boxes": len(self.train_data.records.boxes),
-        }
-        if state and state["content"] != self.content:
-            raise GhmdetError(
-                f"cannot resume {out} on other data: it was trained on {state['content']}, {data} has {self.content}"
-            )
-        self.say(self.train_data.describe())
-        self.say(self.val_data.describe())
-        if unmatched := anchor_warning(self.train_data, model_config):
-            options = f"--model {config.model} --size {model_config.max_size} --split {config.train_split}"
-            self.say(f"{unmatched}: `ghmdet data anchors {data} {options}` says what would fit")
         gpu_workers = min(8, (os.cpu_count() or 1) // self.accelerator.num_processes)
         default = gpu_workers if self.device.type == "cuda" else 0
         self.workers = default if config.workers is None else config.workers
-        self.loader = self._make_loader(model_config)
-        self.steps_per_epoch = len(self.loader) // config.accumulate
-        if not self.steps_per_epoch:
+        self.data = TrainingData(
+            data,
+            config,
+            model_config,
+            workers=self.workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            say=self.say,
+        )
+        if state and state["content"] != self.data.content:
             raise GhmdetError(
-                f"{len(self.train_data.records)} pictures make {len(self.loader)} batches of {config.batch_size},"
-                f" fewer than --accumulate {config.accumulate}: give a smaller --batch-size or --accumulate"
+                f"cannot resume {out} on other data: it was trained on {state['content']}, {data} has"
+                f" {self.data.content}"
             )
 
-        self.model = RetinaNet(model_config, self.train_data.classes, loss_config)
+        self.model = RetinaNet(model_config, self.data.train.classes, loss_config)
         self.say(f"resuming {out / 'last.pt'}" if state else load_weights(self.model, config.weights))
         self.say(f"{config.model} on {self.device.reason}; {self.accelerator.num_processes} process(es)")
         self.model.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -192,21 +159,34 @@ class Trainer:
             backbone_lr=1.0 if config.weights == "none" else config.backbone_lr,
             weight_decay=config.weight_decay,
         )
-        steps = config.total_epochs * self.steps_per_epoch
+        steps = config.total_epochs * self.data.steps_per_epoch
         self.schedule = warmup_cosine(self.optimizer, steps=steps, warmup=config.warmup)
         self.average = WeightAverage(self.model, config.ema)
         self.place = Place()
         if state:
             self._restore(state)
         self.parallel, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.log = LossLog(out, self.accelerator, self._file_names, fp16=self.device.precision == "fp16")
+        self.log = LossLog(out, self.accelerator, self.data.file_names, fp16=self.device.precision == "fp16")
         self.saved = time.monotonic()
         # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU each look makes it wait.
         self.look_every = 1 if self.device.type == "cpu" else 20
         self.started -= self.place.seconds
+        self.validation = Validation(
+            self.average.model,
+            self.data.val,
+            out,
+            category_ids=self.data.train.category_ids,
+            accelerator=self.accelerator,
+            device=self.device,
+            batch_size=config.batch_size,
+            workers=self.workers,
+            losses=self.log,
+            started=self.started,
+            say=self.say,
+        )
         self.pacing = Pacing(
             config,
-            self.steps_per_epoch,
+            self.data.steps_per_epoch,
             self.schedule,
             out,
             began=self.started,
@@ -218,13 +198,12 @@ class Trainer:
         elif config.budget:
             self._rehearse()
 
-        self.metrics_log = CsvLog(out / "metrics.csv", METRIC_COLUMNS)
         if self.main:
             if not state:
                 write_json(out / "run.json", provenance(self.arguments))
             (out / DIVERGED).unlink(missing_ok=True)
             self.log.start(self.place.step)
-            self.metrics_log.start(self.place.step)
+            self.validation.log.start(self.place.step)
         if config.budget and not state:
             began = time.monotonic()
             self._save_last()
@@ -241,19 +220,19 @@ class Trainer:
                 if self._validation_due():
                     progress.update(bar, description="validating")
                     began = time.monotonic()
-                    self._validate()
+                    self.validation.validate(place, pacing.epochs)
                     self._save_last()
                     pacing.validated(time.monotonic() - began, place.step)
                 if place.step >= pacing.plan.steps or self._gave_up():
                     break
                 self.parallel.train()
-                self.loader.set_epoch(place.epoch, start_batch=place.batch)
+                self.data.loader.set_epoch(place.epoch, start_batch=place.batch)
                 pacing.begin_epoch(place.step)
-                for images, targets in self.loader:
-                    if place.batch == self.steps_per_epoch * config.accumulate:
+                for images, targets in self.data.loader:
+                    if place.batch == self.data.steps_per_epoch * config.accumulate:
                         break  # the batches that do not fill a step
                     if place.epoch == place.batch == 0 and self.main:
-                        draw_batch(self.out / "batch.jpg", images, targets, self.train_data.classes)
+                        draw_batch(self.out / "batch.jpg", images, targets, self.data.train.classes)
                     if self._step(images, targets):
                         about = f"epoch {place.epoch + 1}/{pacing.epochs}"
                         progress.update(bar, advance=1, total=pacing.plan.steps, description=about)
@@ -331,61 +310,12 @@ class Trainer:
         self.log.keep(row, values, ids)
         return stepping
 
-    def _validate(self) -> None:
-        """Score the averaged weights; keep them as `best.pt` if their AP is the best so far."""
-        place, accelerator = self.place, self.accelerator
-        # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
-        for buffer in self.average.model.buffers():
-            broadcast(buffer)
-        results = gather_object(self._detect())
-        metrics: Metrics = broadcast_object_list(
-            [score(self.val_data.to_coco(), results) if self.main else None]
-        )[0]
-        place.seconds, place.validated_epoch = time.monotonic() - self.started, place.epoch
-        if (metrics.AP or 0.0) > place.best_AP:
-            place.best_AP, place.best_epoch = metrics.AP or 0.0, place.epoch
-            if self.main:
-                save_checkpoint(self.out / "best.pt", self._detector_state())
-                metrics.save_json(self.out / "metrics.json")
-        memory = peak_memory(self.device.type)
-        row = {
-            "step": place.step,
-            "epoch": place.epoch,
-            "seconds": round(place.seconds, 1),
-            "memory": None if memory is None else round(memory),
-            **{name: metrics.to_dict()[name] for name in SCORES},
-        }
-        if self.main:
-            self.metrics_log.append(row)
-            draw_curves(self.out / "curves.png", self.log, self.metrics_log)
-        if self.config.tensorboard:
-            accelerator.log({name: row[name] for name in SCORES if row[name] is not None}, step=place.step)
-        self.say(
-            f"epoch {place.epoch}/{self.pacing.epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
-            f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
-        )
-
-    def _detect(self, **options: Any) -> list[dict[str, Any]]:
-        return detect(
-            self.average.model,
-            self.val_data,
-            device=self.device,
-            batch_size=self.config.batch_size,
-            workers=self.workers,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            **options,
-        )
-
-    def _detector_state(self) -> dict[str, Any]:
-        return model_state(self.average.model) | {"category_ids": list(self.train_data.category_ids)}
-
     def _save_last(self) -> None:
         self.log.read()
         self.place.seconds = time.monotonic() - self.started
         if self.main:
-            training = {"arguments": self.arguments, "content": self.content} | self._training_state()
-            save_checkpoint(self.out / "last.pt", self._detector_state() | {"training": training})
+            training = {"arguments": self.arguments, "content": self.data.content} | self._training_state()
+            save_checkpoint(self.out / "last.pt", self.validation.detector_state() | {"training": training})
         self.saved = time.monotonic()
 
     def _training_state(self) -> dict[str, Any]:
@@ -416,7 +346,7 @@ class Trainer:
         self.parallel.train()
         ends = [time.monotonic()]
         # The first turn finds slow first steps, and pictures that are not in memory yet.
-        for images, targets in itertools.chain(*(itertools.islice(self.loader, 3) for _ in range(2))):
+        for images, targets in itertools.chain(*(itertools.islice(self.data.loader, 3) for _ in range(2))):
             self._step(images, targets)
             self.log.unread.pop()[1].tolist()  # waits for a GPU
             ends.append(time.monotonic())
@@ -427,37 +357,13 @@ class Trainer:
         self.optimizer.zero_grad()
         self._restore(before)
         ends = [time.monotonic()]
-        self._detect(advance=lambda pictures: ends.append(time.monotonic()), batches=2)
-        detecting = (ends[-1] - ends[-2:][0]) * math.ceil(len(self.val_data.records) / self.config.batch_size)
+        self.validation.detect(advance=lambda pictures: ends.append(time.monotonic()), batches=2)
+        detecting = (ends[-1] - ends[-2:][0]) * math.ceil(len(self.data.val.records) / self.config.batch_size)
         self.pacing.rehearsed(step, detecting + SCORING)
-
-    def _make_loader(self, model: ModelConfig) -> Any:
-        config, world = self.config, self.accelerator.num_processes
-        if config.batch_size % world:
-            raise GhmdetError(
-                f"--batch-size {config.batch_size} does not divide among {world} processes: give a multiple of it"
-            )
-        dataset = DetectionDataset(
-            self.train_data, train_transforms(model.min_size, model.max_size, config.augment)
-        )
-        return make_loader(
-            dataset,
-            batch_size=config.batch_size,
-            shuffle=True,
-            seed=config.seed,
-            workers=self.workers,
-            rank=self.accelerator.process_index,
-            world_size=world,
-            drop_last=len(dataset) >= config.batch_size,
-        )
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*columns, transient=True, disable=not self.main or not sys.stdout.isatty())
-
-    def _file_names(self, ids: list[int]) -> list[str]:
-        paths = {record.image_id: record.path for record in self.train_data.records}
-        return [paths[image_id].name for image_id in ids]
 
 
 def _model_config(config: TrainConfig) -> ModelConfig:

@@ -1,0 +1,23 @@
+"""Rows of measured figures: one JSON object a line, below results/."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def today() -> str:
+    """The date of a row."""
+    return datetime.now(timezone.utc).date().isoformat()
+
+
+def append_row(name: str, row: dict[str, Any]) -> None:
+    """Append a row to results/NAME.jsonl, and show it."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2))

@@ -1,0 +1,86 @@
+"""What a run trains on and is judged on, read and checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ghmdet.config import TrainConfig
+from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
+from ghmdet.engine.anchor_overlap import anchor_warning
+from ghmdet.errors import GhmdetError
+from ghmdet.models import ModelConfig
+
+
+class TrainingData:
+    """The two parts of a data set, `train` and `val`, and the `loader` of this rank's batches.
+
+    workers: processes that read pictures. say: takes each line meant for the user.
+
+    Raises:
+        GhmdetError: data that cannot be used, or too little of it for a batch or a step.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        config: TrainConfig,
+        model: ModelConfig,
+        *,
+        workers: int,
+        rank: int,
+        world_size: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.train = read_data(data, config.train_split)
+        self.val = read_data(data, config.val_split, classes=self.train.classes)
+        if self.val.split == self.train.split:
+            raise GhmdetError(
+                f"{data}: training and validation would both be '{self.train.split}': give the folder that holds"
+                " both parts, or another --val-split"
+            )
+        for part in (self.train, self.val):
+            require_images(part)
+            say(part.describe())
+        if unmatched := anchor_warning(self.train, model):
+            options = f"--model {config.model} --size {model.max_size} --split {config.train_split}"
+            say(f"{unmatched}: `ghmdet data anchors {data} {options}` says what would fit")
+        if config.batch_size % world_size:
+            raise GhmdetError(
+                f"--batch-size {config.batch_size} does not divide among {world_size} processes: give a multiple of it"
+            )
+        dataset = DetectionDataset(
+            self.train, train_transforms(model.min_size, model.max_size, config.augment)
+        )
+        self.loader = make_loader(
+            dataset,
+            batch_size=config.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            workers=workers,
+            rank=rank,
+            world_size=world_size,
+            drop_last=len(dataset) >= config.batch_size,
+        )
+        self.steps_per_epoch = len(self.loader) // config.accumulate
+        """Optimizer steps; batches that do not fill one are left out."""
+        if not self.steps_per_epoch:
+            raise GhmdetError(
+                f"{len(self.train.records)} pictures make {len(self.loader)} batches of {config.batch_size},"
+                f" fewer than --accumulate {config.accumulate}: give a smaller --batch-size or --accumulate"
+            )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a resumed run must find again, as plain values."""
+        return {
+            "classes": list(self.train.classes),
+            "pictures": len(self.train.records),
+            "boxes": len(self.train.records.boxes),
+        }
+
+    def file_names(self, ids: list[int]) -> list[str]:
+        """The names of training pictures by their ids."""
+        paths = {record.image_id: record.path for record in self.train.records}
+        return [paths[image_id].name for image_id in ids]
