@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ghmdet.compare.plan import tuning_parts
 from ghmdet.data import (
     AugmentConfig,
     DetectionData,
@@ -41,7 +42,6 @@ from ghmdet.data import (
     train_transforms,
 )
 from ghmdet.data.dataset import Draw
-from ghmdet.engine.compare_plan import tuning_parts
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.evaluate import coco_results
 from ghmdet.engine.memory import keep_freed_memory

@@ -249,8 +249,8 @@ def compare(
     list_commands
         Only print the training commands that can be run now, one a line, for other hosts; nothing when all are done.
     """
-    from ghmdet.engine.compare import compare as run
-    from ghmdet.engine.compare import missing_commands, plan_comparison
+    from ghmdet.compare.run import compare as run
+    from ghmdet.compare.run import missing_commands, plan_comparison
 
     plan = plan_comparison(
         data,

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_score import Sets, one_detection, random_set, small
 
 from ghmdet.engine.score import score
 from ghmdet.engine.score_use import ScoreUse, score_use
+from score_cases import Sets, one_detection, random_set, small
 
 Detection = tuple[int, float, bool]  # class, score, whether it found a box
 UNDEFINED = ScoreUse(ECE=None, precision=None, recall=None, F1=None, best_F1=None, best_threshold=None)

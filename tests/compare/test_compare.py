@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import TINY
 
+from engine_cases import TINY
 from ghmdet.cli import app
+from ghmdet.compare import run as engine
+from ghmdet.compare.arms import read_arms, train_command
+from ghmdet.compare.plan import Plan, Run, tuning_parts
+from ghmdet.compare.run import compare, missing_commands, plan_comparison
 from ghmdet.config import TrainConfig
 from ghmdet.data import read_data
-from ghmdet.engine import compare as engine
-from ghmdet.engine.arms import read_arms, train_command
-from ghmdet.engine.compare import compare, missing_commands, plan_comparison
-from ghmdet.engine.compare_plan import Plan, Run, tuning_parts
 from ghmdet.engine.run_folder import write_json
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.engine.train import DIVERGED, Trainer, train

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_score import random_set
 
-from ghmdet.engine.paired import average_precision, interval, over_classes, resamples
+from ghmdet.compare.paired import average_precision, interval, over_classes, resamples
 from ghmdet.engine.score import ClassMatches, matches, score
 from measured_data import shared_data
+from score_cases import random_set
 
 
 def assert_equals_the_score(truth: Any, results: Any) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_cases import TINY
 from PIL import Image
 
+from engine_cases import TINY
 from ghmdet.engine.train import train
 
 

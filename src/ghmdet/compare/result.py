@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ghmdet.compare.arms import Arm, settings
+from ghmdet.compare.page import draw_figures, markdown, table
+from ghmdet.compare.paired import Floats, average_precision, interval, over_classes, resamples
+from ghmdet.compare.plan import Plan, Run
 from ghmdet.data import DetectionData
-from ghmdet.engine.arms import Arm, settings
-from ghmdet.engine.compare_page import draw_figures, markdown, table
-from ghmdet.engine.compare_plan import Plan, Run
 from ghmdet.engine.evaluate import validate
-from ghmdet.engine.paired import Floats, average_precision, interval, over_classes, resamples
 from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json

@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ghmdet.compare.arms import read_arms
+from ghmdet.compare.plan import Outcome, Plan, Run
+from ghmdet.compare.result import Comparison, compare_runs
 from ghmdet.config import TrainConfig
 from ghmdet.data import read_data, require_images
-from ghmdet.engine.arms import read_arms
-from ghmdet.engine.compare_plan import Outcome, Plan, Run
-from ghmdet.engine.compare_result import Comparison, compare_runs
 from ghmdet.engine.loss_log import LOG_COLUMNS
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.errors import GhmdetError

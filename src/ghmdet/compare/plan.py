@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ghmdet.compare.arms import Arm, settings, train_command
 from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData
-from ghmdet.engine.arms import Arm, settings, train_command
 from ghmdet.engine.resume import MAY_CHANGE
 from ghmdet.engine.run_folder import CsvLog, write_json
 from ghmdet.engine.train import DIVERGED
