@@ -54,7 +54,7 @@ def draw_examples(spectrum: SpectrumCounts) -> Figure:
     _histograms(axes, dict(zip(KINDS, counts, strict=True)))
     axes.set(xlabel=G, ylabel="examples", title="How many examples are how wrong")
     axes.legend(frameon=False)
-    return _finish(figure)
+    return finish(figure)
 
 
 def draw_boxes(spectrum: SpectrumCounts) -> Figure:
@@ -64,7 +64,7 @@ def draw_boxes(spectrum: SpectrumCounts) -> Figure:
     counts = spectrum.boxes[-1].sum(axis=(0, 1))
     _histograms(axes, {KINDS[OBJECTS]: counts})
     axes.set(xlabel=GR, ylabel="box coordinates", title="How many box coordinates are how far off")
-    return _finish(figure)
+    return finish(figure)
 
 
 def draw_class_gradients(spectrum: SpectrumCounts) -> Figure:
@@ -80,7 +80,7 @@ def draw_class_gradients(spectrum: SpectrumCounts) -> Figure:
     axes.set(xlabel=G, ylabel="pull of one example", title="How strongly a loss lets an example pull")
     _log_axis(axes)
     axes.legend(frameon=False)
-    return _finish(figure)
+    return finish(figure)
 
 
 def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
@@ -101,7 +101,7 @@ def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
         ylim=(0, None),
     )
     axes.legend(frameon=False)
-    return _finish(figure)
+    return finish(figure)
 
 
 def draw_shares(spectrum: SpectrumCounts) -> Figure:
@@ -118,7 +118,7 @@ def draw_shares(spectrum: SpectrumCounts) -> Figure:
         axes.set(xlabel="gradient norm g", title=f"{name}: objects {100 * shares[OBJECTS].sum():.0f} %")
     figure.axes[0].set_ylabel("share of the whole gradient, %")
     figure.axes[0].legend(frameon=False)
-    return _finish(figure)
+    return finish(figure)
 
 
 def draw_epochs(spectrum: SpectrumCounts) -> Figure:
@@ -140,7 +140,7 @@ def draw_epochs(spectrum: SpectrumCounts) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(cells, ax=axes)
     figure.axes[0].set_ylabel("epoch measured")
-    return _finish(figure, grid=False)
+    return finish(figure, grid=False)
 
 
 def draw_weights(spectrum: SpectrumCounts) -> Figure:
@@ -163,7 +163,7 @@ def draw_weights(spectrum: SpectrumCounts) -> Figure:
     axes.set(xlabel=G, ylabel="weight of one example", title="What harmonizing multiplies an example by")
     _log_axis(axes)
     axes.legend(frameon=False)
-    return _finish(figure)
+    return finish(figure)
 
 
 def draw_reliability(scores: Floats, hit: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Figure:
@@ -189,7 +189,7 @@ def draw_reliability(scores: Floats, hit: np.ndarray[tuple[int], np.dtype[np.boo
     )
     right.set(xlabel="score", ylabel="detections", title="How detections are scored")
     right.legend(frameon=False, loc="upper center")
-    return _finish(figure)
+    return finish(figure)
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
@@ -228,7 +228,8 @@ def _histograms(axes: Axes, counts: dict[tuple[str, str], Ints] | dict[tuple[str
         axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
 
 
-def _finish(figure: Figure, grid: bool = True) -> Figure:
+def finish(figure: Figure, grid: bool = True) -> Figure:
+    """The figure without frames at top and right, and with a faint grid."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK)

@@ -58,9 +58,9 @@ def _sentences(spectrum: SpectrumCounts, figures: Mapping[str, Any]) -> list[str
     few = figures["few_with_most"]
     if few and few["from"]:
         said.append(
-            f"{_percent(few['gradient'])} of cross entropy's gradient comes from {_percent(few['examples'])} of the"
+            f"{percent(few['gradient'])} of cross entropy's gradient comes from {percent(few['examples'])} of the"
             f" examples, those whose g is {few['from']:.2f} or more; the others are easy, and have"
-            f" {_percent(1 - few['gradient'])} by their number."
+            f" {percent(1 - few['gradient'])} by their number."
         )
     said += _said_of_wrong(spectrum.examples[-1].sum(axis=(0, 1, 2)), figures["all_but_certainly_wrong"])
     if not objects:
@@ -68,19 +68,19 @@ def _sentences(spectrum: SpectrumCounts, figures: Mapping[str, Any]) -> list[str
     shares = figures["share_of_gradient"]["objects_by_loss"]
     guarded, published = NAMES["guarded"], NAMES["published"]
     said.append(
-        f"Objects have {_percent(shares['cross entropy'])} of cross entropy's gradient,"
-        f" {_percent(shares[guarded])} after harmonizing ({guarded}; {_percent(shares[published])} as published)."
+        f"Objects have {percent(shares['cross entropy'])} of cross entropy's gradient,"
+        f" {percent(shares[guarded])} after harmonizing ({guarded}; {percent(shares[published])} as published)."
     )
     said += _said_of_classes(figures["classes"])
     level = max(figures["levels"], key=lambda name: figures["levels"][name]["gradient"])
     said.append(
         f"The pyramid level of stride {level} has the most of the gradient,"
-        f" {_percent(figures['levels'][level]['gradient'])}."
+        f" {percent(figures['levels'][level]['gradient'])}."
     )
     far = figures["box_coordinates_far_off"] / figures["box_coordinates"]
     off = 0.9 / np.sqrt(1 - 0.9**2) * MU
     said.append(
-        f"{_percent(far)} of the objects' box coordinates are off by more than {_percent(off)} of their anchor's"
+        f"{percent(far)} of the objects' box coordinates are off by more than {percent(off)} of their anchor's"
         " side (gr of .9 or more)."
     )
     scores = figures["scores"]
@@ -115,8 +115,8 @@ def _said_of_classes(classes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     most = max(classes, key=lambda name: classes[name]["gradient"] - classes[name]["objects"] / total)
     if classes[most]["gradient"] > classes[most]["objects"] / total:
         said.append(
-            f"Class '{most}' has {_percent(classes[most]['objects'] / total)} of the objects' examples and"
-            f" {_percent(classes[most]['gradient'])} of the gradient."
+            f"Class '{most}' has {percent(classes[most]['objects'] / total)} of the objects' examples and"
+            f" {percent(classes[most]['gradient'])} of the gradient."
         )
     if absent := [name for name, one in classes.items() if not one["objects"]]:
         said.append(f"No anchor answers for an object of {', '.join(absent)}.")
@@ -154,10 +154,10 @@ def _shares(values: Floats) -> list[float]:
     return (values / total).tolist() if total else [0.0] * len(values)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share as a percentage with two figures.
 
-    >>> _percent(0.714), _percent(0.0042), _percent(1.0)
+    >>> percent(0.714), percent(0.0042), percent(1.0)
     ('71 %', '0.42 %', '100 %')
     """
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.2g} %"
