@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ COLUMNS = [
     "date",
     "machine",
     "torch",
+    "load",
     "threads",
     "figure",
     "arm",
@@ -74,9 +76,17 @@ BY_ONE_HOT: dict[str, Loss] = {
     "bce, fast log1p": F.binary_cross_entropy_with_logits,
     "torchvision focal": torchvision_focal,
 }
-DENSITY = {
-    "exact density": lambda x: functional.gradient_density(x),
+DENSITY: dict[str, Callable[[Tensor], object]] = {
     "sort": lambda x: x.sort(),
+    **{
+        f"{method} density": partial(functional.gradient_density, method=method)
+        for method in ("exact", "prefix", "unit-region")
+    },
+}
+# GHM-R over the four offsets of positive anchors.
+GHM_R: dict[str, Loss] = {
+    f"ghm-r {method}": partial(functional.ghm_r_loss, method=method)
+    for method in ("unit-region", "prefix", "exact")
 }
 
 
@@ -95,8 +105,11 @@ def step_of(arm: str, elements: int) -> Callable[[], None]:
         norms = torch.rand(elements, generator=torch.Generator().manual_seed(0)) ** 4
         return lambda: DENSITY[arm](norms)
     logits, targets = inputs(elements)
-    loss = BY_LABELS.get(arm) or BY_ONE_HOT[arm]
-    if arm in BY_ONE_HOT:
+    loss = (BY_LABELS | BY_ONE_HOT | GHM_R)[arm]
+    if arm in GHM_R:
+        logits = (0.05 * torch.randn(elements // 4, 4)).requires_grad_()
+        targets = torch.zeros_like(logits)
+    elif arm in BY_ONE_HOT:
         targets = F.one_hot(targets, CLASSES + 1)[:, :CLASSES].float()
     if "fast log1p" in arm:
         fast_log1p()
@@ -187,7 +200,7 @@ class Table:
             "ratio": ratio if isinstance(ratio, str) else f"{ratio:.3f}",
             "peer": peer,
         }
-        print(", ".join(f"{row[c]}" for c in COLUMNS[4:]), flush=True)
+        print(", ".join(f"{row[c]}" for c in COLUMNS[5:]), flush=True)
         new = not RESULTS.exists()
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a", newline="") as file:
@@ -204,6 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1.6e6, 1.6e7])
+    parser.add_argument("--only", choices=FIGURES, help="measure these figures only")
     parser.add_argument("--draw", action="store_true", help="only draw docs/performance.md")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -218,12 +232,13 @@ def main() -> None:
         print(json.dumps(answer))
         return
     if not chosen.draw:
-        run(chosen.threads, chosen.rounds, [int(size) for size in chosen.sizes])
+        table = Table(chosen.threads)
+        for name in [chosen.only] if chosen.only else FIGURES:
+            FIGURES[name](table, chosen.threads, chosen.rounds, [int(size) for size in chosen.sizes])
     draw(RESULTS)
 
 
-def run(threads: int, rounds: int, sizes: list[int]) -> None:
-    table = Table(threads)
+def losses(table: Table, threads: int, rounds: int, sizes: list[int]) -> None:
     arms = [*BY_ONE_HOT, *BY_LABELS]
     for elements in sizes:
         seconds = medians(arms, elements, threads, rounds)
@@ -239,15 +254,26 @@ def run(threads: int, rounds: int, sizes: list[int]) -> None:
                 child("memory", arm, elements, threads, 1)["share"] for _ in range(min(rounds, 3))
             )
             table.add("memory", arm, elements, share, "logits' size")
-    growth = {n: medians(["ghm-c"], n, threads, rounds)["ghm-c"] / n for n in (10**5, 10**6, 10**7)}
-    for n, each in growth.items():
-        table.add("growth", "ghm-c", n, each * 1e9, "ns/logit", each / growth[10**6], "1e6")
+
+
+def growth(table: Table, threads: int, rounds: int, sizes: list[int]) -> None:
+    each = {n: medians(["ghm-c"], n, threads, rounds)["ghm-c"] / n for n in (10**5, 10**6, 10**7)}
+    for n, seconds in each.items():
+        table.add("growth", "ghm-c", n, seconds * 1e9, "ns/logit", seconds / each[10**6], "1e6")
     for n in (10**5, 10**6, 10**7):
         first = child("time", "ghm-c compile", n, threads, 1)["first"]
         table.add("first call", "ghm-c compile", n, first, "s")
-    seconds = medians(list(DENSITY), 10**6, threads, rounds)
-    ratio = seconds["exact density"] / seconds["sort"]
-    table.add("density", "exact density", 10**6, seconds["exact density"] * 1e3, "ms", ratio, "sort")
+
+
+def density(table: Table, threads: int, rounds: int, sizes: list[int]) -> None:
+    for arms, elements in ((DENSITY, 10**6), (GHM_R, 4 * 3000)):
+        seconds = medians(list(arms), elements, threads, rounds)
+        peer = next(iter(arms))
+        for arm, value in seconds.items():
+            table.add("density", arm, elements, value * 1e3, "ms", value / seconds[peer], peer)
+
+
+FIGURES = {"losses": losses, "growth": growth, "density": density}
 
 
 if __name__ == "__main__":

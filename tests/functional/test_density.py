@@ -78,7 +78,7 @@ def test_an_epsilon_that_does_not_divide_one_takes_the_nearest_number_of_regions
     assert density.tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("method", ["exact", "unit-region"])
+@pytest.mark.parametrize("method", ["exact", "unit-region", "prefix"])
 def test_a_masked_element_changes_nothing(method):
     norm = torch.rand(5, 3, 4)
     valid = torch.rand(5, 4) < 0.6
@@ -90,7 +90,7 @@ def test_a_masked_element_changes_nothing(method):
     assert (density[~everywhere] == 0).all()
 
 
-@pytest.mark.parametrize("method", ["exact", "unit-region"])
+@pytest.mark.parametrize("method", ["exact", "unit-region", "prefix"])
 def test_the_order_and_the_layout_of_examples_change_nothing(method):
     norm = torch.rand(6, 5)
     order = torch.randperm(30)
@@ -98,7 +98,7 @@ def test_the_order_and_the_layout_of_examples_change_nothing(method):
     assert torch.equal(density, gradient_density(norm.flatten()[order], epsilon=0.2, method=method))
 
 
-@pytest.mark.parametrize("method", ["exact", "unit-region"])
+@pytest.mark.parametrize("method", ["exact", "unit-region", "prefix"])
 def test_no_examples_have_no_density(method):
     assert gradient_density(torch.empty(0, 3), epsilon=0.1, method=method).shape == (0, 3)
 

@@ -60,6 +60,7 @@ LABEL_LOSSES = {
     "focal, all alpha": lambda *a, **k: ghm.sigmoid_focal_loss(*a, alpha=1.0, gamma=0.0, **k),
     "ghm-c guarded": lambda *a, **k: ghm.ghm_c_loss(*a, **GUARDED, **k),
     "ghm-c per class": lambda *a, **k: ghm.ghm_c_loss(*a, per_class=True, **GUARDED, **k),
+    "ghm-c prefix": lambda *a, **k: ghm.ghm_c_loss(*a, method="prefix", per_class=True, **GUARDED, **k),
     "ghm-c all": lambda *a, **k: ghm.ghm_c_loss(*a, normalize="all", min_count=2.0, bins=7, **k),
 }
 SHAPES = [(1, 1), (63, 3), (2, 65), (37, 5, 3), (2, 3, 13, 7), (3, 2, 70), (0, 4), (2, 3, 0)]

@@ -8,6 +8,7 @@ from ghmdet import functional as ghm
 CALLS = {
     "exact density": lambda x, y: ghm.gradient_density(y, epsilon=0.1),
     "exact weights": lambda x, y: ghm.harmonizing_weights(y, method="exact", per_class=True),
+    "prefix weights": lambda x, y: ghm.harmonizing_weights(y, method="prefix", per_class=True),
     "ghm-c": lambda x, y: ghm.ghm_c_loss(x, y, per_class=True, min_count="positives"),
     "ghm-r": lambda x, y: ghm.ghm_r_loss(x, y),
     "ohem": lambda x, y: ghm.ohem_loss(x, y),

@@ -17,7 +17,14 @@ from ghmdet.functional._elements import (
 )
 from ghmdet.functional._kernels import CrossEntropy, Focal, cross_entropy
 from ghmdet.functional._passes import passes
-from ghmdet.functional.density import MinCount, check_options, class_count, region_weights, weights
+from ghmdet.functional.density import (
+    MinCount,
+    check_options,
+    class_count,
+    method_weights,
+    weights,
+    window_cells,
+)
 
 
 def binary_cross_entropy(
@@ -88,10 +95,9 @@ def ghm_c_loss(
     check_reduction(reduction)
     class_count(inputs, per_class)
     given = class_given(inputs, targets, valid, weight)
-    if method == "unit-region":
-        run = passes(impl, given, CrossEntropy(), bins, per_class)
-        counts = run.count()
-        return run.weighted(region_weights(counts, counts.occupied, normalize, min_count), reduction)
+    if method != "exact":
+        run = passes(impl, given, CrossEntropy(), bins * window_cells(method), per_class)
+        return run.weighted(method_weights(run.count(), method, normalize, min_count), reduction)
     every = expand_all(given)
     norm, loss = CrossEntropy().composed(every)
     beta = weights(norm, every.targets, every.valid, bins, method, normalize, min_count, per_class)

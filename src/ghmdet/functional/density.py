@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError, unknown_name
@@ -16,9 +17,11 @@ from ghmdet.functional._elements import (
     values_can_be_read,
 )
 
-METHODS = ("unit-region", "exact")
+METHODS = ("unit-region", "exact", "prefix")
 NORMALIZE = ("occupied", "all", "none")
 MinCount = float | Literal["positives"]
+# Grid cells of a window in `method="prefix"`; odd, so that the window at the middle of a cell is whole cells.
+WINDOW = 101
 
 
 class RegionCounts(NamedTuple):
@@ -50,6 +53,16 @@ class RegionCounts(NamedTuple):
         """The number of regions that hold an example: [C]."""
         return (self.regions > 0).sum(1).to(self.table.dtype)
 
+    def windows(self, window: int) -> tuple[Tensor, Tensor]:
+        """The examples in the `window` columns of `regions` around each, [C, M], and how many columns those are, [M].
+
+        At the ends of the range there are fewer. Two look-ups in a prefix sum; float64.
+        """
+        ends = F.pad(self.regions.double().cumsum(1), (1, 0))
+        first = torch.arange(self.regions.shape[1], device=ends.device) - window // 2
+        below, up_to = first.clamp_min(0), (first + window).clamp_max(len(first))
+        return ends.index_select(1, up_to) - ends.index_select(1, below), (up_to - below).double()
+
 
 def gradient_density(
     gradient_norm: Tensor,
@@ -61,8 +74,10 @@ def gradient_density(
     """GD(g_i), the number of examples per unit of gradient norm around each example (article, "Gradient Density").
 
     ``method="exact"`` counts the window [g − ε/2, g + ε/2) in float64 and divides by its valid length
-    l_ε(g) = min(g + ε/2, 1) − max(g − ε/2, 0), by one sort: O(N log N) time, O(N) memory. ``"unit-region"`` divides
-    0..1 into M = round(1/ε) regions and gives R·M, with R the number of examples in the example's own region.
+    l_ε(g) = min(g + ε/2, 1) − max(g − ε/2, 0), by one sort: O(N log N) time, O(N) memory. ``"prefix"`` gives the exact
+    density at the middle of the example's cell on a grid of 101 cells a window (README.md: its error bound), by
+    prefix sums over the cells: O(N). ``"unit-region"`` divides 0..1 into M = round(1/ε) regions and gives R·M, with R
+    the number of examples in the example's own region.
 
     `gradient_norm` has any shape and values in 0..1; all its elements are one population. `valid`, a bool mask (the
     same shape, or that without dimension 1), leaves elements out; their density is given as 0.
@@ -80,10 +95,11 @@ def gradient_density(
             count, length = _window_counts(populations(norm, False), populations(mask, False), epsilon)
             density = (count / length).view(norm.shape).to(norm.dtype)
         else:
-            bins = round(1 / epsilon)
-            index = region_index(norm, mask, bins, per_class=False)
-            regions = count_regions(index, None, bins, num_classes=None, dtype=norm.dtype).regions
-            density = look_up(regions * bins, index)
+            window = window_cells(method)
+            cells = round(window / epsilon)
+            index = region_index(norm, mask, cells, per_class=False)
+            count, width = count_regions(index, None, cells, None, norm.dtype).windows(window)
+            density = look_up((count * cells / width).to(norm.dtype), index)
         return torch.where(mask, density, 0.0)
 
 
@@ -100,7 +116,8 @@ def harmonizing_weights(
 ) -> Tensor:
     """β_i, the weight that each example gets from the density of its gradient norm (article: β_i = N / GD(g_i)).
 
-    - `bins`: M, the number of unit regions; ε = 1/M for ``method="exact"``.
+    - `bins`: M, the number of unit regions; ε = 1/M for ``method="exact"`` and ``"prefix"``, which are those of
+      :func:`gradient_density`.
     - `normalize`: ``"all"`` is the article's N / GD(g). ``"occupied"`` is the same over the occupied part of the
       range, so that without a floor the weights sum to N; for unit regions that is N / (R · occupied regions), the
       authors' code. ``"none"`` is N / R: every occupied region carries a total weight of N.
@@ -138,10 +155,11 @@ def weights(
 ) -> Tensor:
     """β of gradient norms, targets and mask that are already of one shape; options already checked."""
     num_classes = class_count(norm, per_class)
-    index = region_index(norm, valid, bins, per_class)
-    counts = count_regions(index, targets, bins, num_classes, norm.dtype)
-    if method == "unit-region":
-        return look_up(region_weights(counts, counts.occupied, normalize, min_count), index)
+    window = window_cells(method)
+    index = region_index(norm, valid, bins * window, per_class)
+    counts = count_regions(index, targets, bins * window, num_classes, norm.dtype)
+    if method != "exact":
+        return look_up(method_weights(counts, method, normalize, min_count), index)
     rows, mask = populations(norm, per_class), populations(valid, per_class)
     count, length = _window_counts(rows, mask, 1 / bins)
     occupied = torch.where(mask, length / count, 0.0).sum(1) * bins
@@ -185,6 +203,24 @@ def region_weights(counts: RegionCounts, occupied: Tensor, normalize: str, min_c
     floored = torch.maximum(regions, _floor(counts, min_count).unsqueeze(1))
     divisor = _divisor(occupied, regions.shape[1], normalize).unsqueeze(1)
     return torch.where(regions > 0, counts.examples.mean() / (floored * divisor), 0.0)
+
+
+def method_weights(counts: RegionCounts, method: str, normalize: str, min_count: MinCount) -> Tensor:
+    """β of each column of `regions`, [C, M]: of each unit region, or of each grid cell of ``method="prefix"``."""
+    if method == "unit-region":
+        return region_weights(counts, counts.occupied, normalize, min_count)
+    examples, width = counts.windows(WINDOW)
+    width = width / WINDOW  # l_ε(g) in windows
+    occupied = torch.where(counts.regions > 0, counts.regions * width / examples, 0.0).sum(1)
+    floored = torch.maximum(examples, _floor(counts, min_count).unsqueeze(1))
+    divisor = _divisor(occupied, examples.shape[1] // WINDOW, normalize).unsqueeze(1)
+    beta = torch.where(counts.regions > 0, counts.examples.mean() * width / (floored * divisor), 0.0)
+    return beta.to(counts.table.dtype)
+
+
+def window_cells(method: str) -> int:
+    """How many columns of `RegionCounts.regions` make one window (or unit region) of a method."""
+    return WINDOW if method == "prefix" else 1
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ghmdet.functional._elements import (
 )
 from ghmdet.functional._kernels import Asl1, asl1
 from ghmdet.functional._passes import passes
-from ghmdet.functional.density import check_options, region_weights, weights
+from ghmdet.functional.density import check_options, method_weights, weights, window_cells
 from ghmdet.functional.gradient_norm import check_positive
 
 
@@ -96,10 +96,9 @@ def ghm_r_loss(
     check_options(bins, normalize, min_count, method, positives=False)
     check_reduction(reduction)
     given = regression_given(inputs, targets, valid, weight)
-    if method == "unit-region":
-        run = passes(impl, given, Asl1(mu), bins)
-        counts = run.count()
-        return run.weighted(region_weights(counts, counts.occupied, normalize, min_count), reduction)
+    if method != "exact":
+        run = passes(impl, given, Asl1(mu), bins * window_cells(method))
+        return run.weighted(method_weights(run.count(), method, normalize, min_count), reduction)
     every = expand_all(given)
     norm, loss = Asl1(mu).composed(every)
     beta = weights(norm, None, every.valid, bins, method, normalize, min_count, per_class=False)
