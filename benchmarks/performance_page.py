@@ -26,8 +26,11 @@ as fast, for the rest of the process. A process that uses the fused loss gets th
 by `atanh`. The row `bce, fast log1p` is plain cross entropy after such a call, and is the peer where `log1p` is fast
 anyway.
 
-**GPU.** Speed on a GPU is unmeasured. The path of other devices is the same code on blocks of 4 million logits; a
-test holds it to operations that never wait for the device.
+**GPU.** Speed on a GPU is unmeasured. The path of other devices is the same code on blocks of 4 million logits. Tests hold
+assignment and every loss, forward and backward, to operations that read no value and whose results' sizes depend on none: no
+`.item()`, no `nonzero`, no index by a mask. So nothing waits for the device, and nothing of this kind keeps the losses out of
+a CUDA graph, which is as far as it can be told without a GPU. A whole training step of the detector runs on PyTorch's `meta`
+device, where no value can be read. Assignment and losses compile to one graph (`fullgraph=True`).
 """
 
 
