@@ -50,8 +50,8 @@ def test_targets_name_class_background_and_ignored():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [0, 0, 10, 22], [50, 50, 60, 60]])
     targets = padded([torch.tensor([[0.0, 0, 10, 10]])], [torch.tensor([2])])
     matches = match(targets.boxes, targets.valid, anchors, positive_iou=0.5, background_iou=0.4)
-    labels, boxes = anchor_targets(matches, targets.boxes, targets.labels, anchors, num_classes=3)
-    assert labels.tolist() == [[2, 2, -1, 3]]
+    labels, boxes, rows = anchor_targets(matches, targets.boxes, targets.labels, anchors, num_classes=3)
+    assert labels.tolist() == [[2, 2, -1, 3]] and rows.tolist() == [[0, 0, -2, -1]]
     assert boxes[0, :2].tolist() == [[0, 0, 10, 10]] * 2
     assert torch.equal(boxes[0, 2:], anchors[2:])  # those without a box: their own place, of positive size
 

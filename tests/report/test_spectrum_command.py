@@ -64,18 +64,24 @@ def test_the_command_writes_counts_words_and_figures(scenes: Path, checkpoint: P
 def test_the_pass_counts_what_each_picture_alone_gives(scenes: Path, checkpoint: Path) -> None:
     detector = Detector.load(checkpoint, device="cpu", precision="fp32")
     data = read_data(scenes, "val")
-    spectrum, results = measure_spectrum(detector, data)
+    spectrum, results, seen = measure_spectrum(detector, data)
+    best: list[float] = []
     expected = SpectrumCounts.empty(data.classes, detector.model.config.strides)
-    model = detector.model
+    model = detector.model.requires_grad_(False)
     for record in data.records:
         batch = model.preprocess([to_tensor(record.path)])
         logits, deltas = model.forward_raw(batch.images)
         target = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}
-        labels = model.assign([target], batch).labels
+        labels, _, rows = model.assign([target], batch)
+        for row, label in enumerate(record.labels.tolist()):
+            best.append(
+                max((float(logits[0, a, label].sigmoid()) for a in (rows[0] == row).nonzero()), default=0)
+            )
         counts = model._anchors(batch.images)[1]
         expected += count_batch(logits, labels, deltas, counts, data.classes, model.config.strides)
     assert (spectrum.examples == expected.examples).all()
     assert spectrum.boxes.sum() == expected.boxes.sum()
+    assert seen.tolist() == pytest.approx(best, abs=1e-6)
     first = measure_spectrum(detector, data, pictures=1)
     assert first.spectrum.pictures.tolist() == [1]
     assert first.results == [one for one in results if one["image_id"] == data.records[0].image_id]

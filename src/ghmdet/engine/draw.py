@@ -74,6 +74,35 @@ def draw_side_by_side(
     return contact_sheet([truth, ours], columns=2)
 
 
+def draw_crop(image: Image.Image | Tensor, box: Sequence[float], label: int, side: int = 160) -> Image.Image:
+    """A box and its surroundings, at most `side` pixels wide and high; the box is drawn in its class's colour.
+
+    The window is a square around the box of twice its longer side, at least that and 64 pixels. At the picture's edge
+    it is moved inwards, and cut where the picture is smaller.
+
+    Args:
+        image: a Pillow picture, or a tensor [3, H, W] in 0..1.
+        box: x1 y1 x2 y2 in the picture's pixels.
+        label: the class.
+        side: of the crop, in pixels.
+    """
+    picture = _picture(image)
+    longer = max(box[2] - box[0], box[3] - box[1])
+    want = max(2 * longer, longer + 64)
+    low, size = [], []
+    for axis, whole in enumerate(picture.size):
+        size.append(min(round(want), whole))
+        centred = round((box[axis] + box[axis + 2] - size[axis]) / 2)
+        low.append(min(max(centred, 0), whole - size[axis]))
+    zoom = side / max(size)
+    canvas = picture.crop((low[0], low[1], low[0] + size[0], low[1] + size[1])).resize(
+        (max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom))), Image.Resampling.BICUBIC
+    )
+    drawn = [(value - low[i % 2]) * zoom for i, value in enumerate(box)]
+    ImageDraw.Draw(canvas).rectangle(_inside(drawn, canvas.size), outline=class_colour(label), width=2)
+    return canvas
+
+
 def contact_sheet(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
     """The pictures in rows of `columns` (by default about as many as rows), each centred in a cell of the largest."""
     assert images, "a sheet needs a picture"

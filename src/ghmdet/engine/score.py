@@ -1,4 +1,4 @@
-"""COCO average precision of a results list against annotations: the only module that imports hotcoco."""
+"""COCO average precision of a results list against annotations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import hotcoco
 import numpy as np
 
+from ghmdet.engine.coco_eval import BINS, at_half, counted, evaluate
 from ghmdet.engine.coco_tables import CocoTables, Flags, Floats, Ints, read_tables
 from ghmdet.engine.score_use import ScoreUse, score_use
 from ghmdet.files import write_atomic
@@ -22,7 +22,6 @@ _LEGEND = (
     "scores, at IoU .50: ECE, expected calibration error in 10 bins; precision, recall, F1 of the detections that\n"
     "score at least .5; best: the highest F1, at that score"
 )
-BINS = 10  # of equal width over the scores 0..1, for the calibration error
 
 
 class ClassMetrics(TypedDict):
@@ -125,15 +124,17 @@ def score(
     (0.8, 1.0, None)
     """
     tables = read_tables(annotations, results)
-    evaluation = _evaluate(tables)
+    evaluation = evaluate(tables)
     evaluation.accumulate()
-    arrays = evaluation.eval
-    assert arrays is not None
+    return metrics_of(tables, evaluation.eval, at_half(evaluation))
+
+
+def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Any) -> Metrics:
+    """The figures of an evaluation: its accumulated `arrays`, and what `at_half` makes of it."""
     counts = []
     for k in range(len(tables.labels)):
         mine = ~tables.crowd & (tables.gt_class == k)
         counts.append((len(np.unique(tables.gt_image[mine])), int(mine.sum())))
-    half = _at_half(evaluation)
     together, each = _uses(half, tables.dt_score, [boxes for _, boxes in counts])
     return Metrics(
         **_summary(arrays["precision"], arrays["recall"]),
@@ -153,7 +154,7 @@ def hits(
     Arguments and errors as in :func:`score`.
     """
     tables = read_tables(annotations, results)
-    _, scores, hit = _hits(_at_half(_evaluate(tables)))
+    _, scores, hit, _ = counted(at_half(evaluate(tables)))
     return scores, hit
 
 
@@ -176,7 +177,7 @@ def matches(
 ) -> dict[str, ClassMatches]:
     """COCO's matching by class name, of any size and the best 100 detections an image; takes and raises as `score`."""
     tables = read_tables(annotations, results)
-    evaluation = _evaluate(tables)
+    evaluation = evaluate(tables)
     found: list[list[tuple[int, Any]]] = [[] for _ in tables.labels]
     for entry in evaluation.evalImgs:
         if entry is not None and entry["aRng"] == evaluation.params.areaRng[_ALL]:
@@ -198,24 +199,6 @@ def matches(
 def _flags(entries: Sequence[tuple[int, Any]], key: str) -> Flags:
     parts = [np.array(entry[key], dtype=bool).reshape(10, -1) for _, entry in entries]
     return np.concatenate([np.zeros((10, 0), dtype=bool), *parts], axis=1)
-
-
-def _evaluate(tables: CocoTables) -> Any:
-    # Ids become ranks 1..n, annotations' too: only their order matters (it settles ties between images),
-    # float64 cannot hold every id, and pycocotools misjudges an annotation whose id is 0.
-    coco = hotcoco.COCO.from_arrays(
-        [{"id": i + 1} for i in range(tables.images)],
-        [{"id": k + 1, "name": str(k)} for k in range(len(tables.labels))],
-        tables.gt_image + 1,
-        tables.gt_class + 1,
-        tables.gt_box,
-        area=tables.gt_area,
-        iscrowd=tables.crowd.astype(np.int64),
-    )
-    detections = np.column_stack([tables.dt_image + 1, tables.dt_box, tables.dt_score, tables.dt_class + 1])
-    evaluation = hotcoco.COCOeval(coco, coco.load_res(detections), "bbox")
-    evaluation.evaluate()
-    return evaluation
 
 
 # precision [IoU 10, recall 101, class, size (all, s, m, l), detections (1, 10, 100)]; recall lacks axis 1
@@ -245,16 +228,6 @@ def _per_class(
     return metrics
 
 
-def _at_half(evaluation: Any) -> Any:
-    """The same evaluation at IoU .50 alone, over boxes of all sizes."""
-    # Matched anew at the one threshold and size: reading all of the evaluation's matches takes many times longer.
-    half = hotcoco.COCOeval(evaluation.coco_gt, evaluation.coco_dt, "bbox")
-    params = half.params
-    params.iouThrs, params.areaRng, params.areaRngLbl, params.maxDets = [0.5], [[0, 1e10]], ["all"], [100]
-    half.evaluate()
-    return half
-
-
 def _uses(half: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUse, list[ScoreUse]]:
     """The use of the scores of all classes together, and of each class, of which there are `boxes` to find."""
     error: float | None = None
@@ -262,25 +235,12 @@ def _uses(half: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUse, lis
     if ((given >= 0) & (given <= 1)).all():
         calibration = half.calibration(n_bins=BINS, iou_threshold=0.5)
         error, errors = calibration["ece"], calibration["per_category"]
-    label, scores, hit = _hits(half)
+    label, scores, hit, _ = counted(half)
     each = []
     for k, number in enumerate(boxes):
         mine = label == k
         each.append(score_use(scores[mine], hit[mine], number, errors.get(str(k))))
     return score_use(scores, hit, sum(boxes), error), each
-
-
-def _hits(half: Any) -> tuple[Ints, Floats, Flags]:
-    """Label, score and whether it found a box, of each detection that counts (it lies in no crowd): three of [n]."""
-    entries = [entry for entry in half.eval_imgs if entry is not None]
-    label = np.repeat(
-        np.array([entry["category_id"] - 1 for entry in entries], dtype=np.int64),
-        [len(entry["dtScores"]) for entry in entries],
-    )
-    scores = np.array([value for entry in entries for value in entry["dtScores"]], dtype=np.float64)
-    hit = np.array([value for entry in entries for value in entry["dtMatched"][0]], dtype=bool)
-    counted = ~np.array([value for entry in entries for value in entry["dtIgnore"][0]], dtype=bool)
-    return label[counted], scores[counted], hit[counted]
 
 
 def _mean(values: Floats) -> float | None:

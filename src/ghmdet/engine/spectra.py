@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
+from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader, read_data
 from ghmdet.engine.evaluate import original_results
 from ghmdet.engine.predict import Detector
+from ghmdet.engine.progress import counting
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.box_coder import encode
-from ghmdet.spectrum_counts import SpectrumCounts, count_batch
+from ghmdet.models.matcher import AnchorTargets
+from ghmdet.spectrum_counts import Floats, SpectrumCounts, count_batch
 
 
 class Measured(NamedTuple):
@@ -24,6 +29,43 @@ class Measured(NamedTuple):
     """The counts, one epoch."""
     results: list[dict[str, Any]]
     """The detections as COCO results."""
+    seen: Floats
+    """For each labelled object, picture by picture, crowds left out: the best score that an anchor answering for it
+    gives its class, [N]; 0 where none answers."""
+
+
+def measure_checkpoint(
+    checkpoint: Path | str,
+    data: Path | str,
+    split: str,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    say: Callable[[str], None] = print,
+) -> tuple[DetectionData, Measured]:
+    """A part of a data set, and what a pass of a saved detector over it saw.
+
+    Args:
+        checkpoint: a detector that training wrote.
+        data: a data set that `ghmdet.data.read_data` reads.
+        split: the part to look at.
+        device: auto, cpu or cuda; it runs in float32.
+        workers: processes that read pictures.
+        say: takes each line meant for the user.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or gives no numbers (NaN).
+        DataError: the data cannot be read.
+        GhmdetError: the device is not there.
+    """
+    detector = Detector.load(checkpoint, device=device, precision="fp32")
+    part = read_data(data, split, classes=detector.classes)
+    say(part.describe())
+    with counting("pictures", len(part.records)) as advance:
+        try:
+            return part, measure_spectrum(detector, part, workers=workers, advance=advance)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
 
 
 @torch.inference_mode()
@@ -54,6 +96,7 @@ def measure_spectrum(
     config = model.config
     total = SpectrumCounts.empty(model.classes, config.strides)
     results: list[dict[str, Any]] = []
+    seen: list[Floats] = []
     dataset = DetectionDataset(data, eval_transforms(config.min_size, config.max_size), cache=False)
     loader = make_loader(dataset, batch_size=1, shuffle=False, workers=workers)
     for number, (images, targets) in enumerate(islice(loader, pictures)):
@@ -70,7 +113,17 @@ def measure_spectrum(
             raise CheckpointError(
                 f"the detector is broken, its {error} on {data.records[number].path}: give another checkpoint"
             ) from None
+        seen.append(_best_scores(logits[0], wanted, len(targets[0]["labels"])))
         found = model.postprocess(logits, deltas, batch)
         results += original_results(found[0], images[0], targets[0], data.category_ids)
         advance(1)
-    return Measured(total, results)
+    return Measured(total, results, np.concatenate([np.zeros(0), *seen]))
+
+
+def _best_scores(logits: Tensor, wanted: AnchorTargets, objects: int) -> Floats:
+    """The best score that an anchor of one picture gives each of its `objects`: logits [A, K] -> [objects]."""
+    answering = (wanted.rows[0] >= 0).nonzero()[:, 0]
+    scores = logits[answering, wanted.labels[0, answering]].float().sigmoid()
+    best = scores.new_zeros(objects)
+    best.scatter_reduce_(0, wanted.rows[0, answering], scores, "amax")
+    return best.double().cpu().numpy()

@@ -18,6 +18,8 @@ class AnchorTargets(NamedTuple):
     """[B, A] int64: the class 0..K-1, K for background, -1 for ignored."""
     boxes: Tensor
     """[B, A, 4] xyxy pixels: the matched box, and the anchor itself where there is none."""
+    rows: Tensor
+    """[B, A] int64: which of the picture's boxes it is, negative where there is none."""
 
 
 def match(
@@ -46,7 +48,7 @@ def anchor_targets(
     row = matches.clamp(min=0)
     label = labels.gather(1, row).where(matches >= 0, num_classes).where(matches != BETWEEN, -1)
     matched = boxes.gather(1, row[..., None].expand(-1, -1, 4))
-    return AnchorTargets(label, torch.where((matches >= 0)[..., None], matched, anchors))
+    return AnchorTargets(label, torch.where((matches >= 0)[..., None], matched, anchors), matches)
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:

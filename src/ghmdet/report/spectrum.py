@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ghmdet.data import read_data
-from ghmdet.engine.predict import Detector
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.score import hits, score
-from ghmdet.engine.spectra import measure_spectrum
-from ghmdet.errors import CheckpointError
+from ghmdet.engine.spectra import measure_checkpoint
 from ghmdet.report import figures
 from ghmdet.report.summary import Summary, summarize
 
@@ -43,14 +39,9 @@ def write_spectrum(
         GhmdetError: the device is not there.
     """
     out = Path(out)
-    detector = Detector.load(checkpoint, device=device, precision="fp32")
-    part = read_data(data, split, classes=detector.classes)
-    say(part.describe())
-    with counting("pictures", len(part.records)) as advance:
-        try:
-            spectrum, results = measure_spectrum(detector, part, workers=workers, advance=advance)
-        except CheckpointError as error:
-            raise CheckpointError(f"{checkpoint}: {error}") from None
+    part, (spectrum, results, _) = measure_checkpoint(
+        checkpoint, data, split, device=device, workers=workers, say=say
+    )
     truth = part.to_coco()
     summary = summarize(spectrum, score(truth, results).scores)
     spectrum.save(out / "spectrum.npz")

@@ -1,0 +1,137 @@
+"""The examples that a detector is most wrong about: sure detections of nothing, and objects that it does not see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ghmdet.engine.coco_tables import Floats, Ints
+
+NOTHING, OTHER, UNSEEN = KINDS = ("no label here", "other label here", "not seen")
+HARD = 0.5  # the least g that counts
+# As for anchors in training: below .4 there is nothing, and between .4 and .5 it counts neither way. TIDE's .1 would
+# lose most missing labels where objects touch their neighbours; at .5 the list would fill with badly located boxes.
+ON_LABEL, ON_OTHER = 0.4, 0.5
+IN_CROWD = 0.5
+MOST, MOST_OF_ONE_PICTURE = 96, 24
+
+
+class Scored(NamedTuple):
+    """Boxes [n, 4] (corners x1 y1 x2 y2 in pixels), their labels [n] and scores [n]."""
+
+    boxes: Floats
+    labels: Ints
+    scores: Floats
+
+
+class Hard(NamedTuple):
+    """One hard example of picture number `picture`, of the kind `kind`."""
+
+    picture: int
+    kind: str
+    label: int
+    other: int | None
+    """The label that is there instead, for the kind "other label here"."""
+    score: float
+    box: tuple[float, float, float, float]
+    """Corners x1 y1 x2 y2 in pixels."""
+
+    @property
+    def g(self) -> float:
+        """The gradient norm: 1 - score of an object, the score of what is none."""
+        return 1 - self.score if self.kind == UNSEEN else self.score
+
+
+def hard_examples(picture: int, found: Scored, objects: Scored, crowds: Floats) -> list[Hard]:
+    """The examples of one picture whose g is at least .5.
+
+    Args:
+        picture: its number, which is handed on.
+        found: the detections after NMS.
+        objects: what is labelled; an object's score is the best that an anchor answering for it gives its class.
+        crowds: boxes [c, 4]; a detection with half of its area in one of them is left out.
+
+    A detection is hard if it scores .5 and overlaps no object of its class at IoU .4: "other label here" if it overlaps
+    one of another class at .5, else "no label here". An object is "not seen" if its score and those of the detections
+    of its class that overlap it at .5 are at most .5.
+    """
+    iou = _iou(found.boxes, objects.boxes)
+    same = found.labels[:, None] == objects.labels  # [n, m]
+    own, others = iou * same, iou * ~same
+    near = others.argmax(axis=1) if len(objects.boxes) else np.zeros(len(iou), np.int64)
+    inside = (_intersection(found.boxes, crowds) >= IN_CROWD * _area(found.boxes)[:, None]).any(axis=1)
+    hard: list[Hard] = []
+    for i in np.flatnonzero((found.scores >= HARD) & ~inside & ~(own >= ON_LABEL).any(axis=1)):
+        taken = len(objects.boxes) > 0 and others[i, near[i]] >= ON_OTHER
+        hard.append(
+            _hard(picture, found, int(i), OTHER, int(objects.labels[near[i]]))
+            if taken
+            else _hard(picture, found, int(i), NOTHING)
+        )
+    on = np.where(own >= ON_OTHER, found.scores[:, None], 0.0)  # [n, m]
+    best = np.maximum(objects.scores, on.max(axis=0, initial=0.0))
+    objects = objects._replace(scores=best)
+    return hard + [_hard(picture, objects, int(j), UNSEEN) for j in np.flatnonzero(1 - best >= HARD)]
+
+
+def count_kinds(examples: Iterable[Hard]) -> dict[str, int]:
+    """How many there are of each kind."""
+    counts = Counter(one.kind for one in examples)
+    return {kind: counts[kind] for kind in KINDS}
+
+
+def choose(
+    examples: Sequence[Hard], most: int = MOST, of_one_picture: int = MOST_OF_ONE_PICTURE
+) -> list[Hard]:
+    """The hardest of all pictures by falling g, no more than `most` and `of_one_picture`, some of each kind and class.
+
+    They are taken from the kinds in turn and within a kind from the classes in turn, each time the hardest left.
+    """
+    ordered = sorted(examples, key=lambda one: -one.g)
+    in_turn = _in_turn(_in_turn(ordered, lambda one: (one.kind, one.label)), lambda one: one.kind)
+    chosen: list[Hard] = []
+    taken: Counter[int] = Counter()
+    for one in in_turn:
+        if len(chosen) == most:
+            break
+        if taken[one.picture] < of_one_picture:
+            taken[one.picture] += 1
+            chosen.append(one)
+    return sorted(chosen, key=lambda one: -one.g)
+
+
+def _in_turn(examples: Sequence[Hard], group: Callable[[Hard], Hashable]) -> list[Hard]:
+    """First the first example of each group, then the second of each; the order is kept otherwise."""
+    members: Counter[Hashable] = Counter()
+    turns = []
+    for one in examples:
+        turns.append(members[group(one)])
+        members[group(one)] += 1
+    return [examples[i] for i in sorted(range(len(turns)), key=turns.__getitem__)]
+
+
+def _hard(picture: int, rows: Scored, row: int, kind: str, other: int | None = None) -> Hard:
+    x0, y0, x1, y1 = rows.boxes[row].tolist()
+    return Hard(picture, kind, int(rows.labels[row]), other, float(rows.scores[row]), (x0, y0, x1, y1))
+
+
+def _iou(boxes: Floats, others: Floats) -> Floats:
+    """[n, 4] and [m, 4] -> [n, m]."""
+    overlap = _intersection(boxes, others)
+    union: Floats = _area(boxes)[:, None] + _area(others) - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def _intersection(boxes: Floats, others: Floats) -> Floats:
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    overlap: Floats = (high - low).clip(min=0).prod(axis=2)
+    return overlap
+
+
+def _area(boxes: Floats) -> Floats:
+    area: Floats = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return area

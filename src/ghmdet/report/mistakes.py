@@ -1,0 +1,49 @@
+"""What a detector gets wrong, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ghmdet.engine.findings import ErrorKind
+from ghmdet.engine.hardest import NOTHING, OTHER, UNSEEN
+
+_ERRORS = {
+    "wrong class": "objects that are given a wrong class",
+    "badly located": "badly located boxes",
+    "wrong class and badly located": "boxes that are badly located and of a wrong class",
+    "duplicate": "second detections of the same object",
+    "background": "detections where there is no object",
+    "missed": "missed objects",
+}
+
+
+def said_of_hardest(totals: Mapping[str, int], objects: int) -> list[str]:
+    """On the hard examples, of which `totals` says how many there are by kind, among so many labelled objects."""
+    said = [
+        f"{totals[kind]:,} detections with a score of .5 or more lie {where}."
+        for kind, where in (
+            (NOTHING, "where nothing is labelled: look for missing labels"),
+            (OTHER, "on objects that are labelled as another class: look for wrong labels"),
+        )
+        if totals[kind]
+    ]
+    if not said:
+        said.append("No detection with a score of .5 or more lies where nothing of its class is labelled.")
+    if totals[UNSEEN]:
+        said.append(
+            f"{totals[UNSEEN]:,} of {objects:,} labelled objects are not seen: nothing there scores above .5."
+        )
+    elif objects:
+        said.append(f"All {objects:,} labelled objects are seen, with a score above .5.")
+    return said
+
+
+def said_of_errors(AP50: float | None, errors: Sequence[ErrorKind]) -> list[str]:
+    """On the kind of error that costs most of AP50; nothing where none costs a tenth of a point."""
+    worst = max(errors, key=lambda one: one["AP50_lost"])
+    if AP50 is None or worst["AP50_lost"] < 0.001:
+        return []
+    return [
+        f"Of 100 points of AP50 it has {100 * AP50:.0f}; most are lost to {_ERRORS[worst['kind']]}:"
+        f" {100 * worst['AP50_lost']:.1f} points."
+    ]
