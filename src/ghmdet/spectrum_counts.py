@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.functional.density import region_index
-from ghmdet.functional.gradient_norm import asl1_gradient_norm, sigmoid_norm
+from ghmdet.functional.gradient_norm import asl1_gradient_norm
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,6 +24,7 @@ Floats = NDArray[np.float64]
 REGIONS = 30  # of 0..1, as the class loss has; the box loss's ten are three of these each
 MU = 0.02  # of the authentic smooth L1, as the box losses have
 BACKGROUND, OBJECTS = 0, 1
+BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 22  # elements at a time: what a CPU's cache holds, what keeps a GPU busy
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +102,10 @@ class SpectrumCounts:
         arrays = zip(*(part._arrays() for part in parts), strict=True)
         return cls(parts[0].classes, parts[0].strides, *(np.concatenate(each) for each in arrays))
 
+    def __getitem__(self, epochs: slice) -> SpectrumCounts:
+        """Some of the epochs."""
+        return SpectrumCounts(self.classes, self.strides, *(array[epochs] for array in self._arrays()))
+
     def save(self, path: Path | str) -> Path:
         """Write it as a compressed .npz, whole or not at all; the path. Raises OSError."""
         buffer = io.BytesIO()
@@ -136,7 +140,84 @@ class SpectrumCounts:
 _ARRAYS = tuple(field.name for field in fields(SpectrumCounts))[2:]
 
 
-@torch.no_grad()
+class SpectrumSums:
+    """The counts of one pass on a device, to which batches are added without the host waiting for it.
+
+    classes, strides: names and strides (see :class:`SpectrumCounts`). Counts are int64, sums float64.
+    """
+
+    def __init__(self, classes: Sequence[str], strides: Sequence[int], device: torch.device) -> None:
+        self.classes, self.strides = tuple(classes), tuple(strides)
+        k, cells = len(classes), (len(strides), REGIONS)
+        # What must not count (a third kind, the boxes of label K) has a place that is not read.
+        self.tables = {
+            "pictures": torch.zeros(1, dtype=torch.int64, device=device),
+            "examples": torch.zeros(3, k, *cells, dtype=torch.int64, device=device),
+            "gradient": torch.zeros(3, k, *cells, dtype=torch.float64, device=device),
+            "boxes": torch.zeros(k + 1, *cells, dtype=torch.int64, device=device),
+            "box_gradient": torch.zeros(k + 1, *cells, dtype=torch.float64, device=device),
+        }
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, differences: Tensor, level_counts: Sequence[int]) -> None:
+        """Count a batch, in float32 whatever the precision.
+
+        - `logits`: [B, A, K], all levels concatenated. `labels`: [B, A], K for background, negative for ignored (such
+          anchors are not counted).
+        - `differences`: [B, A, 4], predicted less wanted box offsets; only those of objects are looked at.
+        - `level_counts`: how many of the A anchors each level has.
+        """
+        self.tables["pictures"] += len(labels)
+        device = labels.device
+        level = torch.cat(
+            [torch.full((n,), i, dtype=torch.int32, device=device) for i, n in enumerate(level_counts)]
+        )
+        levels, rows = level.expand(labels.shape).flatten(), labels.flatten()
+        self._add_boxes(differences.flatten(0, 1), rows, levels)
+        size = max(1, (BLOCK if logits.is_cpu else DEVICE_BLOCK) // len(self.classes))
+        for start in range(0, len(rows), size):
+            block = slice(start, start + size)
+            self._add_examples(logits.flatten(0, 1)[block].float(), rows[block], levels[block])
+
+    def _add_examples(self, logits: Tensor, label: Tensor, level: Tensor) -> None:
+        num_classes, levels = len(self.classes), len(self.strides)
+        is_object = ((label >= 0) & (label < num_classes))[:, None]
+        own = label.clamp(0, num_classes - 1)[:, None]
+        # Objects are few: each row is counted as background, and its own class is put right after.
+        norm = torch.sigmoid(logits)
+        p = norm.gather(1, own)
+        norm.scatter_(1, own, torch.where(is_object, 1 - p, p))
+        cell = (label < 0).int() * (2 * num_classes * levels) + level
+        place = _region(norm).add_(cell[:, None] * REGIONS)
+        place += torch.arange(num_classes, dtype=torch.int32, device=place.device) * (levels * REGIONS)
+        place.scatter_add_(1, own, is_object.int() * (num_classes * levels * REGIONS))
+        _add_at(self.tables["examples"], self.tables["gradient"], place, norm)
+
+    def _add_boxes(self, difference: Tensor, label: Tensor, level: Tensor) -> None:
+        num_classes, levels = len(self.classes), len(self.strides)
+        label = torch.where(label < 0, num_classes, label)
+        if label.is_cpu:  # where a look at values costs nothing
+            objects = (label < num_classes).nonzero()[:, 0]
+            difference, label, level = difference[objects], label[objects], level[objects]
+        norm = asl1_gradient_norm(difference.float(), MU)  # [n, 4]
+        place = _region(norm).add_(((label.int() * levels + level) * REGIONS)[:, None])
+        _add_at(self.tables["boxes"], self.tables["box_gradient"], place, norm)
+
+    def counts(self) -> SpectrumCounts:
+        """What was counted so far, one epoch; waits for the device."""
+        k = len(self.classes)
+        read = {name: table.to("cpu", copy=True).numpy() for name, table in self.tables.items()}
+        return SpectrumCounts(
+            self.classes,
+            self.strides,
+            read["pictures"],
+            read["examples"][None, :2],
+            read["gradient"][None, :2],
+            read["boxes"][None, :k],
+            read["box_gradient"][None, :k],
+        )
+
+
 def count_batch(
     logits: Tensor,
     labels: Tensor,
@@ -145,49 +226,30 @@ def count_batch(
     classes: Sequence[str],
     strides: Sequence[int],
 ) -> SpectrumCounts:
-    """The spectrum of one batch: counts exact, sums in float64.
-
-    - `logits`: [B, A, K], all levels concatenated. `labels`: [B, A], K for background, negative for ignored (such
-      anchors are not counted).
-    - `differences`: [B, A, 4], predicted less wanted box offsets; only those of objects are looked at.
-    - `level_counts`: how many of the A anchors each level has. `classes`, `strides`: names and strides (see
-      :class:`SpectrumCounts`).
+    """The spectrum of one batch: what :meth:`SpectrumSums.add` counts of it.
 
     Raises GhmdetError for logits or differences of objects that are no numbers (NaN).
     """
-    num_classes, levels = logits.shape[-1], len(level_counts)
-    of_level = [torch.full((count,), i, dtype=torch.int32) for i, count in enumerate(level_counts)]
-    level = torch.cat(of_level).to(labels.device).expand(labels.shape)  # [B, A]
-    kept = labels >= 0
-    rows, label, row_level = logits[kept].float(), labels[kept], level[kept]  # [n, K], [n], [n]
-    objects = (label < num_classes).nonzero()[:, 0]
-    place = objects, label[objects]
-
-    # Objects are few: each row is counted as background, and they are put right after.
-    targets = torch.zeros_like(rows)
-    targets[place] = 1
-    cell = torch.arange(num_classes, dtype=torch.int32, device=rows.device) * levels + row_level[:, None]
-    cell[place] += num_classes * levels
-    norm = sigmoid_norm(rows, targets)
-    examples, gradient = _sums(norm, cell, (2, num_classes, levels), "class scores")
-
-    box_norm = asl1_gradient_norm(differences[kept][objects].float(), MU)  # [p, 4]
-    cell = (label[objects] * levels + row_level[objects]).int()[:, None].expand_as(box_norm)
-    boxes, box_gradient = _sums(box_norm, cell, (num_classes, levels), "box offsets")
-    pictures = np.array([len(labels)], np.int64)
-    return SpectrumCounts(tuple(classes), tuple(strides), pictures, examples, gradient, boxes, box_gradient)
+    sums = SpectrumSums(classes, strides, logits.device)
+    sums.add(logits, labels, differences, level_counts)
+    counts = sums.counts()
+    for gradient, what in ((counts.gradient, "class scores"), (counts.box_gradient, "box offsets")):
+        if np.isnan(gradient).any():
+            raise GhmdetError(f"{what} are no numbers (NaN)")
+    return counts
 
 
-def _sums(norm: Tensor, cell: Tensor, shape: tuple[int, ...], what: str) -> tuple[Ints, Floats]:
-    """The number of norms in each cell and region, and their sum: two arrays [1, *shape, M]."""
-    if norm.sum().isnan():
-        raise GhmdetError(f"{what} are no numbers (NaN)")
-    region = region_index(norm, torch.ones_like(norm, dtype=torch.bool), REGIONS, per_class=False)
-    place = (cell * REGIONS + region).flatten()
-    size = REGIONS * int(np.prod(shape))
-    counts = torch.bincount(place, minlength=size)
-    sums = torch.bincount(place, norm.flatten().double(), minlength=size)
-    return (
-        counts.cpu().numpy().reshape(1, *shape, REGIONS),
-        sums.double().cpu().numpy().reshape(1, *shape, REGIONS),
-    )
+def _region(norm: Tensor) -> Tensor:
+    """The region of each norm, by the arithmetic of `functional.density.region_index`; int32."""
+    return (norm * REGIONS).int().clamp_(0, REGIONS - 1)
+
+
+def _add_at(counts: Tensor, sums: Tensor, place: Tensor, norm: Tensor) -> None:
+    """Add 1 to `counts` and the norm to `sums` at each place of the flattened tables."""
+    place, values = place.flatten(), norm.flatten().double()
+    if place.is_cpu:
+        counts += torch.bincount(place, minlength=counts.numel()).view(counts.shape)
+        sums += torch.bincount(place, values, minlength=sums.numel()).view(sums.shape)
+    else:  # where bincount would make the host wait
+        counts.view(-1).index_add_(0, place, counts.new_ones(1).expand(len(place)))
+        sums.view(-1).index_add_(0, place, values)

@@ -9,15 +9,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from engine_cases import TINY
 
+from engine_cases import TINY
 from ghmdet.engine import validation
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.loss_log import NonFiniteLoss
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
+from ghmdet.spectrum_counts import SpectrumCounts
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -35,6 +37,7 @@ def test_run_folder_says_how_it_was_made(run: Path) -> None:
         "curves.png",
         "batch.jpg",
         "run.json",
+        "spectrum.npz",
     }
     assert names == {entry.name for entry in run.iterdir()}
     made = json.loads((run / "run.json").read_text())
@@ -105,6 +108,9 @@ def test_interrupted_run_continues_to_the_same_numbers(squares: Path, run: Path,
     assert load_checkpoint(out / "last.pt")["training"]["place"]["batch"] == 2
     train(squares, out, TINY, resume=True, say=lambda line: None)
     assert rows(out / "log.csv") == rows(run / "log.csv")
+    one, other = (SpectrumCounts.load(folder / "spectrum.npz") for folder in (run, out))
+    for name in ("pictures", "examples", "gradient", "boxes", "box_gradient"):
+        assert (getattr(one, name) == getattr(other, name)).all(), name
     whole, resumed = (load_checkpoint(folder / "last.pt") for folder in (run, out))
     pairs = [
         (state["training"]["model"], state["training"]["average"]["model"]) for state in (whole, resumed)
@@ -257,3 +263,8 @@ def test_two_ranks_follow_one_process(squares: Path, run: Path, tmp_path: Path) 
     )
     one, two = ([float(row["loss"]) for row in rows(tmp_path / name / "log.csv")] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-3)
+    alone, ranks = (SpectrumCounts.load(tmp_path / name / "spectrum.npz") for name in ("one", "two"))
+    assert ranks.pictures.tolist() == alone.pictures.tolist() == [12, 12, 12]
+    assert (ranks.examples.sum(-1) == alone.examples.sum(-1)).all()  # g itself is rounded otherwise
+    assert np.abs(ranks.examples - alone.examples).sum() < 0.01 * alone.examples.sum()
+    np.testing.assert_allclose(ranks.gradient.sum(), alone.gradient.sum(), rtol=1e-3)

@@ -34,6 +34,7 @@ from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
 from ghmdet.engine.pacing import Pacing
 from ghmdet.engine.resume import Place, run_arguments, saved_run
 from ghmdet.engine.run_folder import provenance, write_json
+from ghmdet.engine.spectrum_log import SpectrumLog
 from ghmdet.engine.stop_signal import StopSignal
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.engine.validation import Validation
@@ -59,7 +60,7 @@ def train(
 
     The folder holds `best.pt` (the best averaged weights), `last.pt` (all that resuming needs), `log.csv` (a row a
     step), `metrics.csv` (a row a validation: seconds so far, peak memory in MiB, AP), `metrics.json` (the best one),
-    `curves.png`, `batch.jpg`, `run.json`; `plan.csv` (a row a plan) if there is a budget; `diverged.txt` says so of a
+    `spectrum.npz` (what training saw, an epoch a row), `curves.png`, `batch.jpg`, `run.json`; `plan.csv` (a row a plan) if there is a budget; `diverged.txt` says so of a
     run whose loss did not stay finite.
 
     Args:
@@ -162,6 +163,7 @@ class Trainer:
         steps = config.total_epochs * self.data.steps_per_epoch
         self.schedule = warmup_cosine(self.optimizer, steps=steps, warmup=config.warmup)
         self.average = WeightAverage(self.model, config.ema)
+        self.spectrum = SpectrumLog(self.model, out / "spectrum.npz", main=self.main)
         self.place = Place()
         if state:
             self._restore(state)
@@ -204,6 +206,7 @@ class Trainer:
             (out / DIVERGED).unlink(missing_ok=True)
             self.log.start(self.place.step)
             self.validation.log.start(self.place.step)
+            self.spectrum.start(self.place.epoch)
         if config.budget and not state:
             began = time.monotonic()
             self._save_last()
@@ -241,6 +244,8 @@ class Trainer:
                             pacing.end_look(place.step)
                         if place.step >= pacing.plan.steps:
                             break
+                self.log.read()  # a run that diverged ends here
+                self.spectrum.end_epoch()
                 place.epoch, place.batch = place.epoch + 1, 0
                 self._look(stop)
                 self._save_last()
@@ -313,8 +318,9 @@ class Trainer:
     def _save_last(self) -> None:
         self.log.read()
         self.place.seconds = time.monotonic() - self.started
+        state = self._training_state()
         if self.main:
-            training = {"arguments": self.arguments, "content": self.data.content} | self._training_state()
+            training = {"arguments": self.arguments, "content": self.data.content} | state
             save_checkpoint(self.out / "last.pt", self.validation.detector_state() | {"training": training})
         self.saved = time.monotonic()
 
@@ -326,6 +332,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "spectrum": self.spectrum.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "rng": torch.get_rng_state(),
         }
@@ -336,6 +343,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.spectrum.load_state_dict(state.get("spectrum", {}))
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,6 +42,22 @@ def make_anchors(
     with torch.inference_mode(False), torch.no_grad():
         levels = [_expand(level) for level in level_grids(config, height, width)]
         return torch.cat(levels).to(device), tuple(len(level) for level in levels)
+
+
+def anchors_inside(
+    config: ModelConfig, sizes: Sequence[tuple[int, int]], height: int, width: int, device: torch.device
+) -> Tensor:
+    """Which anchors of a padded batch stand on a cell that holds some of their picture, not only padding: [B, A] bool.
+
+    sizes: (height, width) of each picture without its padding. height, width: of the padded batch in pixels.
+    """
+    limits = torch.tensor(sizes).to(device, non_blocking=True)[..., None]  # [B, 2, 1]
+    levels = []
+    for stride in config.strides:
+        rows, columns = (torch.arange(0, side, stride, device=device) for side in (height, width))
+        cells = (rows < limits[:, 0])[:, :, None] & (columns < limits[:, 1])[:, None]  # [B, rows, columns]
+        levels.append(cells.flatten(1).repeat_interleave(config.anchors_per_cell, dim=1))
+    return torch.cat(levels, dim=1)
 
 
 def level_grids(config: ModelConfig, height: int, width: int) -> list[LevelGrid]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class RetinaNet(nn.Module):
 
     Raises GhmdetError for no classes, one named twice, or an unknown backbone.
     """
+
+    observe: Callable[[Tensor, Tensor, AnchorTargets, Batch], None] | None = None
+    """Called at each forward in training, if set, with what the losses get: logits [B, A, K] and box offsets [B, A, 4],
+    both detached; the targets; the pictures. On the device, so reading a value would make the host wait."""
 
     def __init__(self, config: ModelConfig, classes: Sequence[str], loss: LossConfig | None = None) -> None:
         super().__init__()
@@ -76,6 +80,8 @@ class RetinaNet(nn.Module):
             return self.postprocess(logits, deltas, batch)
 
         wanted = self.assign(targets, batch)
+        if self.observe is not None:
+            self.observe(logits.detach(), deltas.detach(), wanted, batch)
         anchors, _ = self._anchors(batch.images)
         losses: dict[str, Tensor] = self.loss(logits, deltas, wanted.labels, wanted.boxes, anchors)
         return losses

@@ -1,0 +1,163 @@
+"""What a run says it saw, against its steps' logits one example at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine_cases import TINY
+from ghmdet.engine.spectrum_log import SpectrumLog
+from ghmdet.engine.train import Trainer
+from ghmdet.functional import naive
+from ghmdet.models import PRESETS, RetinaNet
+from ghmdet.models.anchors import make_anchors
+from ghmdet.models.box_coder import encode
+from ghmdet.models.matcher import AnchorTargets
+from ghmdet.models.preprocess import Batch
+from ghmdet.spectrum_counts import SpectrumCounts
+
+NANO = PRESETS["nano"]
+Seen = tuple[Tensor, Tensor, AnchorTargets, Batch]
+
+
+@pytest.fixture
+def model() -> RetinaNet:
+    return RetinaNet(NANO, ["a", "b"])
+
+
+def make_seen(sizes: list[tuple[int, int]], padded: tuple[int, int] = (96, 96)) -> Seen:
+    """Random predictions on pictures of these sizes, some anchors an object's, some ignored."""
+    random = torch.Generator().manual_seed(0)
+    anchors, _ = make_anchors(NANO, *padded, torch.device("cpu"))
+    shape = len(sizes), len(anchors)
+    drawn = torch.rand(shape, generator=random)
+    labels = torch.where(drawn < 0.02, 0, torch.where(drawn < 0.03, 1, torch.where(drawn > 0.95, -1, 2)))
+    boxes = anchors + torch.rand(*shape, 4, generator=random)
+    wanted = AnchorTargets(labels, boxes, labels.where(labels < 2, -1))
+    logits = torch.randn(*shape, 2, generator=random) * 2 - 3
+    return (
+        logits,
+        torch.randn(*shape, 4, generator=random) * 0.1,
+        wanted,
+        Batch(torch.zeros(len(sizes), 3, *padded), sizes, sizes),
+    )
+
+
+def recount(steps: list[Seen]) -> dict[str, np.ndarray]:
+    """The same counts by plain loops over pictures, levels, cells, anchors and classes."""
+    counts = {"examples": np.zeros((2, 2, 4, 30)), "boxes": np.zeros((2, 4, 30))}
+    counts |= {"gradient": np.zeros((2, 2, 4, 30)), "box_gradient": np.zeros((2, 4, 30))}
+    for logits, deltas, wanted, batch in steps:
+        height, width = batch.images.shape[-2:]
+        anchors, _ = make_anchors(NANO, height, width, torch.device("cpu"))
+        differences = (deltas.float() - encode(wanted.boxes, anchors)).tolist()
+        for b, (h, w) in enumerate(batch.sizes):
+            scores, labels = logits[b].float().tolist(), wanted.labels[b].tolist()
+            cells = (
+                (level, y, x)
+                for level, stride in enumerate(NANO.strides)
+                for y in range(0, height, stride)
+                for x in range(0, width, stride)
+                for _ in range(NANO.anchors_per_cell)
+            )
+            for a, (level, y, x) in enumerate(cells):
+                label = labels[a]
+                if label < 0 or (label == 2 and (y >= h or x >= w)):
+                    continue
+                for k in range(2):
+                    kind = int(label == k)
+                    g = naive.gradient_norm(1 / (1 + math.exp(-scores[a][k])), kind)
+                    counts["examples"][kind, k, level, naive.region(g, 30)] += 1
+                    counts["gradient"][kind, k, level, naive.region(g, 30)] += g
+                for d in differences[b][a] if label < 2 else ():
+                    gr = naive.asl1_gradient_norm(d, 0.02)
+                    counts["boxes"][label, level, naive.region(gr, 30)] += 1
+                    counts["box_gradient"][label, level, naive.region(gr, 30)] += gr
+    return counts
+
+
+def check(spectrum: SpectrumCounts, epoch: int, steps: list[Seen]) -> None:
+    expected = recount(steps)
+    assert spectrum.pictures[epoch] == sum(len(batch.sizes) for *_, batch in steps)
+    for name, values in expected.items():
+        found = getattr(spectrum, name)[epoch]
+        if name in ("examples", "boxes"):
+            assert values.sum() and (found == values).all(), name
+        else:
+            np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-6)
+
+
+def test_each_epoch_is_what_its_steps_saw(squares: Path, tmp_path: Path) -> None:
+    steps: list[Seen] = []
+
+    class Watched(Trainer):
+        def _step(self, *batch: object) -> bool:  # type: ignore[override]
+            observe = self.spectrum.observe
+            self.model.observe = lambda *seen: (steps.append(seen), observe(*seen))  # type: ignore[func-returns-value]
+            return super()._step(*batch)  # type: ignore[arg-type]
+
+    config = replace(TINY, epochs=2, val_every=2, batch_size=2, accumulate=3)
+    Watched(squares, tmp_path / "x", config, False, lambda line: None).run()
+    spectrum = SpectrumCounts.load(tmp_path / "x" / "spectrum.npz")
+    assert (spectrum.classes, spectrum.strides) == (("red", "blue"), NANO.strides)
+    assert len(steps) == 12 and len(spectrum.pictures) == 2
+    check(spectrum, 0, steps[:6])
+    check(spectrum, 1, steps[6:])
+
+
+@pytest.mark.parametrize("device", ["cpu", "another device"])
+def test_padding_of_smaller_pictures_is_not_counted(
+    model: RetinaNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    log = SpectrumLog(model, tmp_path / "spectrum.npz", main=True)
+    seen = make_seen([(96, 96), (50, 96), (96, 17)])
+    with monkeypatch.context() as patch:
+        if device != "cpu":
+            patch.setattr(torch.Tensor, "is_cpu", False)
+        log.observe(*seen)
+    check(log.end_epoch(), 0, [seen])
+
+
+def test_half_precision_is_counted_as_float32(model: RetinaNet, tmp_path: Path) -> None:
+    log = SpectrumLog(model, tmp_path / "spectrum.npz", main=True)
+    logits, deltas, *rest = make_seen([(96, 96)])
+    for dtype in (torch.bfloat16, torch.float16):
+        log.observe(logits.to(dtype), deltas.to(dtype), *rest)
+        check(log.end_epoch(), 0, [(logits.to(dtype), deltas.to(dtype), *rest)])
+
+
+def test_counting_reads_no_value_on_a_device(model: RetinaNet, tmp_path: Path) -> None:
+    # A tensor on the meta device has none: what would make the host wait for a GPU fails here.
+    log = SpectrumLog(model.to("meta"), tmp_path / "spectrum.npz", main=True)
+    logits, deltas, wanted, batch = make_seen([(96, 96), (50, 96)])
+    on_meta = AnchorTargets(*(tensor.to("meta") for tensor in wanted))
+    log.observe(logits.to("meta"), deltas.to("meta"), on_meta, batch._replace(images=batch.images.to("meta")))
+
+
+def test_logits_that_are_no_numbers_stop_nothing(model: RetinaNet, tmp_path: Path) -> None:
+    log = SpectrumLog(model, tmp_path / "spectrum.npz", main=True)
+    logits, deltas, *rest = make_seen([(96, 96)])
+    log.observe(torch.full_like(logits, torch.nan), torch.full_like(deltas, torch.nan), *rest)
+
+
+def test_resuming_cuts_later_epochs_and_leaves_missing_ones_empty(model: RetinaNet, tmp_path: Path) -> None:
+    path = tmp_path / "spectrum.npz"
+    first = SpectrumLog(model, path, main=True)
+    steps = [make_seen([size]) for size in ((96, 96), (64, 96), (32, 32))]
+    for step in steps:
+        first.observe(*step)
+        first.end_epoch()
+    for epochs in (2, 4):
+        resumed = SpectrumLog(model, path, main=True)
+        resumed.start(epochs)
+        resumed.observe(*steps[2])
+        resumed.end_epoch()
+        spectrum = SpectrumCounts.load(path)
+        assert spectrum.pictures.tolist() == ([1, 1, 1] if epochs == 2 else [1, 1, 1, 0, 1])
+        check(spectrum, epochs, [steps[2]])
