@@ -203,6 +203,36 @@ def spectrum(
 
 
 @app.command
+def report(
+    runs: list[Path],
+    /,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    split: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Write what runs did, saw and get wrong as one HTML page that opens anywhere (docs/report.md).
+
+    Parameters
+    ----------
+    runs
+        Folders of training runs, finished or not; several are put side by side.
+    out
+        The file; by default report.html in the run's folder, or in the current one for several runs.
+    data
+        Data set to inspect the best checkpoint on; by default the one it was trained on.
+    split
+        Part of the data set; by default the one it was validated on.
+    device
+        auto, cpu or cuda.
+    """
+    from ghmdet.report.page import write_report
+
+    write_report(runs, out, data=data, split=split, device=device, say=console.print)
+
+
+@app.command
 def compare(
     data: Path,
     /,

@@ -28,7 +28,7 @@ _MEANING = {
 class Pull(NamedTuple):
     """Shares of the whole gradient by :data:`PULLERS`, in cross entropy and harmonized."""
 
-    when: str
+    epoch: int
     plain: list[float]
     harmonized: list[float]
 
@@ -44,15 +44,18 @@ def at_epoch(spectrum: SpectrumCounts, epoch: int) -> SpectrumCounts:
     return replace(spectrum, **{name: getattr(spectrum, name)[epoch][None] for name in arrays})
 
 
+def seen_epochs(spectrum: SpectrumCounts) -> list[int]:
+    """Its epochs, counted from 0, that are not empty: a run that was resumed without its file has such."""
+    return np.flatnonzero(spectrum.pictures).tolist()
+
+
 def pulls(spectrum: SpectrumCounts, form: Form) -> list[Pull]:
     """Who pulled in the first epoch and in the last, which may be the same; none where there was no gradient."""
-    last = len(spectrum.pictures)
-    wanted = {1: "first epoch", last: "last epoch"} if last > 1 else {1: "the epoch"}
     found = []
-    for epoch, when in wanted.items():
-        before, after = _gradients(at_epoch(spectrum, epoch - 1), form)  # [2, K, M]
+    for epoch in _first_and_last(spectrum):
+        before, after = _gradients(at_epoch(spectrum, epoch), form)  # [2, K, M]
         if before.sum():
-            found.append(Pull(f"{when} ({epoch})", _by_puller(before), _by_puller(after)))
+            found.append(Pull(epoch + 1, _by_puller(before), _by_puller(after)))
     return found
 
 
@@ -71,8 +74,7 @@ def training_words(spectrum: SpectrumCounts, form: Form, class_loss: str) -> lis
     if began != top:
         said.append(f"In the first epoch it was {began}, with {percent(max(first.plain))}.")
     few = [
-        summarize(at_epoch(spectrum, epoch)).figures["few_with_most"]
-        for epoch in sorted({0, len(spectrum.pictures) - 1})
+        summarize(at_epoch(spectrum, epoch)).figures["few_with_most"] for epoch in _first_and_last(spectrum)
     ]
     if few[-1] and few[-1]["from"]:
         said.append(
@@ -107,8 +109,9 @@ def spectrum_json(spectrum: SpectrumCounts, form: Form) -> str:
     M] to three figures, `before` and `after` [E, 1 + K, 2, M] in thousandths of that class's own gradient, `share`
     [E, 1 + K, 2]: the class's share of the whole gradient before and after, in percent.
     """
-    total = len(spectrum.pictures)
-    epochs = sorted({round(e) for e in np.linspace(0, total - 1, min(total, MOST_EPOCHS))})
+    seen = seen_epochs(spectrum)
+    places = np.linspace(0, len(seen) - 1, min(len(seen), MOST_EPOCHS)).round().astype(int)
+    epochs = [seen[place] for place in places]
     objects = spectrum.examples[:, OBJECTS].sum(axis=(0, 2, 3))
     order = np.argsort(-objects, kind="stable").tolist()
     if len(order) > MOST_CLASSES:
@@ -136,6 +139,11 @@ def spectrum_json(spectrum: SpectrumCounts, form: Form) -> str:
     parts_of = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in names.items()]
     parts_of += [f"{json.dumps(name)}:{_nested(value)}" for name, value in numbers.items()]
     return ("{" + ",".join(parts_of) + "}").replace("<", "\\u003c")
+
+
+def _first_and_last(spectrum: SpectrumCounts) -> list[int]:
+    seen = seen_epochs(spectrum)
+    return sorted({seen[0], seen[-1]}) if seen else []
 
 
 def _gradients(one: SpectrumCounts, form: Form) -> tuple[Floats, Floats]:
