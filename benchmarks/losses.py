@@ -5,7 +5,7 @@
 Each arm runs in a process of its own, the arms alternate, a figure is the median over rounds of a process's median.
 The logits are [N, 80] float32, one in 1000 is of a positive. A peer gets its one-hot targets ready-made. Memory is the
 maximum resident set above what the inputs and a first small call took. The rows go to results/losses.csv, from
-which the run then draws docs/performance.md; ``--draw`` only draws.
+which the run then draws docs/performance.md, as performance_page.py does alone.
 """
 
 from __future__ import annotations
@@ -218,7 +218,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1.6e6, 1.6e7])
     parser.add_argument("--only", choices=FIGURES, help="measure these figures only")
-    parser.add_argument("--draw", action="store_true", help="only draw docs/performance.md")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
@@ -231,11 +230,10 @@ def main() -> None:
         )
         print(json.dumps(answer))
         return
-    if not chosen.draw:
-        table = Table(chosen.threads)
-        for name in [chosen.only] if chosen.only else FIGURES:
-            FIGURES[name](table, chosen.threads, chosen.rounds, [int(size) for size in chosen.sizes])
-    draw(RESULTS)
+    table = Table(chosen.threads)
+    for name in [chosen.only] if chosen.only else FIGURES:
+        FIGURES[name](table, chosen.threads, chosen.rounds, [int(size) for size in chosen.sizes])
+    draw()
 
 
 def losses(table: Table, threads: int, rounds: int, sizes: list[int]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from rows import RESULTS, newest_row
+
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 HEAD = """# Speed and memory of the losses
@@ -26,19 +28,32 @@ as fast, for the rest of the process. A process that uses the fused loss gets th
 by `atanh`. The row `bce, fast log1p` is plain cross entropy after such a call, and is the peer where `log1p` is fast
 anyway.
 
-**GPU.** Speed on a GPU is unmeasured. The path of other devices is the same code on blocks of 4 million logits. Tests hold
-assignment and every loss, forward and backward, to operations that read no value and whose results' sizes depend on none: no
-`.item()`, no `nonzero`, no index by a mask. So nothing waits for the device, and nothing of this kind keeps the losses out of
-a CUDA graph, which is as far as it can be told without a GPU. A whole training step of the detector runs on PyTorch's `meta`
-device, where no value can be read. Assignment and losses compile to one graph (`fullgraph=True`).
+**GPU.** Speed on a GPU is unmeasured. The path of other devices is the same code on blocks of 4 million logits. Tests
+hold assignment and every loss, forward and backward, to operations that read no value and whose results' sizes depend
+on none: no `.item()`, no `nonzero`, no index by a mask. So nothing waits for the device, and nothing of this kind keeps
+the losses out of a CUDA graph, which is as far as it can be told without a GPU. A whole training step of the detector
+runs on PyTorch's `meta` device, where no value can be read. Assignment and losses compile to one graph
+(`fullgraph=True`).
 """
+KERNELS = """## What torch.compile makes for a GPU (torch {torch}, nothing ran)
+
+`benchmarks/kernels.py` lets inductor write the code for GPUs that are not there. Kernels launched, in brackets those
+that read something of every anchor; ready-made operations are what it could not fuse.
+
+| loss | architecture | forward | backward | ready-made |
+|---|---|---|---|---|"""
 
 
-def draw(rows_file: Path) -> None:
-    """Write the page: for each figure, the newest row of each arm."""
-    with rows_file.open(newline="") as file:
+def draw() -> None:
+    """Write the page."""
+    PAGE.write_text("\n".join([HEAD, *losses(), *kernels()]).rstrip() + "\n", encoding="utf-8")
+
+
+def losses() -> list[str]:
+    """For each figure, the newest row of each arm."""
+    with (RESULTS / "losses.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    parts = [HEAD]
+    parts = []
     for threads in sorted({row["threads"] for row in rows}):
         newest: dict[tuple[str, ...], dict[str, str]] = {}
         for row in rows:
@@ -53,4 +68,20 @@ def draw(rows_file: Path) -> None:
                 f"| {figure} | {float(elements):.2g} | {arm} | {row['value']} {row['unit']} | {ratio} | {row['load']} |"
             )
         parts.append("")
-    PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    return parts
+
+
+def kernels() -> list[str]:
+    """The newest row of kernels.jsonl."""
+    row = newest_row("kernels")
+    parts = [KERNELS.format(**row)]
+    for architecture in ("sm_80", "sm_90"):
+        for loss, ways in row[architecture].items():
+            seen = [f"{way['kernels']} ({way['large']})" for way in ways.values()]
+            ready = sum(way["ready-made"] for way in ways.values())
+            parts.append(f"| {loss} | {architecture} | {seen[0]} | {seen[1]} | {ready} |")
+    return [*parts, ""]
+
+
+if __name__ == "__main__":
+    draw()

@@ -15,6 +15,12 @@ def today() -> str:
     return datetime.now(timezone.utc).date().isoformat()
 
 
+def newest_row(name: str) -> dict[str, Any]:
+    """The last row of results/NAME.jsonl."""
+    row: dict[str, Any] = json.loads((RESULTS / f"{name}.jsonl").read_text().splitlines()[-1])
+    return row
+
+
 def append_row(name: str, row: dict[str, Any]) -> None:
     """Append a row to results/NAME.jsonl, and show it."""
     RESULTS.mkdir(exist_ok=True)

@@ -184,7 +184,9 @@ def count_regions(
 ) -> RegionCounts:
     """The examples of each region from `region_index`, and the sum of the targets; `num_classes` None is joint."""
     classes = num_classes or 1
-    counts = torch.zeros(classes * bins + 1, dtype=torch.int64, device=index.device)
+    # torch.compile makes atomic additions of int32, and for int64 sorts all elements.
+    dtype_of_counts = torch.int32 if index.numel() < 2**31 else torch.int64
+    counts = torch.zeros(classes * bins + 1, dtype=dtype_of_counts, device=index.device)
     counts.index_add_(0, index.flatten(), counts.new_ones(1).expand(index.numel()))
     regions = counts[:-1].view(classes, bins)
     if targets is None:
