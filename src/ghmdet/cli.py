@@ -46,7 +46,12 @@ def train(
     """
     from ghmdet.engine.train import train as run
 
-    run(data, out, config, resume=resume, say=console.print, began=BEGAN)
+    figures: dict[str, Any] = {}
+    if config.tensorboard:
+        from ghmdet.report.figures import draw_examples, draw_shares
+
+        figures = {"examples": draw_examples, "shares": draw_shares}
+    run(data, out, config, resume=resume, say=console.print, began=BEGAN, figures=figures)
 
 
 @app.command

@@ -64,19 +64,6 @@ def test_a_process_can_train_in_one_precision_after_another(squares: Path, run: 
     assert rounded != exact
 
 
-def test_tensorboard_gets_the_columns_of_the_csv(squares: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train(squares, tmp_path / "x", replace(TINY, epochs=1, tensorboard=True), say=lambda line: None)
-    events = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
-    events.Reload()
-    assert {"loss", "classification", "bbox_regression", "grad_norm", "lr", "AP"} <= set(
-        events.Tags()["scalars"]
-    )
-    logged = [event.value for event in events.Scalars("loss")]
-    assert logged == pytest.approx([float(row["loss"]) for row in rows(tmp_path / "x" / "log.csv")])
-
-
 def test_anchors_are_chosen_kept_in_the_checkpoint_and_complained_about_where_they_do_not_fit(
     squares: Path, tmp_path: Path
 ) -> None:

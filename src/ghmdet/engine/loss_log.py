@@ -72,9 +72,7 @@ class LossLog(CsvLog):
                 means = everyone[places].mean(0)
                 means[-1] = everyone[places[-1], -1]  # only the batch that steps has a gradient norm
                 values = dict(zip(("loss", *LOSSES, "grad_norm"), means.tolist(), strict=True))
-                row = self.unread[places[0]][0] | values
-                self.append(row)
-                self.accelerator.log(row, step=int(step))  # to its trackers, if it has any
+                self.append(self.unread[places[0]][0] | values)
         self.unread.clear()
         return [bool(wish > 0) for wish in wished[: len(wishes)]]
 

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +57,8 @@ class CsvLog:
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
         self.path = path
         self.columns = list(columns)
+        self.also: Callable[[dict[str, Any]], None] = lambda row: None
+        """Takes each row that is added."""
 
     def start(self, keep_until_step: int = 0) -> None:
         """Begin the file anew, or keep its rows up to and including a step."""
@@ -71,6 +73,7 @@ class CsvLog:
         """Add one row; columns that it lacks stay empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
+        self.also(row)
 
     def rows(self) -> list[dict[str, str]]:
         """All rows, as text."""

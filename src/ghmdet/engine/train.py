@@ -11,11 +11,11 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +42,9 @@ from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.files import write_atomic
 from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, preset
 
+if TYPE_CHECKING:
+    from ghmdet.engine.board import Board, Draw
+
 SCORING = 2.0
 """Seconds of a validation that a rehearsal does not see: scoring, drawing, saving."""
 DIVERGED = "diverged.txt"
@@ -55,13 +58,14 @@ def train(
     resume: bool = False,
     say: Callable[[str], None] = print,
     began: float | None = None,
+    figures: Mapping[str, Draw] | None = None,
 ) -> Place:
     """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
 
     The folder holds `best.pt` (the best averaged weights), `last.pt` (all that resuming needs), `log.csv` (a row a
     step), `metrics.csv` (a row a validation: seconds so far, peak memory in MiB, AP), `metrics.json` (the best one),
-    `spectrum.npz` (what training saw, an epoch a row), `curves.png`, `batch.jpg`, `run.json`; `plan.csv` (a row a plan) if there is a budget; `diverged.txt` says so of a
-    run whose loss did not stay finite.
+    `spectrum.npz` (what the steps saw, an epoch a row), `curves.png`, `batch.jpg`, `run.json`; `plan.csv` (a row a
+    plan) if there is a budget; `diverged.txt` says so of a run whose loss did not stay finite.
 
     Args:
         data: a data set that `ghmdet.data.read_data` reads.
@@ -70,6 +74,7 @@ def train(
         resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
         say: takes each line meant for the user.
         began: the reading of `time.monotonic()` from which time counts; by default now.
+        figures: by name, what draws the spectrum of an epoch for TensorBoard, if the run writes there.
 
     Raises:
         GhmdetError: a setting, the data or a checkpoint that cannot be used, before any work starts.
@@ -77,7 +82,7 @@ def train(
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
     try:
-        return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say, began).run()
+        return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say, began, figures).run()
     except NonFiniteLoss as error:
         write_atomic(Path(out) / DIVERGED, f"{error}\n")
         raise
@@ -94,6 +99,7 @@ class Trainer:
         resume: bool,
         say: Callable[[str], None],
         began: float | None = None,
+        figures: Mapping[str, Draw] | None = None,
     ) -> None:
         self.config, self.out = config, out
         self.started = time.monotonic() if began is None else began
@@ -124,8 +130,6 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu",
             mixed_precision="no" if self.device.precision == "fp32" else self.device.precision,
-            log_with="tensorboard" if config.tensorboard else None,
-            project_dir=str(out),
         )
         self.main = self.accelerator.is_main_process
         self.say: Callable[[str], None] = say if self.main else lambda line: None
@@ -211,13 +215,19 @@ class Trainer:
             began = time.monotonic()
             self._save_last()
             self.pacing.begin(time.monotonic() - began)
-        if config.tensorboard:
-            self.accelerator.init_trackers("tensorboard")
+        self.board: Board | None = None
+        if config.tensorboard and self.main:
+            from ghmdet.engine.board import Board
+
+            self.board = Board(out / "tensorboard", self.data.val, figures or {}, self.place.step)
+            self.log.also = self.validation.log.also = self.board.add_row
+            self.validation.board = self.board
 
     def run(self) -> Place:
         """Train to the end of the plan, or until the AP has not risen for `patience` epochs."""
         config, place, pacing = self.config, self.place, self.pacing
-        with StopSignal() as stop, self._progress() as progress:
+        board = contextlib.closing(self.board) if self.board else contextlib.nullcontext()
+        with StopSignal() as stop, self._progress() as progress, board:
             bar = progress.add_task("", total=pacing.plan.steps, completed=place.step)
             while True:
                 if self._validation_due():
@@ -245,13 +255,13 @@ class Trainer:
                         if place.step >= pacing.plan.steps:
                             break
                 self.log.read()  # a run that diverged ends here
-                self.spectrum.end_epoch()
+                seen = self.spectrum.end_epoch()
+                if self.board:
+                    self.board.add_spectrum(seen, place.step)
                 place.epoch, place.batch = place.epoch + 1, 0
                 self._look(stop)
                 self._save_last()
                 pacing.end_epoch(place.step)
-        if config.tensorboard:
-            self.accelerator.end_training()
         pacing.end()
         self.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {self.out / 'best.pt'}")
         return place

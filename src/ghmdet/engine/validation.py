@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
@@ -19,6 +19,9 @@ from ghmdet.engine.resume import Place
 from ghmdet.engine.run_folder import CsvLog, draw_curves
 from ghmdet.engine.score import Metrics, score
 from ghmdet.models import RetinaNet, model_state
+
+if TYPE_CHECKING:
+    from ghmdet.engine.board import Board
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
@@ -52,6 +55,8 @@ class Validation:
         self.batch_size, self.workers = batch_size, workers
         self.losses, self.log = losses, CsvLog(out / "metrics.csv", COLUMNS)
         self.started, self.say = started, say
+        self.board: Board | None = None
+        """Where predictions are shown."""
 
     def validate(self, place: Place, epochs: int) -> None:
         """Score the weights at `place`, which learns of it, of a run of `epochs`; keep them if they are the best."""
@@ -78,7 +83,8 @@ class Validation:
         if main:
             self.log.append(row)
             draw_curves(self.out / "curves.png", self.losses, self.log)
-        self.accelerator.log({name: row[name] for name in SCORES if row[name] is not None}, step=place.step)
+        if self.board:
+            self.board.add_predictions(results, place.step)
         self.say(
             f"epoch {place.epoch}/{epochs}: AP {metrics.AP or 0:.3f}, AP50 {metrics.AP50 or 0:.3f}"
             f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
