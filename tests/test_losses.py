@@ -34,7 +34,8 @@ def batch(seed: int, n: int = 40):
         (GHMC, functional.ghm_c_loss, {"bins": 10, "min_count": 0.0}),
         (GHMC, functional.ghm_c_loss, {"min_count": 5.0, "normalize": "all"}),
         (GHMC, functional.ghm_c_loss, {"min_count": "positives", "normalize": "none", "per_class": True}),
-        (GHMR, functional.ghm_r_loss, {"mu": 0.1, "bins": 7, "min_count": 2.0}),
+        (GHMR, functional.ghm_r_loss, {"mu": 0.1, "bins": 7, "min_count": 2.0, "normalize": "none"}),
+        (GHMR, functional.ghm_r_loss, {"min_count": "mean", "normalize": "all"}),
     ],
 )
 def test_without_momentum_the_module_is_the_function(module, function, options, reduction):

@@ -34,7 +34,7 @@ class TrainConfig:
     cls_loss: str = "ghm-c"
     """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
     box_loss: str = "giou"
-    """Box loss: smooth-l1, asl1, giou or ghm-r."""
+    """Box loss: smooth-l1, asl1, giou, ghm-r or ghm-r-published."""
     cls_weight: float | None = None
     """Weight of the class loss; by default the loss's own (docs/models.md)."""
     box_weight: float | None = None
@@ -82,7 +82,7 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     """Longest time between two saves of `last.pt` within an epoch."""
     tensorboard: bool = False
-    """Also write TensorBoard scalars (extra `tensorboard`)."""
+    """Also write for TensorBoard: all numbers, spectra, what the detector sees (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):

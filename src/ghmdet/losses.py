@@ -178,15 +178,17 @@ class GHMR(_Harmonized):
     """GHM-R: authentic smooth L1 harmonized by the gradient density of the batches seen.
 
     Called as ``loss(inputs, targets, valid=None, weight=None)`` with the arguments of
-    :func:`ghmdet.functional.ghm_r_loss`, once a step over everything. `mu` is μ of ASL_1; `min_count` is a number of
-    examples; the other options, the moving average and the ranks are as in :class:`GHMC`.
+    :func:`ghmdet.functional.ghm_r_loss`, once a step over everything. `mu` is μ of ASL_1. `min_count` is "mean" (the
+    guarded form Σ ASL_1 / (M max(R(gr), N / M)), in which no coordinate weighs more than in ASL1; the default), a
+    number of examples, or 0 for the published form, which `GHMR.published()` gives. `normalize` is by default "all"
+    with a floor and "occupied" without. The other options, the moving average and the ranks are as in :class:`GHMC`.
 
     Raises ValueError for options that are out of range or do not go together.
 
     >>> import torch
     >>> loss = GHMR()
     >>> loss(torch.tensor([[0.0, 0.1]], requires_grad=True), torch.zeros(1, 2))
-    tensor(0.0410, grad_fn=<DivBackward0>)
+    tensor(0.0082, grad_fn=<DivBackward0>)
     """
 
     def __init__(
@@ -194,20 +196,37 @@ class GHMR(_Harmonized):
         mu: float = 0.02,
         bins: int = 10,
         momentum: float = 0.7,
-        normalize: str = "occupied",
+        normalize: str | None = None,
         *,
-        min_count: float = 0.0,
+        min_count: MinCount | None = None,
         accumulation_steps: int = 1,
         compat: str | None = None,
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
         check_positive("mu", mu)
+        if min_count is None:
+            min_count = 0.0 if compat else "mean"
+        if normalize is None:
+            normalize = "occupied" if min_count == 0.0 else "all"
         check_options(bins, normalize, min_count, positives=False)
         super().__init__(
             bins, momentum, normalize, min_count, None, accumulation_steps, compat, reduction, impl
         )
         self.mu = mu
+
+    @classmethod
+    def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMR:
+        """The form of the article and its authors: no floor, μ = 0.02, 10 regions, momentum 0.7."""
+        return cls(
+            0.02,
+            10,
+            0.7,
+            "occupied",
+            min_count=0.0,
+            accumulation_steps=accumulation_steps,
+            reduction=reduction,
+        )
 
     def forward(
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None

@@ -82,6 +82,26 @@ def test_a_floor_limits_the_weight_of_an_outlier():
     assert torch.equal(guarded[:-1], free[:-1])
 
 
+@pytest.mark.parametrize("method", ["unit-region", "prefix", "exact"])
+def test_no_coordinate_of_the_guarded_form_weighs_more_than_in_asl1(method):
+    inputs, targets = example(90, 4)
+    options = {"method": method, "normalize": "all", "reduction": "none"}
+    guarded = ghm.ghm_r_loss(inputs, targets, min_count="mean", **options)
+    plain = ghm.asl1_loss(inputs, targets, reduction="none")
+    assert (guarded <= plain * (1 + 1e-6)).all() and (guarded < 0.5 * plain).any()
+    # What is crowded is weighed as by the article; the floor N / M = 36 changes the rest alone.
+    published = ghm.ghm_r_loss(inputs, targets, **options)
+    crowded = published < 0.9 * plain
+    torch.testing.assert_close(guarded[crowded], published[crowded])
+
+
+def test_gradient_norms_spread_evenly_make_the_guarded_form_asl1():
+    norm = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    diff = 0.02 * norm / (1 - norm**2).sqrt()
+    guarded = ghm.ghm_r_loss(diff, torch.zeros_like(diff), min_count="mean", normalize="all")
+    torch.testing.assert_close(guarded, ghm.asl1_loss(diff, torch.zeros_like(diff)))
+
+
 @every_loss
 @pytest.mark.parametrize("short", [False, True])
 def test_a_masked_element_changes_nothing(name, short):

@@ -210,7 +210,7 @@ def test_every_loss_teaches_in_a_few_steps(cls_loss, box_loss, batch):
 
     before = losses_now()
     # The density of the few boxes of two pictures jumps with each that changes its region: GHM-R takes smaller steps.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4 if box_loss == "ghm-r" else 2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4 if box_loss == "ghm-r-published" else 2e-3)
     for _ in range(16):
         optimizer.zero_grad()
         sum(model(images, targets).values()).backward()

@@ -19,7 +19,7 @@ from ghmdet.functional._elements import (
 
 METHODS = ("unit-region", "exact", "prefix")
 NORMALIZE = ("occupied", "all", "none")
-MinCount = float | Literal["positives"]
+MinCount = float | Literal["positives", "mean"]
 # Grid cells of a window in `method="prefix"`; odd, so that the window at the middle of a cell is whole cells.
 WINDOW = 101
 
@@ -122,7 +122,7 @@ def harmonizing_weights(
       range, so that without a floor the weights sum to N; for unit regions that is N / (R · occupied regions), the
       authors' code. ``"none"`` is N / R: every occupied region carries a total weight of N.
     - `min_count`: each region counts as at least that many examples, R → max(R, min_count); ``"positives"`` stands
-      for P, the sum of the targets (at least 1).
+      for P, the sum of the targets (at least 1), ``"mean"`` for N / M, so that with ``"all"`` no weight exceeds 1.
     - `per_class`: a density of its own for each class along dimension 1; the weights are scaled so that a mean over
       all elements is the mean over the classes.
     - `targets`: needed for ``min_count="positives"``; the shape of `gradient_norm`, or integer labels without
@@ -163,7 +163,7 @@ def weights(
     rows, mask = populations(norm, per_class), populations(valid, per_class)
     count, length = _window_counts(rows, mask, 1 / bins)
     occupied = torch.where(mask, length / count, 0.0).sum(1) * bins
-    floored = torch.maximum(count, _floor(counts, min_count).unsqueeze(1))
+    floored = torch.maximum(count, _floor(counts, min_count, bins).unsqueeze(1))
     scale = counts.examples.mean() / _divisor(occupied, bins, normalize)
     beta = torch.where(mask, scale.unsqueeze(1) * length * bins / floored, 0.0).to(norm.dtype)
     return from_populations(beta, norm, per_class)
@@ -202,8 +202,9 @@ def count_regions(
 def region_weights(counts: RegionCounts, occupied: Tensor, normalize: str, min_count: MinCount) -> Tensor:
     """β of each region [C, M]: mean over classes of N, over max(R, floor) and the divisor; 0 for an empty region."""
     regions = counts.regions
-    floored = torch.maximum(regions, _floor(counts, min_count).unsqueeze(1))
-    divisor = _divisor(occupied, regions.shape[1], normalize).unsqueeze(1)
+    bins = regions.shape[1]
+    floored = torch.maximum(regions, _floor(counts, min_count, bins).unsqueeze(1))
+    divisor = _divisor(occupied, bins, normalize).unsqueeze(1)
     return torch.where(regions > 0, counts.examples.mean() / (floored * divisor), 0.0)
 
 
@@ -214,8 +215,9 @@ def method_weights(counts: RegionCounts, method: str, normalize: str, min_count:
     examples, width = counts.windows(WINDOW)
     width = width / WINDOW  # l_ε(g) in windows
     occupied = torch.where(counts.regions > 0, counts.regions * width / examples, 0.0).sum(1)
-    floored = torch.maximum(examples, _floor(counts, min_count).unsqueeze(1))
-    divisor = _divisor(occupied, examples.shape[1] // WINDOW, normalize).unsqueeze(1)
+    bins = examples.shape[1] // WINDOW
+    floored = torch.maximum(examples, _floor(counts, min_count, bins).unsqueeze(1))
+    divisor = _divisor(occupied, bins, normalize).unsqueeze(1)
     beta = torch.where(counts.regions > 0, counts.examples.mean() * width / (floored * divisor), 0.0)
     return beta.to(counts.table.dtype)
 
@@ -251,14 +253,14 @@ def check_options(
     if normalize not in NORMALIZE:
         raise unknown_name("normalize", normalize, NORMALIZE)
     if isinstance(min_count, str):
-        if min_count != "positives":
-            raise unknown_name("min_count", min_count, ["positives"])
-        if not positives:
+        if min_count not in ("positives", "mean"):
+            raise unknown_name("min_count", min_count, ["positives", "mean"])
+        if min_count == "positives" and not positives:
             raise GhmdetError(
-                'min_count="positives" has no meaning in a regression: give a number of examples'
+                'min_count="positives" has no meaning in a regression: give "mean" or a number of examples'
             )
     elif not 0 <= min_count < float("inf"):
-        raise GhmdetError(f'min_count must be at least 0 or "positives", not {min_count!r}')
+        raise GhmdetError(f'min_count must be at least 0, "positives" or "mean", not {min_count!r}')
 
 
 def check_bins(bins: int) -> None:
@@ -294,9 +296,11 @@ def _window_counts(norm: Tensor, valid: Tensor, epsilon: float) -> tuple[Tensor,
     return count, length
 
 
-def _floor(counts: RegionCounts, min_count: MinCount) -> Tensor:
-    if isinstance(min_count, str):
+def _floor(counts: RegionCounts, min_count: MinCount, bins: int) -> Tensor:
+    if min_count == "positives":
         return counts.positives.clamp_min(1)
+    if min_count == "mean":
+        return counts.examples / bins
     return torch.full_like(counts.positives, min_count)
 
 

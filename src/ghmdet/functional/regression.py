@@ -14,7 +14,7 @@ from ghmdet.functional._elements import (
 )
 from ghmdet.functional._kernels import Asl1, asl1
 from ghmdet.functional._passes import passes
-from ghmdet.functional.density import check_options, method_weights, weights, window_cells
+from ghmdet.functional.density import MinCount, check_options, method_weights, weights, window_cells
 from ghmdet.functional.gradient_norm import check_positive
 
 
@@ -67,7 +67,7 @@ def ghm_r_loss(
     bins: int = 10,
     method: str = "unit-region",
     normalize: str = "occupied",
-    min_count: float = 0.0,
+    min_count: MinCount = 0.0,
     valid: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
@@ -76,8 +76,9 @@ def ghm_r_loss(
     """L_GHM-R = 1/N Σ β_i ASL_1(d_i): authentic smooth L1 harmonized by its own gradient density (article, GHM-R loss).
 
     The weights β are :func:`ghmdet.functional.harmonizing_weights` of gr = |d| / sqrt(d² + μ²), with its options
-    `bins`, `method`, `normalize` and `min_count` (a number); no gradient flows through them. For a moving average
-    and for several ranks use :class:`ghmdet.GHMR`.
+    `bins`, `method`, `normalize` and `min_count` (a number or "mean"); no gradient flows through them.
+    ``min_count="mean", normalize="all"`` is the guarded form. For a moving average and for several ranks use
+    :class:`ghmdet.GHMR`.
 
     - `inputs`, `targets`: offsets of one shape, as [N, 4]; d is their difference.
     - `valid`: bool mask, the inputs' shape or that without dimension 1 ([N]); what it leaves out changes nothing.

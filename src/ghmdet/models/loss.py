@@ -29,7 +29,13 @@ CLS_LOSSES: dict[str, float] = {
     "ohem-per-class": 0.1,
     "focal-per-class": 0.2,
 }
-BOX_LOSSES: dict[str, float] = {"giou": 2.0, "smooth-l1": 1.0, "asl1": 1.0, "ghm-r": 10.0}
+BOX_LOSSES: dict[str, float] = {
+    "giou": 2.0,
+    "smooth-l1": 1.0,
+    "asl1": 1.0,
+    "ghm-r": 4.0,
+    "ghm-r-published": 10.0,
+}
 
 _CLASS_SUMS: dict[str, Callable[..., Tensor]] = {
     "ce": functional.binary_cross_entropy,
@@ -91,6 +97,8 @@ class DetectionLoss(nn.Module):
             )
         if config.box_loss == "ghm-r":
             self.ghm_r = GHMR(accumulation_steps=config.accumulation_steps)
+        elif config.box_loss == "ghm-r-published":
+            self.ghm_r = GHMR.published(accumulation_steps=config.accumulation_steps)
 
     def forward(
         self, logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor, anchors: Tensor
@@ -152,7 +160,7 @@ class DetectionLoss(nn.Module):
             per_box = giou_loss(decode(counted, anchors), boxes)
             return torch.where(positive, per_box, 0.0).sum() / positives
         offsets = encode(boxes, anchors)
-        if name == "ghm-r":
+        if name in ("ghm-r", "ghm-r-published"):
             loss: Tensor = self.ghm_r(deltas, offsets, valid=positive)
             return loss
         if name == "asl1":
