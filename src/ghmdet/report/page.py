@@ -12,11 +12,9 @@ from markupsafe import Markup
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.report.inline_svg import inline_svg
 from ghmdet.report.inspection import inspect_run
-from ghmdet.report.run_figures import Curve, draw_learning
 from ghmdet.report.run_files import read_json, read_run, require_run, short_names
-from ghmdet.report.sections import Picture, Sections, sections
+from ghmdet.report.sections import Sections, learning, sections
 from ghmdet.report.summary import percent
 from ghmdet.report.training_spectrum import PULLERS
 
@@ -100,19 +98,11 @@ def _render(parts: Sequence[Sections]) -> str:
 
 
 def _together(parts: Sequence[Sections]) -> dict[str, Any]:
-    """The runs side by side: their curves, and AP by class."""
-    scores: dict[str, Curve] = {}
-    losses: dict[str, Curve] = {}
-    for part in parts:
-        scores |= {part.files.name: part.files.scores["AP"]} if "AP" in part.files.scores else {}
-        losses |= {part.files.name: part.files.losses["loss"]} if "loss" in part.files.losses else {}
-    title, caption = (
-        "How training went",
-        "Left: AP on the validation pictures. Right: the whole loss; losses of different kinds do not compare.",
-    )
-    svg = inline_svg(draw_learning(scores, losses), "together-learning", f"{title}. {caption}")
+    """The runs side by side: their curves, and the classes of any."""
+    scores = {part.files.name: part.files.scores["AP"] for part in parts if "AP" in part.files.scores}
+    losses = {part.files.name: part.files.losses["whole"] for part in parts if "whole" in part.files.losses}
     return {
-        "learning": Picture(title, svg, caption, wide=True),
+        "learning": learning(scores, losses, "together"),
         "classes": list(dict.fromkeys(name for part in parts for name in part.classes)),
     }
 

@@ -16,23 +16,19 @@ from ghmdet.spectrum_counts import OBJECTS, Floats
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
-def draw_learning(scores: Mapping[str, Curve], losses: Mapping[str, Curve]) -> Figure:
-    """Validation scores in 0..1 and losses (log scale) over epochs, by name; what is not finite is left out."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, curves, marker in ((left, scores, "o"), (right, losses, "")):
-        for (name, (x, y)), colour in zip(curves.items(), CLASS_COLOURS * len(curves), strict=False):
-            seen = np.where(np.isfinite(y), y, np.nan)
-            axes.plot(x, seen, marker=marker, markersize=3, color=colour, label=name, linewidth=1.8)
-        if curves:
-            axes.legend(frameon=False)
-        else:
-            _none(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(xlabel="epoch", ylim=(0, 1), title="Score on the validation pictures")
-    right.set(xlabel="epoch", title="Loss on the training pictures")
-    if any(y > 0 for _, values in losses.values() for y in values):
-        right.set_yscale("log")
+def draw_scores(curves: Mapping[str, Curve]) -> Figure:
+    """Validation scores in 0..1 over epochs, by name."""
+    figure, axes = _curves(curves, marker="o")
+    axes.set(ylabel="score", ylim=(0, 1))
+    return finish(figure)
+
+
+def draw_losses(curves: Mapping[str, Curve]) -> Figure:
+    """Losses over epochs, by name, on a log scale."""
+    figure, axes = _curves(curves, marker="")
+    axes.set(ylabel="loss")
+    if any(value > 0 for _, values in curves.values() for value in values):
+        axes.set_yscale("log")
     return finish(figure)
 
 
@@ -55,9 +51,9 @@ def draw_precision_recall(
         mean = np.mean(list(known.values()), axis=0)
         axes.plot(recall, mean, "--", color=INK, label=f"mean of {len(known)} classes", linewidth=1.8)
     axes.set(
-        xlabel="recall: share of the objects found",
+        xlabel="recall: share of the objects found (IoU .50)",
         ylabel="precision: share of detections that are right",
-        title="Precision over recall, at IoU .50",
+        title="Precision over recall",
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
@@ -69,27 +65,39 @@ def draw_precision_recall(
 
 
 def draw_calibration(bins: Mapping[str, Sequence[Any]]) -> Figure:
-    """The share of detections that hit over their score, and how many there are at each score.
+    """The share of detections that hit over their score, and below it how many there are at each score (log scale).
 
     bins: `edges` [n + 1] of the scores, `share` [n] that hit (None where there are none), `detections` [n].
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     edges = np.array(bins["edges"], float)
-    places, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    places, widths = (edges[:-1] + edges[1:]) / 2, 0.94 * np.diff(edges)
     share: Floats = np.array(bins["share"], float)
-    left.bar(places, np.nan_to_num(share), 0.9 * widths, color=KINDS[OBJECTS][1], label="share that hits")
-    left.plot([0, 1], [0, 1], color=INK, linewidth=1, label="what scores promise")
-    left.set(xlabel="score", title="Do scores mean what they say", xlim=(0, 1), ylim=(0, 1.02))
-    left.legend(frameon=False, loc="upper left")
+    above.bar(places, np.nan_to_num(share), widths, color=KINDS[OBJECTS][1], label="share that hits")
+    above.plot([0, 1], [0, 1], color=INK, linewidth=1, label="what scores promise")
+    above.set(ylabel="share that hits", xlim=(0, 1), ylim=(0, 1.02))
+    above.legend(frameon=False, loc="upper left")
     counts = np.array(bins["detections"], float)
-    right.bar(places, counts, 0.9 * widths, color=MUTED, label="detections")
-    right.set(xlabel="score", title="How many detections have which score", xlim=(0, 1))
+    below.bar(places, counts, widths, color=MUTED, label="detections")
+    below.set(xlabel="score", ylabel="detections")
     if counts.sum():
-        right.set(yscale="log", ylim=(0.7, 2 * counts.max()))
+        below.set(yscale="log", ylim=(0.7, 2 * counts.max()))
     else:
-        _none(right)
+        _none(below)
     return finish(figure)
+
+
+def _curves(curves: Mapping[str, Curve], marker: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
+        axes.plot(x, y, marker=marker, markersize=3, color=colour, label=name, linewidth=1.8)
+    axes.legend(frameon=False)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
 
 
 def _none(axes: Axes) -> None:

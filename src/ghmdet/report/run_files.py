@@ -17,7 +17,7 @@ from ghmdet.report.run_figures import Curve
 from ghmdet.spectrum_counts import SpectrumCounts
 
 MOST_POINTS = 400  # of a loss curve
-LOSSES = ("loss", "classification", "bbox_regression")
+LOSSES = {"loss": "whole", "classification": "classes", "bbox_regression": "boxes"}  # by column
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ def _losses(log: list[dict[str, str]]) -> dict[str, Curve]:
     log = [row for row in log if row.get("loss")]
     first = [int(row["step"]) for row in log if row["epoch"] == "1"]
     steps = max(first, default=1)
-    curves = {name: _column(log, name, lambda row: int(row["step"]) / steps) for name in LOSSES}
+    curves = {
+        name: _column(log, column, lambda row: int(row["step"]) / steps) for column, name in LOSSES.items()
+    }
     return {name: _thinned(curve) for name, curve in curves.items() if curve[0]}
 
 

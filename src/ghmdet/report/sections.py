@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 
 from ghmdet.report import figures
 from ghmdet.report.inline_svg import inline_svg
-from ghmdet.report.run_figures import draw_calibration, draw_learning, draw_precision_recall
+from ghmdet.report.run_figures import Curve, draw_calibration, draw_losses, draw_precision_recall, draw_scores
 from ghmdet.report.run_files import RunFiles
 from ghmdet.report.training_spectrum import (
     Pull,
-    at_epoch,
     form_of,
     pulls,
     seen_epochs,
@@ -66,8 +65,11 @@ class Sections:
     key: str
     files: RunFiles
     why_not_inspected: str
-    learning: Picture
-    words: list[str]
+    learning: list[Picture]
+    trained: list[str]
+    """What dominated training, in sentences."""
+    found: list[str]
+    """What the inspection found, in sentences."""
     training: Training | None
     spectra: list[Picture]
     classes: dict[str, Any]
@@ -82,22 +84,13 @@ def sections(files: RunFiles, key: str, why_not_inspected: str) -> Sections:
     findings = files.findings or {}
     form = form_of(files.class_loss)
     training = files.training if files.training and files.training.pictures.any() else None
-    words = list(findings.get("in_words", []))
-    if training:
-        words = [*training_words(training, form, files.class_loss), *words]
     return Sections(
         key=key,
         files=files,
         why_not_inspected=why_not_inspected,
-        learning=_picture(
-            draw_learning(files.scores, files.losses),
-            key,
-            "learning",
-            "How training went",
-            "Left: the score on pictures that it did not train on, higher is better. Right: what training makes small.",
-            wide=True,
-        ),
-        words=words,
+        learning=learning(files.scores, files.losses, key),
+        trained=training_words(training, form, files.class_loss) if training else [],
+        found=findings.get("in_words", []),
         training=_training(training, key, form) if training else None,
         spectra=_spectra(files.inspected, key) if files.inspected else [],
         classes=(findings.get("metrics") or files.metrics or {}).get("per_class", {}),
@@ -108,9 +101,21 @@ def sections(files: RunFiles, key: str, why_not_inspected: str) -> Sections:
     )
 
 
+def learning(scores: Mapping[str, Curve], losses: Mapping[str, Curve], key: str) -> list[Picture]:
+    """The learning curves over epochs, by name, of what there is."""
+    drawn = []
+    if scores:
+        caption = "On the validation pictures, which it does not train on; higher is better."
+        drawn.append(_picture(draw_scores(scores), key, "scores", "Score over the epochs", caption))
+    if losses:
+        caption = "What training makes small, on a log scale; different losses do not compare."
+        drawn.append(_picture(draw_losses(losses), key, "losses", "Loss over the epochs", caption))
+    return drawn
+
+
 def _training(spectrum: SpectrumCounts, key: str, form: Any) -> Training:
     seen = seen_epochs(spectrum)
-    last = at_epoch(spectrum, seen[-1])
+    last = spectrum[seen[-1] : seen[-1] + 1]
     drawn = [_figure(name, last, f"{key}-training") for name in ("examples", "shares")]
     return Training(len(seen), pulls(spectrum, form), drawn, Markup(spectrum_json(spectrum, form)))
 
@@ -157,10 +162,12 @@ def _spectra(spectrum: SpectrumCounts, key: str) -> list[Picture]:
 
 def _figure(name: str, spectrum: SpectrumCounts, key: str) -> Picture:
     draw, title, caption = _SPECTRA[name]
-    return _picture(draw(spectrum), key, name, title, caption, wide=name == "shares")
+    return _picture(draw(spectrum), key, name, title, caption, wide=name in ("examples", "shares"))
 
 
 def _picture(figure: Figure, key: str, name: str, title: str, caption: str, *, wide: bool = False) -> Picture:
+    # About the size in which the page shows it, so that all text is equally large.
+    figure.set_size_inches((11, 3.6) if wide else (5, 3.5))
     if len(figure.axes) == 1:
         figure.axes[0].set_title("")  # the page has it
     return Picture(title, inline_svg(figure, f"{key}-{name}", f"{title}. {caption}"), caption, wide)
@@ -188,7 +195,6 @@ def _curves(findings: Mapping[str, Any], key: str) -> list[Picture]:
                 "Calibration",
                 "If scores meant what they say, columns would reach the line: above it the detector is too modest,"
                 " below it too sure.",
-                wide=True,
             )
         )
     return drawn
@@ -214,7 +220,7 @@ _ERRORS = {
     "wrong class and badly located": "called something else, and the box overlaps by less than half",
     "duplicate": "another box on an object that was found already",
     "background": "where the labels have nothing; some may be missing labels",
-    "missed": "objects without any such detection",
+    "missed": "objects that no detection is near, whatever its score",
 }
 
 

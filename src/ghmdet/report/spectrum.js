@@ -34,17 +34,19 @@ function drawSpectrum(box, data, epoch, of) {
     return `<path class="objects" d="${path} V ${y(0)}"/>`;
   };
   const width = Math.max(box.clientWidth - (narrow ? 26 : 36), 260);
-  let page = figure("How many examples are how wrong", "Grey: background. Orange line: objects. Each line is ten times the one below" +
-    (step > 1 ? `, ${step} times over.` : "."), width, narrow ? 260 : 300, log(most) * 1.04, ticks, "Number of examples over the gradient norm",
+  let page = figure("How many examples are how wrong", "Grey: background. Orange line: objects. Each line is " +
+    `${10 ** step} times the one below.`, width, narrow ? 260 : 300, log(most) * 1.04, ticks, "Number of examples over the gradient norm",
     (x, y) => background.map((n, m) => column("background", m, 0, log(n), x, y, .75)).join("") + outline(x, y));
 
-  const panels = [["before", "Share of the gradient, cross entropy"], ["after", `Share of the gradient, harmonized`]];
-  const top = Math.max(1, ...panels.flatMap(([key]) => data[key].flatMap((one) => one[of][0].map((n, m) => n + one[of][1][m])))) / 10;
+  const panels = [["before", "Share of the gradient, cross entropy"], ["after", "Share of the gradient, harmonized"]];
+  const top = Math.max(1, ...panels.flatMap(([key]) => data[key][epoch][of][0].map((n, m) => n + data[key][epoch][of][1][m]))) / 10;
+  const every = [1, 2, 5, 10, 20, 50].find((size) => top / size < 5);
+  const levels = [0, 1, 2, 3, 4].map((n) => n * every).filter((level) => level <= top);
   const pair = panels.map(([key, title]) => {
     const [empty, full] = data[key][epoch][of];
     const own = full.reduce((a, b) => a + b, 0) / 10;
-    return figure(title, key === "before" ? `As it comes: objects have ${percent(own)}.` : `${data.after_name}: objects have ${percent(own)}.`,
-      narrow ? width : (width - 60) / 2, 220, top * 1.04, [0, .5, 1].map((f) => [f * top, percent(f * top)]), title,
+    return figure(title, key === "before" ? `As it comes; objects (orange) have ${percent(own)}.` : `${data.after_name}; objects have ${percent(own)}.`,
+      narrow ? width : (width - 60) / 2, 220, top * 1.04, levels.map((level) => [level, level + " %"]), title,
       (x, y) => full.map((n, m) => column("objects-filled", m, 0, n / 10, x, y, .5) +
         column("background", m, n / 10, (n + empty[m]) / 10, x, y, .5)).join(""));
   });

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,12 +37,6 @@ def form_of(class_loss: str) -> Form:
     return "published" if class_loss == "ghm-c-published" else "guarded"
 
 
-def at_epoch(spectrum: SpectrumCounts, epoch: int) -> SpectrumCounts:
-    """One of its epochs, counted from 0, or from -1 at the end."""
-    arrays = ("pictures", "examples", "gradient", "boxes", "box_gradient")
-    return replace(spectrum, **{name: getattr(spectrum, name)[epoch][None] for name in arrays})
-
-
 def seen_epochs(spectrum: SpectrumCounts) -> list[int]:
     """Its epochs, counted from 0, that are not empty: a run that was resumed without its file has such."""
     return np.flatnonzero(spectrum.pictures).tolist()
@@ -53,7 +46,7 @@ def pulls(spectrum: SpectrumCounts, form: Form) -> list[Pull]:
     """Who pulled in the first epoch and in the last, which may be the same; none where there was no gradient."""
     found = []
     for epoch in _first_and_last(spectrum):
-        before, after = _gradients(at_epoch(spectrum, epoch), form)  # [2, K, M]
+        before, after = _gradients(spectrum[epoch : epoch + 1], form)  # [2, K, M]
         if before.sum():
             found.append(Pull(epoch + 1, _by_puller(before), _by_puller(after)))
     return found
@@ -74,7 +67,7 @@ def training_words(spectrum: SpectrumCounts, form: Form, class_loss: str) -> lis
     if began != top:
         said.append(f"In the first epoch it was {began}, with {percent(max(first.plain))}.")
     few = [
-        summarize(at_epoch(spectrum, epoch)).figures["few_with_most"] for epoch in _first_and_last(spectrum)
+        summarize(spectrum[epoch : epoch + 1]).figures["few_with_most"] for epoch in _first_and_last(spectrum)
     ]
     if few[-1] and few[-1]["from"]:
         said.append(
@@ -119,7 +112,7 @@ def spectrum_json(spectrum: SpectrumCounts, form: Form) -> str:
     order.sort()
     counts, before, after, share = [], [], [], []
     for epoch in epochs:
-        one = at_epoch(spectrum, epoch)
+        one = spectrum[epoch : epoch + 1]
         counts.append(_with_all(one.examples[0].sum(axis=2).astype(float), order))
         pair = [_with_all(each, order) for each in _gradients(one, form)]
         sums = [each.sum(axis=(1, 2)) for each in pair]
