@@ -120,9 +120,7 @@ def test_the_average_of_two_ranks_is_one_process_on_the_joined_batch(monkeypatch
     monkeypatch.setattr(loss_module, "sum_over_ranks", lambda _: positives.float())
     monkeypatch.setattr(loss_module, "world_size", lambda: 2)
     ranks = [
-        compute(
-            "ce", "giou", logits[part], deltas[part], type(wanted)(wanted.labels[part], wanted.boxes[part])
-        )
+        compute("ce", "giou", logits[part], deltas[part], type(wanted)(*(target[part] for target in wanted)))
         for part in (slice(0, 2), slice(2, 4))
     ]
     for name, value in joined.items():

@@ -30,7 +30,8 @@ def make_optimizer(
                 "weight_decay": weight_decay if decayed else 0.0,
             }
             for (backbone_group, decayed), parameters in groups.items()
-        ]
+        ],
+        fused=True,  # on a CPU a third of the time
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ghmdet import functional
 from ghmdet.distributed import sum_over_ranks, world_size
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.functional import _elements
 from ghmdet.functional.density import RegionCounts
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
@@ -115,13 +116,15 @@ class DetectionLoss(nn.Module):
             # One list of anchors [B * A, ..]: the losses know neither pictures nor levels.
             # Logits as they are: the losses compute in float32, and their gradient is made once, in the logits' dtype.
             classification = self._classification(logits.flatten(0, 1), labels.flatten(), positives)
-            regression = self._regression(
-                deltas.float().flatten(0, 1),
-                boxes.flatten(0, 1),
-                anchors.repeat(len(labels), 1),
-                positive.flatten(),
-                positives,
-            )
+            deltas, boxes, counted = deltas.flatten(0, 1), boxes.flatten(0, 1), positive.flatten()
+            if _elements.values_can_be_read(deltas):
+                # One anchor in a thousand counts; only a device that must not wait computes all.
+                rows = counted.nonzero().flatten()
+                deltas, boxes, counted = (x.index_select(0, rows) for x in (deltas, boxes, counted))
+                anchors = anchors.index_select(0, rows % len(anchors))
+            else:
+                anchors = anchors.repeat(len(labels), 1)
+            regression = self._regression(deltas.float(), boxes, anchors, counted, positives)
         return {
             "classification": self.cls_weight * classification,
             "bbox_regression": self.box_weight * regression,

@@ -47,7 +47,9 @@ def anchor_targets(
     """The targets of `matches` [B, A] (see `match`) for boxes [B, M, 4] with labels [B, M] and anchors [A, 4]."""
     row = matches.clamp(min=0)
     label = labels.gather(1, row).where(matches >= 0, num_classes).where(matches != BETWEEN, -1)
-    matched = boxes.gather(1, row[..., None].expand(-1, -1, 4))
+    # Whole rows of one list of boxes: a gather of numbers takes several times as long.
+    first = torch.arange(len(boxes), device=boxes.device)[:, None] * boxes.shape[1]
+    matched = boxes.flatten(0, 1).index_select(0, (first + row).flatten()).view(*row.shape, 4)
     return AnchorTargets(label, torch.where((matches >= 0)[..., None], matched, anchors), matches)
 
 
