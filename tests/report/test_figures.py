@@ -182,7 +182,8 @@ def test_epochs_are_rows_of_the_map_in_their_order() -> None:
     first, second = make_case(0), make_case(5)
     drawn = figures.draw_epochs(SpectrumCounts.stack([first.spectrum, second.spectrum]))
     for kind, name in enumerate(("background", "objects")):
-        cells = next(c for axes in drawn.axes for c in axes.collections if c.get_label() == name)
+        cells = next(one for axes in drawn.axes for one in axes.images if one.get_label() == name)
+        assert cells.get_extent() == [0, 1, 0.5, 2.5] and cells.origin == "lower"
         rows = []
         for one in (first, second):
             norms = [example.g for example in one.examples if example.kind == kind]
