@@ -15,6 +15,7 @@ from ghmdet.models.head import Head
 from ghmdet.models.loss import DetectionLoss, LossConfig
 from ghmdet.models.matcher import AnchorTargets, anchor_targets, match
 from ghmdet.models.neck import FeaturePyramid
+from ghmdet.models.pointwise import use_pointwise
 from ghmdet.models.postprocess import postprocess
 from ghmdet.models.preprocess import Batch, make_batch
 from ghmdet.models.presets import ModelConfig
@@ -50,6 +51,7 @@ class RetinaNet(nn.Module):
             num_classes=len(self.classes),
             prior=config.prior,
         )
+        use_pointwise(self)
         self.loss = DetectionLoss(loss or LossConfig(), len(self.classes))
 
     @property
