@@ -15,7 +15,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine_cases import TINY
-from ghmdet import cli
 from ghmdet.engine.train import Trainer, train
 from ghmdet.report.figures import draw_examples
 from ghmdet.spectrum_counts import SpectrumCounts
@@ -103,5 +102,5 @@ def test_without_the_option_nothing_of_it_is_imported(
 ) -> None:
     for name in ("tensorboard", "torch.utils.tensorboard", "ghmdet.engine.board"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it is an error now
-    cli.train(squares, out=tmp_path / "x", config=replace(TINY, epochs=1))
+    train(squares, tmp_path / "x", replace(TINY, epochs=1), say=lambda line: None)
     assert (tmp_path / "x" / "best.pt").exists()
