@@ -83,3 +83,10 @@ def test_data_check_fails_on_errors_only(tmp_path: Path, capsys: pytest.CaptureF
     next((tmp_path / "set" / "images").glob("*.jpg")).write_bytes(b"cut")
     assert status("data", "check", str(tmp_path / "set")) == 1
     assert "unreadable" in capsys.readouterr().out
+
+
+def test_train_ends_with_a_report_unless_told_not_to(squares: Path, tmp_path: Path) -> None:
+    words = ["--epochs=1", "--size=96", "--weights=none", "--batch-size=4", "--device=cpu"]
+    for name, more in (("told", []), ("untold", ["--no-report"])):
+        assert status("train", str(squares), f"--out={tmp_path / name}", *words, *more) == 0
+        assert (tmp_path / name / "report.html").exists() == (not more)

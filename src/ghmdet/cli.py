@@ -31,6 +31,7 @@ def train(
     *,
     out: Path,
     resume: Annotated[bool, Parameter(negative=())] = False,
+    report: bool = True,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Train a detector on a data set (COCO, Pascal VOC or YOLO).
@@ -43,15 +44,31 @@ def train(
         Folder for the run: checkpoints, curves, logs, how it was made.
     resume
         Continue the run in `out` exactly where it stopped.
+    report
+        End with `report.html`: what the run did, saw and gets wrong.
     """
     from ghmdet.engine.train import train as run
+
+    def report_on(folder: Path) -> None:
+        from ghmdet.report.page import write_report
+
+        write_report([folder], device=config.device, say=console.print)
 
     figures: dict[str, Any] = {}
     if config.tensorboard:
         from ghmdet.report.figures import draw_examples, draw_shares
 
         figures = {"examples": draw_examples, "shares": draw_shares}
-    run(data, out, config, resume=resume, say=console.print, began=BEGAN, figures=figures)
+    run(
+        data,
+        out,
+        config,
+        resume=resume,
+        say=console.print,
+        began=BEGAN,
+        figures=figures,
+        report=report_on if report else None,
+    )
 
 
 @app.command
@@ -301,7 +318,7 @@ def compare(
 
 @app.command
 def demo(*, out: Path, seed: int = 0) -> None:
-    """Do the main job on a synthetic set, in about four minutes: data, training with GHM, AP, pictures.
+    """Do the main job on a synthetic set, in about four minutes: data, training with GHM, AP, pictures, report.
 
     Parameters
     ----------
@@ -310,7 +327,7 @@ def demo(*, out: Path, seed: int = 0) -> None:
     seed
         Seed of the pictures and the training.
     """
-    from ghmdet.engine.demo import demo as run
+    from ghmdet.demo import demo as run
 
     run(out, seed=seed, say=console.print)
 

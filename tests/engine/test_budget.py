@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
+from engine_cases import TINY
 from ghmdet.config import TrainConfig, seconds_of
 from ghmdet.engine import pacing
 from ghmdet.engine.budget import Budget, Plan
@@ -88,9 +88,11 @@ class Run:
             plan = follow(budget.revise(plan, done))
 
 
-def simulated(seconds: float, per_epoch: int = 13, every: int | None = None, **machine: Any) -> Run:
+def simulated(
+    seconds: float, per_epoch: int = 13, every: int | None = None, reports: bool = False, **machine: Any
+) -> Run:
     made = Machine(**machine)
-    return Run(made, Budget(seconds, 0.0, per_epoch, every, clock=lambda: made.now)).go()
+    return Run(made, Budget(seconds, 0.0, per_epoch, every, reports, clock=lambda: made.now)).go()
 
 
 def test_a_steady_machine_keeps_its_first_plan_and_uses_the_time() -> None:
@@ -100,6 +102,16 @@ def test_a_steady_machine_keeps_its_first_plan_and_uses_the_time() -> None:
     assert 8 <= len(run.validated) <= 10
     assert 0.92 * 1200 < run.machine.now < 0.99 * 1200
     assert run.rates[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_time_for_a_report_is_set_aside_where_the_budget_can_spare_it() -> None:
+    run = simulated(1200.0, step=0.9, validation=8.0, reports=True)
+    assert run.budget.reporting == 6 + 2 * 8
+    assert run.budget.can_report
+    assert run.machine.now < 1200 - 22
+    short = simulated(120.0, step=0.9, validation=8.0, reports=True)  # it would take a fifth of the time
+    assert short.machine.now == simulated(120.0, step=0.9, validation=8.0).machine.now
+    assert not short.budget.can_report
 
 
 @settings(deadline=None, max_examples=60)
@@ -217,15 +229,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_ends_within_its_budget_with_the_rate_down(squares: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
+    lines: list[Any] = []
     began = time.monotonic()
-    place = train(squares, tmp_path / "run", replace(BUDGETED, budget="15s"), say=lines.append)
+    place = train(
+        squares, tmp_path / "run", replace(BUDGETED, budget="15s"), say=lines.append, report=lines.append
+    )
     assert time.monotonic() - began < 15
     rates = [float(row["lr"]) for row in rows(tmp_path / "run" / "log.csv")]
     assert rates[-1] < 0.3 * max(rates)  # of few steps the last is not far down
-    said = [line for line in lines if line.startswith("--budget 15s: ")]
+    said = [line for line in lines if str(line).startswith("--budget 15s: ")]
     assert "epochs of 3 steps of" in said[0]
     assert "ended after" in said[-1]
+    assert f"no report, to end within the budget: ghmdet report {tmp_path / 'run'}" in lines
+    assert tmp_path / "run" not in lines
     plans = rows(tmp_path / "run" / "plan.csv")
     assert plans[0]["step"] == "0"
     assert int(plans[-1]["planned_steps"]) == place.step == len(rates)
@@ -286,6 +302,7 @@ def test_a_rank_follows_the_plan_of_rank_0(monkeypatch: pytest.MonkeyPatch, tmp_
         schedule,
         tmp_path,
         began=time.monotonic(),
+        reports=False,
         main=False,
         say=lambda line: None,
     )

@@ -142,12 +142,12 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def train_command(data: Path, out: Path, config: TrainConfig) -> list[str]:
-    """The words after `ghmdet` that train with these settings in `out`, or go on there.
+    """The words after `ghmdet` that train with these settings in `out`, or go on there; without a report of each run.
 
     >>> train_command(Path("DATA"), Path("x"), TrainConfig(cls_loss="ce", augment=AugmentConfig(scale=(1.0, 1.5))))
-    ['train', 'DATA', '--out', 'x', '--resume', '--cls-loss', 'ce', '--scale', '1.0', '1.5']
+    ['train', 'DATA', '--out', 'x', '--resume', '--no-report', '--cls-loss', 'ce', '--scale', '1.0', '1.5']
     """
-    words = ["train", str(data), "--out", str(out), "--resume"]
+    words = ["train", str(data), "--out", str(out), "--resume", "--no-report"]
     for name, value in settings(config).items():
         words.append("--" + name.replace("_", "-"))
         if isinstance(value, tuple):

@@ -21,6 +21,10 @@ VALIDATING = 0.2
 """Share of the budget that validations may take."""
 END = 3.0
 """Seconds from a run's last line to the end of its process, which gives back gigabytes: 2.4 s on a busy machine."""
+REPORT = (6.0, 2.0)
+"""Seconds that a report takes, and validations: it runs the detector over the same pictures once more, in float32."""
+REPORTING = 0.1
+"""Share of the budget that a report may take; where it would take more there is none."""
 MEASURED = ("steps", "validations", "validated_at", "step_then")
 """What a resumed run takes over of its budget's fields."""
 WARM_STEPS = 50
@@ -50,6 +54,7 @@ class Budget:
         began: the reading of `clock` from which it counts.
         per_epoch: optimizer steps in an epoch.
         every: epochs between two validations; by default about ten in a run, fewer where they would take over 20 %.
+        reports: whether time for a report is set aside.
         steps: the mean time of a step, with its share of loading and saving, in the epochs so far.
         validations: the times of the validations so far, with saving what they find.
         validated_at: the step of the last validation.
@@ -61,6 +66,7 @@ class Budget:
     began: float
     per_epoch: int
     every: int | None = None
+    reports: bool = False
     steps: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
     validated_at: int = 0
@@ -93,7 +99,18 @@ class Budget:
         return self.seconds - (self.clock() - self.began) - self._reserve(self.seconds)
 
     def _reserve(self, seconds: float) -> float:
-        return 1.25 * self.validation + END + 0.01 * seconds
+        reporting = self.reporting if self.reports and self.reporting <= REPORTING * self.seconds else 0.0
+        return 1.25 * self.validation + reporting + END + 0.01 * seconds
+
+    @property
+    def reporting(self) -> float:
+        """The time that a report takes."""
+        return REPORT[0] + REPORT[1] * self.validation
+
+    @property
+    def can_report(self) -> bool:
+        """Whether there is still time for one."""
+        return self.seconds - (self.clock() - self.began) > self.reporting + END
 
     def needs(self, steps: int) -> float:
         """The least budget that has time for so many steps of a run that begins now."""

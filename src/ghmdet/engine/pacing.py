@@ -31,6 +31,7 @@ class Pacing:
         schedule: the learning rate, of `warmup_cosine`; its end moves with the plan.
         out: the run's folder; every plan of a budget is a row of `plan.csv` there.
         began: the reading of `time.monotonic()` from which the run's time counts.
+        reports: whether the run is to end with a report.
         main: whether this is rank 0.
         say: takes each line meant for the user.
     """
@@ -43,6 +44,7 @@ class Pacing:
         out: Path,
         *,
         began: float,
+        reports: bool,
         main: bool,
         say: Callable[[str], None],
     ) -> None:
@@ -53,7 +55,7 @@ class Pacing:
         self.log = CsvLog(out / "plan.csv", PLAN_COLUMNS)
         self.budget: Budget | None = None
         if config.budget:
-            self.budget = Budget(seconds_of(config.budget), began, per_epoch, config.val_every)
+            self.budget = Budget(seconds_of(config.budget), began, per_epoch, config.val_every, reports)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes."""
@@ -146,6 +148,11 @@ class Pacing:
             pace = (round(self.budget.step, 4), round(self.budget.validation, 2))
             values = (step, seconds, plan.steps, plan.every, *pace)
             self.log.append(dict(zip(PLAN_COLUMNS, values, strict=True)))
+
+    @property
+    def can_report(self) -> bool:
+        """Whether there is time for a report."""
+        return self.budget is None or self.budget.can_report
 
     def end(self) -> None:
         """Say how long it took, and which command does the same without a clock."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 @contextmanager
@@ -19,3 +19,9 @@ def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def step_progress(*, show: bool) -> Progress:
+    """The bar of a training run, with steps done and time left; where stdout is a terminal and `show` says so."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=True, disable=not show or not sys.stdout.isatty())

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ghmdet.config import TrainConfig
@@ -32,6 +30,7 @@ from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.memory import keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
 from ghmdet.engine.pacing import Pacing
+from ghmdet.engine.progress import step_progress
 from ghmdet.engine.resume import Place, run_arguments, saved_run
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.spectrum_log import SpectrumLog
@@ -59,6 +58,7 @@ def train(
     say: Callable[[str], None] = print,
     began: float | None = None,
     figures: Mapping[str, Draw] | None = None,
+    report: Callable[[Path], object] | None = None,
 ) -> Place:
     """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
 
@@ -75,6 +75,7 @@ def train(
         say: takes each line meant for the user.
         began: the reading of `time.monotonic()` from which time counts; by default now.
         figures: by name, what draws the spectrum of an epoch for TensorBoard, if the run writes there.
+        report: called with the folder at the end, where the budget has time for it; it takes about two validations.
 
     Raises:
         GhmdetError: a setting, the data or a checkpoint that cannot be used, before any work starts.
@@ -82,7 +83,9 @@ def train(
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
     try:
-        return Trainer(Path(data), Path(out), config or TrainConfig(), resume, say, began, figures).run()
+        return Trainer(
+            Path(data), Path(out), config or TrainConfig(), resume, say, began, figures, report
+        ).run()
     except NonFiniteLoss as error:
         write_atomic(Path(out) / DIVERGED, f"{error}\n")
         raise
@@ -100,8 +103,9 @@ class Trainer:
         say: Callable[[str], None],
         began: float | None = None,
         figures: Mapping[str, Draw] | None = None,
+        report: Callable[[Path], object] | None = None,
     ) -> None:
-        self.config, self.out = config, out
+        self.config, self.out, self.report = config, out, report
         self.started = time.monotonic() if began is None else began
         model_config = _model_config(config)
         if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
@@ -196,6 +200,7 @@ class Trainer:
             self.schedule,
             out,
             began=self.started,
+            reports=report is not None,
             main=self.main,
             say=self.say,
         )
@@ -227,7 +232,7 @@ class Trainer:
         """Train to the end of the plan, or until the AP has not risen for `patience` epochs."""
         config, place, pacing = self.config, self.place, self.pacing
         board = contextlib.closing(self.board) if self.board else contextlib.nullcontext()
-        with StopSignal() as stop, self._progress() as progress, board:
+        with StopSignal() as stop, step_progress(show=self.main) as progress, board:
             bar = progress.add_task("", total=pacing.plan.steps, completed=place.step)
             while True:
                 if self._validation_due():
@@ -262,8 +267,12 @@ class Trainer:
                 self._look(stop)
                 self._save_last()
                 pacing.end_epoch(place.step)
-        pacing.end()
         self.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {self.out / 'best.pt'}")
+        if self.report and not pacing.can_report:
+            self.say(f"no report, to end within the budget: ghmdet report {self.out}")
+        elif self.report and self.main:
+            self.report(self.out)
+        pacing.end()
         return place
 
     def _validation_due(self) -> bool:
@@ -378,10 +387,6 @@ class Trainer:
         self.validation.detect(advance=lambda pictures: ends.append(time.monotonic()), batches=2)
         detecting = (ends[-1] - ends[-2:][0]) * math.ceil(len(self.data.val.records) / self.config.batch_size)
         self.pacing.rehearsed(step, detecting + SCORING)
-
-    def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Progress(*columns, transient=True, disable=not self.main or not sys.stdout.isatty())
 
 
 def _model_config(config: TrainConfig) -> ModelConfig:

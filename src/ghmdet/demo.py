@@ -1,4 +1,4 @@
-"""The main job on a synthetic set: data, training with GHM, AP, pictures."""
+"""The main job on a synthetic set: data, training with GHM, AP, pictures, report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ghmdet.engine.resume import run_arguments, saved_run
 from ghmdet.engine.score import Metrics
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
+from ghmdet.report.page import write_report
 
 IMAGES = 240
 EPOCHS = 12
@@ -23,10 +24,10 @@ THRESHOLD = 0.3
 
 
 def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) -> Metrics:
-    """Draw 240 scenes, train `nano` on them with the guarded GHM-C, score it and draw what it sees; returns the score.
+    """Draw 240 scenes, train `nano` on them, score it, draw what it sees and report on it; returns the score.
 
-    Writes `data/`, `run/` (the run folder), `run/val/` and `pictures.jpg` below `out`; called again after an
-    interruption, it goes on.
+    Writes `data/`, `run/` (the run folder), `run/val/`, `run/report.html` and `pictures.jpg` below `out`; called again
+    after an interruption, it goes on.
 
     Raises:
         GhmdetError: `out` holds something else, or the pretrained weights are not installed.
@@ -49,6 +50,8 @@ def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) 
         out / "pictures.jpg", Detector.load(out / "run" / "best.pt"), read_data(out / "data", "val")
     )
     say(f"what it sees, annotations left, detections right: {pictures}")
+    page = write_report([out / "run"], say=lambda line: None)
+    say(f"what dominated training and what goes wrong, to open in a browser: {page}")
     return metrics
 
 

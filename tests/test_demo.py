@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ghmdet.engine import demo as module
+from ghmdet import demo as module
 from ghmdet.errors import GhmdetError
 
 
@@ -21,6 +21,7 @@ def test_demo_does_the_whole_job_and_goes_on_where_it_stopped(
     assert Image.open(tmp_path / "demo" / "pictures.jpg").width > 640
     assert json.loads((tmp_path / "demo" / "run" / "val" / "metrics.json").read_text())["AP"] == metrics.AP
     assert any("ImageNet weights of EfficientNet-Lite0" in line for line in said)
+    assert "What this run says" in (tmp_path / "demo" / "run" / "report.html").read_text()
     log = (tmp_path / "demo" / "run" / "log.csv").read_text()
     assert module.demo(tmp_path / "demo", say=said.append) == metrics
     assert (tmp_path / "demo" / "run" / "log.csv").read_text() == log
