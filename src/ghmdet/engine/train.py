@@ -28,7 +28,7 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.draw import draw_batch
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.memory import keep_freed_memory
-from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
+from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer, warmup_cosine
 from ghmdet.engine.pacing import Pacing
 from ghmdet.engine.progress import step_progress
 from ghmdet.engine.resume import Place, run_arguments, saved_run
@@ -318,7 +318,8 @@ class Trainer:
         norm = loss.new_zeros(())
         rate = self.schedule.get_last_lr()[-1]
         if stepping:
-            norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            accelerator.unscale_gradients()
+            norm = clip_gradients(self.model.parameters(), self.config.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.schedule.step()
