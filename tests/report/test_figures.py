@@ -95,6 +95,15 @@ def same(drawn: np.ndarray, expected: np.ndarray, rtol: float = 1e-5) -> None:
     np.testing.assert_allclose(np.nan_to_num(drawn), np.nan_to_num(expected), rtol=rtol)
 
 
+def test_runs_are_drawn_side_by_side_by_name() -> None:
+    cases = {"ce": make_case(0), "ghm-c": make_case(1, absent=(1,)), "blind": make_case(3, absent=(0, 1, 2))}
+    background, objects = figures.draw_runs({name: case.spectrum for name, case in cases.items()}).axes
+    for name, case in cases.items():
+        for axes, kind in ((background, 0), (objects, 1)):
+            mine = [one for one in case.examples if one.kind == kind]
+            assert stairs(axes, name) == by_region([one.g for one in mine], [1.0] * len(mine))
+
+
 def test_examples_are_the_counts_of_the_naive_regions(case: Case) -> None:
     axes = figures.draw_examples(case.spectrum).axes[0]
     for kind, name in enumerate(("background", "objects")):

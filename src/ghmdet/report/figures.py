@@ -6,6 +6,8 @@ Every histogram, bar, line and map has a label, by which tests find what is draw
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -54,6 +56,21 @@ def draw_examples(spectrum: SpectrumCounts) -> Figure:
     _histograms(axes, dict(zip(KINDS, counts, strict=True)))
     axes.set(xlabel=G, ylabel="examples", title="How many examples are how wrong")
     axes.legend(frameon=False)
+    return finish(figure)
+
+
+def draw_runs(spectra: Mapping[str, SpectrumCounts]) -> Figure:
+    """The number of examples over g of several detectors, by name, on a log scale: background left, objects right."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for kind, axes in enumerate(figure.subplots(1, 2)):
+        counts = {
+            (name, colour): spectrum.examples[-1, kind].sum(axis=(0, 1))
+            for (name, spectrum), colour in zip(spectra.items(), itertools.cycle(CLASS_COLOURS), strict=False)
+        }
+        _histograms(axes, counts, filled=False)
+        axes.set(xlabel="gradient norm g", title=f"examples: {KINDS[kind][0]}")
+    figure.axes[0].set_ylabel("examples")
+    figure.axes[0].legend(frameon=False)
     return finish(figure)
 
 
@@ -220,12 +237,14 @@ def _log_axis(axes: Axes) -> None:
         axes.set_yscale("log")
 
 
-def _histograms(axes: Axes, counts: dict[tuple[str, str], Ints] | dict[tuple[str, str], Floats]) -> None:
-    """Counts [M] by name and colour over 0..1, on a log scale from just below one; the first one filled."""
+def _histograms(
+    axes: Axes, counts: dict[tuple[str, str], Ints] | dict[tuple[str, str], Floats], *, filled: bool = True
+) -> None:
+    """Counts [M] by name and colour over 0..1, on a log scale from just below one; the first one `filled`."""
     axes.set_xlim(0, 1)
     most = max(row.max() for row in counts.values())
     for number, ((name, colour), row) in enumerate(counts.items()):
-        axes.stairs(row, EDGES, color=colour, label=name, fill=number == 0, linewidth=2)
+        axes.stairs(row, EDGES, color=colour, label=name, fill=filled and number == 0, linewidth=2)
     if most:
         axes.set(yscale="log", ylim=(0.7, 2 * most))
     else:
