@@ -13,6 +13,10 @@ test: lint
 # Adds rows to benchmarks/results and draws docs/performance.md; the machine should have nothing else to do.
 bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/step_share.py
+	$(BIN)/python benchmarks/performance_page.py
 
 # The lower bounds of pyproject.toml, with the oldest Python: make test-lowest PYTHON=python3.10
 test-lowest:

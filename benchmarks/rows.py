@@ -15,10 +15,9 @@ def today() -> str:
     return datetime.now(timezone.utc).date().isoformat()
 
 
-def newest_row(name: str) -> dict[str, Any]:
-    """The last row of results/NAME.jsonl."""
-    row: dict[str, Any] = json.loads((RESULTS / f"{name}.jsonl").read_text().splitlines()[-1])
-    return row
+def all_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of results/NAME.jsonl, oldest first."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
 def append_row(name: str, row: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep what is freed, for the rest of the process; whether it could be told.
 
     It gives large blocks back to the system at once, which must then clear every page of the next step's activations
-    anew: a fifth of the time of a training step on a CPU (benchmarks/step.py). Other C libraries are left as they are.
+    anew: a fifth of the time of a step of `nano` on one thread, an eighth on two (benchmarks/step.py). Other C
+    libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
