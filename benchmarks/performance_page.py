@@ -51,11 +51,11 @@ torchvision in the same precision, of the processor's time.
 
 Profiled on one thread, 83 % of torchvision's step are convolutions and 87 % of ours; 26 % of theirs are 1 x 1 ones that
 do not go to oneDNN, none of ours. On two threads PyTorch gives all to oneDNN, so the difference is smaller: `ghm-c`
-misses the aim of 0.85 there. Frozen batch norm is 3 % of our step on one thread, and 10 % of one profiled on two threads
-of a busy machine; it could be folded into the weights before it, which is not done.
+misses the aim of 0.85 there. Frozen batch norm is 3 % of our step on one thread, and 10 % of one profiled on two
+threads of a busy machine; it could be folded into the weights before it, which is not done.
 
 These are medians of two to four steps, on a machine whose long runs were paused but where others worked. Runs at other
-times gave 0.67 to 0.69 for `ghm-c` in float32 on one thread, but 0.57 to 0.78 in bf16. A run on two threads at load 5
+times gave 0.67 to 0.69 for `ghm-c` in float32 on one thread, but 0.52 to 0.78 in bf16. A run on two threads at load 5
 gave anything from 0.34 to 1.15 and is not in the table. Detection on two threads was not measured on a quiet machine.
 
 | threads | what | batch | arm | s by the clock | s of the processor | ratio | load |
