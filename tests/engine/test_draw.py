@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ghmdet.engine.draw import class_colour, contact_sheet, draw_batch, draw_detections, draw_side_by_side
+from ghmdet.engine.draw import (
+    class_colour,
+    contact_sheet,
+    draw_batch,
+    draw_crop,
+    draw_detections,
+    draw_side_by_side,
+)
 
 CLASSES = ("car", "bus")
 GREY = Image.new("RGB", (320, 240), (90, 90, 90))
@@ -94,3 +101,33 @@ def test_a_batch_is_written_with_its_boxes_and_at_most_so_many_pictures(tmp_path
     nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 6
     draw_batch(tmp_path / "empty.jpg", images, nothing, CLASSES, most=4)
     assert (tmp_path / "empty.jpg").read_bytes() != (tmp_path / "batch.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("box", "window"),  # x, y and side of what the crop shows
+    [
+        ((100, 80, 140, 110), (68, 43, 104)),  # 32 pixels around the longer side
+        ((100, 60, 200, 100), (50, -20, 200)),  # half of the longer side; moved down into the picture
+        ((0, 0, 20, 20), (0, 0, 84)),  # at the corner
+        ((310, 230, 320, 240), (246, 166, 74)),
+    ],
+)
+def test_a_crop_shows_a_box_with_its_surroundings(box: tuple[int, ...], window: tuple[int, int, int]) -> None:
+    pixels = np.full((240, 320, 3), 90, np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = (0, 0, 255)
+    crop = draw_crop(Image.fromarray(pixels), box, label=0)
+    assert crop.size == (160, 160)
+    x, y, side = window[0], max(window[1], 0), window[2]
+    blue = np.asarray(crop)[..., 2] > 200
+    seen = [blue.any(axis=0).nonzero()[0], blue.any(axis=1).nonzero()[0]]
+    for axis, low in ((0, x), (1, y)):
+        inside = [(box[axis + i] - low) * 160 / side for i in (0, 2)]
+        assert [seen[axis][0], seen[axis][-1]] == pytest.approx(inside, abs=5)
+    corner = [min(int((box[i] - low) * 160 / side), 159) for i, low in ((0, x), (1, y))]
+    assert crop.getpixel((corner[0], corner[1])) == class_colour(0)
+
+
+def test_a_crop_is_cut_where_the_picture_is_smaller() -> None:
+    crop = draw_crop(Image.new("RGB", (400, 60)), (100, 0, 300, 60), label=1)
+    assert crop.size == (160, 24)
+    assert draw_crop(torch.zeros(3, 8, 8), (2, 2, 4, 4), label=1).size == (160, 160)

@@ -108,7 +108,8 @@ def _confusion(tables: CocoTables, rows: Ints) -> Ints:
     kept = np.zeros(len(tables.dt_score), dtype=bool)
     kept[rows] = True
     kept &= tables.dt_score >= THRESHOLD
-    matrix = evaluate(tables, kept).confusion_matrix(iou_thr=0.5, max_det=100)["matrix"]
+    most = max(1, int(kept.sum()))  # its own limit is 100 an image over all classes
+    matrix = evaluate(tables, kept).confusion_matrix(iou_thr=0.5, max_det=most)["matrix"]
     confusion: Ints = matrix.astype(np.int64)
     return confusion
 

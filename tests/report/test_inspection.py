@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ghmdet.data import read_data
+from ghmdet.engine.checkpoint import save_checkpoint
+from ghmdet.engine.evaluate import validate
+from ghmdet.errors import CheckpointError, DataError, GhmdetError
+from ghmdet.models import RetinaNet, model_state, preset
+from ghmdet.report.inspection import inspect_run
+from ghmdet.report.mistakes import said_of_errors, said_of_hardest
+from ghmdet.spectrum_counts import SpectrumCounts
+
+KEYS = {
+    "checkpoint", "data", "split", "pictures", "classes", "metrics", "curves", "confusion", "errors", "reliability",
+    "scores", "in_words", "summary", "hardest", "hardest_total", "made",
+}  # fmt: skip
+
+
+def make_run(path: Path, data: Path, bias: float) -> Path:
+    """An untrained detector, whose scores are about sigmoid(bias), as a run."""
+    torch.manual_seed(0)
+    model = RetinaNet(preset("nano", size=96), ("red", "blue"))
+    torch.nn.init.constant_(model.head.class_logits.bias, bias)
+    save_checkpoint(path / "best.pt", model_state(model) | {"category_ids": [1, 2]})
+    (path / "run.json").write_text(json.dumps({"arguments": {"data": str(data), "val_split": "val"}}))
+    return path
+
+
+def quiet(run: Path, **options: Any) -> dict[str, Any]:
+    out = inspect_run(run, say=lambda line: None, **options)
+    found: dict[str, Any] = json.loads((out / "findings.json").read_text(), parse_constant=pytest.fail)
+    assert found.keys() == KEYS
+    return found
+
+
+@pytest.fixture
+def data(squares: Path, tmp_path: Path) -> Path:
+    """A copy of the squares, to be changed."""
+    return shutil.copytree(squares, tmp_path / "squares")
+
+
+def change(data: Path, **lists: Any) -> None:
+    file = data / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | lists))
+
+
+def boxes_of(data: Path) -> list[dict[str, Any]]:
+    boxes: list[dict[str, Any]] = json.loads((data / "annotations" / "instances_val.json").read_text())[
+        "annotations"
+    ]
+    return boxes  # fmt: skip
+
+
+def test_a_sure_detector_of_nothing_is_told_with_crops(squares: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", squares, bias=3.0)
+    found = quiet(run)
+    out = run / "inspection"
+    assert found["pictures"] == 4 and found["classes"] == ["red", "blue"] and found["split"] == "val"
+    assert SpectrumCounts.load(out / "spectrum.npz").pictures.tolist() == [4]
+    assert found["confusion"]["labels"] == ["red", "blue", "background"]
+    assert found["hardest_total"]["no label here"] > 100 and found["hardest_total"]["not seen"] == 0
+    hardest = found["hardest"]
+    assert len(hardest) == 96 and [one["g"] for one in hardest] == sorted(
+        (o["g"] for o in hardest), reverse=True
+    )
+    assert sorted(path.name for path in (out / "crops").iterdir()) == [f"{i:03}.jpg" for i in range(96)]
+    for one in hardest:
+        assert (squares / "images" / one["file"]).is_file() and one["crop"].startswith("crops/")
+        assert one["g"] == one["score"] >= 0.5 and one["class"] in ("red", "blue")
+        assert (one["other"] is None) == (one["kind"] != "other label here")
+    with Image.open(out / "crops" / "000.jpg") as crop:
+        assert crop.format == "JPEG" and max(crop.size) == 160
+    words = " ".join(found["in_words"])
+    assert (
+        f"{found['hardest_total']['no label here']:,} detections with a score of .5 or more lie where"
+        in words
+    )
+    assert found["in_words"][0].startswith("4 pictures give")
+
+    (run / "best.pt").rename(tmp_path / "kept.pt")
+    make_run(run, squares, bias=-20.0)
+    assert len(quiet(run)["hardest"]) == len(list((out / "crops").iterdir())) == 8
+
+
+def test_the_figures_are_those_of_val(squares: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", squares, bias=-1.0)
+    found = quiet(run)
+    metrics = validate(
+        run / "best.pt", squares, "val", tmp_path / "val", precision="fp32", say=lambda line: None
+    )
+    assert found["metrics"]["detections"] == metrics.detections > 0
+    assert found["metrics"]["AP50"] == pytest.approx(metrics.AP50, abs=1e-6)
+    results = json.loads((run / "inspection" / "predictions.json").read_text())
+    assert len(results) == metrics.detections
+
+
+def test_no_detection_leaves_every_object_unseen_and_crops_show_them_upright(
+    data: Path, tmp_path: Path
+) -> None:
+    turned = data / "images" / "val_0.jpg"
+    with Image.open(data / "images" / "val_0.png") as upright:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif, quality=95)
+    file = data / "annotations" / "instances_val.json"
+    file.write_text(file.read_text().replace("val_0.png", "val_0.jpg"))
+    run = make_run(tmp_path / "run", data, bias=-20.0)
+    found = quiet(run)
+    assert found["metrics"]["detections"] == 0 and found["reliability"]["share"] == [None] * 10
+    assert found["hardest_total"] == {"no label here": 0, "other label here": 0, "not seen": 8}
+    assert "8 of 8 labelled objects are not seen: nothing there scores above .5." in found["in_words"]
+    truth = {tuple(one["bbox"]): one["category_id"] for one in boxes_of(data)}
+    for one in found["hardest"]:
+        assert one["kind"] == "not seen" and one["g"] == pytest.approx(1 - one["score"], abs=1e-4)
+        assert truth[tuple(one["box"])] == ["red", "blue"].index(one["class"]) + 1
+    upright_reds = [o for o in found["hardest"] if o["file"] == "val_0.jpg" and o["class"] == "blue"]
+    with Image.open(run / "inspection" / upright_reds[0]["crop"]) as crop:
+        box = upright_reds[0]["box"]  # the window of 92 pixels is cut to the picture's 72 rows
+        left = min(max(round(box[0] + 14 - 46), 0), 96 - 92)
+        zoom = 160 / 92
+        middle = np.asarray(crop)[round((box[1] + 14) * zoom), round((box[0] + 14 - left) * zoom)]
+    assert middle[2] > 180 and middle[0] < 80
+
+
+def test_a_class_without_boxes_and_one_picture(data: Path, tmp_path: Path) -> None:
+    first = boxes_of(data)[0]
+    images = [{"id": first["image_id"], "file_name": "val_0.png", "width": 96, "height": 72}]
+    change(data, annotations=[first], images=images)
+    found = quiet(make_run(tmp_path / "run", data, bias=3.0))
+    assert found["pictures"] == 1 and found["curves"]["blue"] is None
+    assert len(found["curves"]["red"]["precision"]) == 101
+    assert found["metrics"]["per_class"]["blue"]["AP"] is None
+    assert len(found["hardest"]) == 24
+    assert {one["class"] for one in found["hardest"]} == {"red", "blue"}
+
+
+def test_a_part_without_objects(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", data, bias=3.0)
+    change(data, annotations=[one | {"iscrowd": 1, "bbox": [0, 0, 96, 72]} for one in boxes_of(data)])
+    found = quiet(run)
+    assert found["metrics"]["AP"] is None and found["curves"] == {"red": None, "blue": None}
+    assert found["hardest"] == [] and set(found["hardest_total"].values()) == {0}  # all lies in crowds
+    assert "No detection with a score of .5 or more lies where nothing" in " ".join(found["in_words"])
+    change(data, annotations=[])
+    with pytest.raises(DataError, match="split val has 4 images and no usable box"):
+        quiet(run)
+
+
+def test_what_is_missing_or_broken_is_named(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", data, bias=0.0)
+    moved = data.rename(tmp_path / "moved")
+    with pytest.raises(
+        GhmdetError, match=r"run\.json: the data it names, .*squares, is not there: give --data"
+    ):
+        quiet(run)
+    assert quiet(run, data=moved)["data"] == str(moved)
+    assert quiet(run, data=moved, split="train")["pictures"] == 12
+    assert read_data(moved, "train").classes == ("red", "blue")
+
+    state = torch.load(run / "best.pt", weights_only=True)
+    next(value for name, value in state["model"].items() if "head" in name and name.endswith("weight")).fill_(
+        torch.nan
+    )
+    save_checkpoint(run / "best.pt", state)
+    with pytest.raises(CheckpointError, match=r"run/best\.pt: the detector is broken, .*\(NaN\)"):
+        quiet(run, data=moved)
+    (run / "best.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"best\.pt"):
+        quiet(run, data=moved)
+    for text in (None, "{", "[]", "{}"):
+        (run / "run.json").unlink(missing_ok=True)
+        if text:
+            (run / "run.json").write_text(text)
+        with pytest.raises(
+            GhmdetError, match=r"run\.json: does not say what the run was trained on .*give the folder"
+        ):
+            quiet(run)
+
+
+def test_words_fit_the_counts() -> None:
+    totals = {"no label here": 38, "other label here": 0, "not seen": 0}
+    assert said_of_hardest(totals, 1200) == [
+        "38 detections with a score of .5 or more lie where nothing is labelled: look for missing labels.",
+        "All 1,200 labelled objects are seen, with a score above .5.",
+    ]
+    assert len(said_of_hardest({"no label here": 1, "other label here": 2, "not seen": 3}, 9)) == 3
+    assert len(said_of_hardest(dict.fromkeys(totals, 0), 0)) == 1
+    errors: Any = [
+        {"kind": "missed", "count": 90, "AP50_lost": 0.02},
+        {"kind": "badly located", "count": 3, "AP50_lost": 0.12},
+    ]
+    assert said_of_errors(0.7, errors) == [
+        "Of 100 points of AP50 it has 70; most are lost to badly located boxes: 12.0 points."
+    ]
+    assert said_of_errors(None, errors) == [] == said_of_errors(0.7, [errors[0] | {"AP50_lost": 0.0}])
