@@ -104,8 +104,13 @@ def unfold(page: Any) -> None:
 
 def wait_for_drawings(page: Any) -> None:
     boxes = "[...document.querySelectorAll('.drawing')]"
-    while page.evaluate(f"{boxes}.some((one) => one.clientWidth && !one.querySelector('.drawn'))"):
-        page.wait_for_timeout(10)
+    missing = f"{boxes}.filter((one) => one.checkVisibility() && !one.querySelector('.drawn')).length"
+    # Not wait_for_function: the page forbids the evaluation that it is made of.
+    for _ in range(500):
+        if not page.evaluate(missing):
+            return
+        page.wait_for_timeout(20)
+    pytest.fail(f"{page.evaluate(missing)} drawings are not drawn after ten seconds")
 
 
 def bars(page: Any) -> list[str]:

@@ -21,7 +21,7 @@ for (const spectrum of document.querySelectorAll(".spectrum")) {
   const draw = () => {
     const epoch = slider ? Number(slider.value) : last;
     const box = spectrum.querySelector(".drawing");
-    if (!box.clientWidth) return;  // in a run that is folded
+    if (!spectrum.checkVisibility()) return;  // in a run that is folded
     if (slider) slider.setAttribute("aria-valuetext", `epoch ${data.epochs[epoch]}`);
     spectrum.querySelector(".now").textContent = drawSpectrum(box, data, epoch, Number(of.value));
   };
