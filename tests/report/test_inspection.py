@@ -117,7 +117,7 @@ def test_no_detection_leaves_every_object_unseen_and_crops_show_them_upright(
     found = quiet(run)
     assert found["metrics"]["detections"] == 0 and found["reliability"]["share"] == [None] * 10
     assert found["hardest_total"] == {"no label here": 0, "other label here": 0, "not seen": 8}
-    assert "8 of 8 labelled objects are not seen: nothing there scores above .5." in found["in_words"]
+    assert "Of 8 labelled objects it does not see 8: nothing there scores above .5." in found["in_words"]
     truth = {tuple(one["bbox"]): one["category_id"] for one in boxes_of(data)}
     for one in found["hardest"]:
         assert one["kind"] == "not seen" and one["g"] == pytest.approx(1 - one["score"], abs=1e-4)
@@ -190,15 +190,19 @@ def test_words_fit_the_counts() -> None:
     totals = {"no label here": 38, "other label here": 0, "not seen": 0}
     assert said_of_hardest(totals, 1200) == [
         "38 detections with a score of .5 or more lie where nothing is labelled: look for missing labels.",
-        "All 1,200 labelled objects are seen, with a score above .5.",
+        "It sees all 1,200 labelled objects, with a score above .5.",
     ]
-    assert len(said_of_hardest({"no label here": 1, "other label here": 2, "not seen": 3}, 9)) == 3
+    assert said_of_hardest({"no label here": 1, "other label here": 2, "not seen": 3}, 9) == [
+        "1 detection with a score of .5 or more lies where nothing is labelled: look for missing labels.",
+        "2 detections with a score of .5 or more lie on what is labelled as another class: look for wrong labels.",
+        "Of 9 labelled objects it does not see 3: nothing there scores above .5.",
+    ]
     assert len(said_of_hardest(dict.fromkeys(totals, 0), 0)) == 1
     errors: Any = [
         {"kind": "missed", "count": 90, "AP50_lost": 0.02},
         {"kind": "badly located", "count": 3, "AP50_lost": 0.12},
     ]
     assert said_of_errors(0.7, errors) == [
-        "Of 100 points of AP50 it has 70; most are lost to badly located boxes: 12.0 points."
+        "AP50 is 70 of 100 points; the costliest mistakes are badly located boxes: 12.0 points."
     ]
     assert said_of_errors(None, errors) == [] == said_of_errors(0.7, [errors[0] | {"AP50_lost": 0.0}])

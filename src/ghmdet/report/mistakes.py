@@ -20,10 +20,11 @@ _ERRORS = {
 def said_of_hardest(totals: Mapping[str, int], objects: int) -> list[str]:
     """On the hard examples, of which `totals` says how many there are by kind, among so many labelled objects."""
     said = [
-        f"{totals[kind]:,} detections with a score of .5 or more lie {where}."
+        f"{totals[kind]:,} {'detections' if totals[kind] > 1 else 'detection'} with a score of .5 or more"
+        f" {'lie' if totals[kind] > 1 else 'lies'} {where}."
         for kind, where in (
             (NOTHING, "where nothing is labelled: look for missing labels"),
-            (OTHER, "on objects that are labelled as another class: look for wrong labels"),
+            (OTHER, "on what is labelled as another class: look for wrong labels"),
         )
         if totals[kind]
     ]
@@ -31,10 +32,10 @@ def said_of_hardest(totals: Mapping[str, int], objects: int) -> list[str]:
         said.append("No detection with a score of .5 or more lies where nothing of its class is labelled.")
     if totals[UNSEEN]:
         said.append(
-            f"{totals[UNSEEN]:,} of {objects:,} labelled objects are not seen: nothing there scores above .5."
+            f"Of {objects:,} labelled objects it does not see {totals[UNSEEN]:,}: nothing there scores above .5."
         )
     elif objects:
-        said.append(f"All {objects:,} labelled objects are seen, with a score above .5.")
+        said.append(f"It sees all {objects:,} labelled objects, with a score above .5.")
     return said
 
 
@@ -44,6 +45,6 @@ def said_of_errors(AP50: float | None, errors: Sequence[ErrorKind]) -> list[str]
     if AP50 is None or worst["AP50_lost"] < 0.001:
         return []
     return [
-        f"Of 100 points of AP50 it has {100 * AP50:.0f}; most are lost to {_ERRORS[worst['kind']]}:"
+        f"AP50 is {100 * AP50:.0f} of 100 points; the costliest mistakes are {_ERRORS[worst['kind']]}:"
         f" {100 * worst['AP50_lost']:.1f} points."
     ]
