@@ -117,7 +117,9 @@ def test_no_detection_leaves_every_object_unseen_and_crops_show_them_upright(
     found = quiet(run)
     assert found["metrics"]["detections"] == 0 and found["reliability"]["share"] == [None] * 10
     assert found["hardest_total"] == {"no label here": 0, "other label here": 0, "not seen": 8}
-    assert "Of 8 labelled objects it does not see 8: nothing there scores above .5." in found["in_words"]
+    assert (
+        "Of 8 labelled objects it does not see 8: their class scores at most .5 there." in found["in_words"]
+    )
     truth = {tuple(one["bbox"]): one["category_id"] for one in boxes_of(data)}
     for one in found["hardest"]:
         assert one["kind"] == "not seen" and one["g"] == pytest.approx(1 - one["score"], abs=1e-4)
@@ -194,8 +196,8 @@ def test_words_fit_the_counts() -> None:
     ]
     assert said_of_hardest({"no label here": 1, "other label here": 2, "not seen": 3}, 9) == [
         "1 detection with a score of .5 or more lies where nothing is labelled: look for missing labels.",
-        "2 detections with a score of .5 or more lie on what is labelled as another class: look for wrong labels.",
-        "Of 9 labelled objects it does not see 3: nothing there scores above .5.",
+        "2 detections with a score of .5 or more lie on what is labelled as another class: it mistakes them, or the labels are wrong.",
+        "Of 9 labelled objects it does not see 3: their class scores at most .5 there.",
     ]
     assert len(said_of_hardest(dict.fromkeys(totals, 0), 0)) == 1
     errors: Any = [

@@ -24,7 +24,7 @@ def said_of_hardest(totals: Mapping[str, int], objects: int) -> list[str]:
         f" {'lie' if totals[kind] > 1 else 'lies'} {where}."
         for kind, where in (
             (NOTHING, "where nothing is labelled: look for missing labels"),
-            (OTHER, "on what is labelled as another class: look for wrong labels"),
+            (OTHER, "on what is labelled as another class: it mistakes them, or the labels are wrong"),
         )
         if totals[kind]
     ]
@@ -32,7 +32,7 @@ def said_of_hardest(totals: Mapping[str, int], objects: int) -> list[str]:
         said.append("No detection with a score of .5 or more lies where nothing of its class is labelled.")
     if totals[UNSEEN]:
         said.append(
-            f"Of {objects:,} labelled objects it does not see {totals[UNSEEN]:,}: nothing there scores above .5."
+            f"Of {objects:,} labelled objects it does not see {totals[UNSEEN]:,}: their class scores at most .5 there."
         )
     elif objects:
         said.append(f"It sees all {objects:,} labelled objects, with a score above .5.")
