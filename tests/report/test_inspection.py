@@ -196,7 +196,8 @@ def test_words_fit_the_counts() -> None:
     ]
     assert said_of_hardest({"no label here": 1, "other label here": 2, "not seen": 3}, 9) == [
         "1 detection with a score of .5 or more lies where nothing is labelled: look for missing labels.",
-        "2 detections with a score of .5 or more lie on what is labelled as another class: it mistakes them, or the labels are wrong.",
+        "2 detections with a score of .5 or more lie on what is labelled as another class: it mistakes them, or"
+        " the labels are wrong.",
         "Of 9 labelled objects it does not see 3: their class scores at most .5 there.",
     ]
     assert len(said_of_hardest(dict.fromkeys(totals, 0), 0)) == 1
