@@ -7,6 +7,10 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/ghmdet demo --out demo
 
+# Their networks are so small that threads mostly wait for each other; beside another busy process they spin while they
+# wait, and a test of seconds took minutes.
+test test-lowest: export OMP_NUM_THREADS ?= 1
+
 test: lint
 	$(BIN)/python -m pytest
 
