@@ -318,7 +318,7 @@ def compare(
 
 @app.command
 def demo(*, out: Path, seed: int = 0) -> None:
-    """Do the main job on a synthetic set, in about four minutes: data, training with GHM, AP, pictures, report.
+    """Do the main job on a synthetic set, in one to two minutes: data, training with GHM, AP, pictures, report.
 
     Parameters
     ----------
