@@ -25,6 +25,11 @@ from rows import append_row, today
 # name: folder below DATA_ROOT, parts to judge, options of `ghmdet train`
 RUNS: dict[str, tuple[str, list[str], list[str]]] = {
     "bccd": ("bccd", ["val", "test"], ["--vflip=0.5", "--epochs=30", "--backbone-lr=1"]),
+    "bccd-long": (
+        "bccd",
+        ["val", "test"],
+        ["--vflip=0.5", "--epochs=90", "--val-every=10", "--backbone-lr=1", "--scale", "0.6", "1.5"],
+    ),
     "bccd-scratch": ("bccd", ["val", "test"], ["--vflip=0.5", "--weights=none", "--epochs=60"]),
     "cards": ("cards", ["val"], ["--hflip=0", "--epochs=45"]),  # letters are not mirrored
 }
