@@ -243,9 +243,7 @@ def test_a_run_ends_within_its_budget_with_the_rate_down(squares: Path, tmp_path
     assert tmp_path / "run" not in lines
     plans = rows(tmp_path / "run" / "plan.csv")
     assert plans[0]["step"] == "0"
-    # Of few steps the last is not far down; a machine that stalls at the end leaves none to come down in.
-    stalled = len(plans) > 1 and place.step - int(plans[-1]["step"]) <= 2
-    assert stalled or rates[-1] < 0.3 * max(rates)
+    assert rates[-1] < 0.3 * max(rates)  # of few steps the last is not far down
     assert int(plans[-1]["planned_steps"]) == place.step == len(rates)
     assert int(rows(tmp_path / "run" / "metrics.csv")[-1]["step"]) == place.step
 
