@@ -46,8 +46,8 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.evaluate import coco_results
 from ghmdet.engine.memory import keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
-from ghmdet.engine.score import score
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.evaluation.score import score
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, RetinaNet, load_weights, preset
 from ghmdet.models.anchors import make_anchors
 from proxy_features import Features

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ghmdet import Detector
 from ghmdet.data import DetectionData, read_data
-from ghmdet.engine.draw import draw_detections
+from ghmdet.draw import draw_detections
 from ghmdet.engine.predict import to_tensor
 from ghmdet.engine.spectra import measure_spectrum
 from ghmdet.report.curves import CENTRES, NAMES, gradient_shares

@@ -183,7 +183,7 @@ def score(annotations: Path, results: Path, /, *, json: Path | None = None) -> N
     json
         File to write the figures to, as JSON.
     """
-    from ghmdet.engine.score import score as run
+    from ghmdet.evaluation.score import score as run
 
     metrics = run(annotations, results)
     console.print(metrics.table())

@@ -9,13 +9,13 @@ import torch
 
 from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData, SynthConfig, read_data, synthesize
-from ghmdet.engine.draw import contact_sheet, draw_side_by_side
+from ghmdet.draw import contact_sheet, draw_side_by_side
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.predict import Detector, to_tensor
 from ghmdet.engine.resume import run_arguments, saved_run
-from ghmdet.engine.score import Metrics
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
+from ghmdet.evaluation.score import Metrics
 from ghmdet.report.page import write_report
 
 IMAGES = 240

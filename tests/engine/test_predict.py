@@ -12,8 +12,8 @@ from PIL import Image
 from ghmdet import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.predict import KnownImages, predict, to_tensor
-from ghmdet.engine.score import score
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
+from ghmdet.evaluation.score import score
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ghmdet.engine.findings import ERRORS, find
+from ghmdet.evaluation.findings import ERRORS, find
 from ghmdet.spectrum_counts import REGIONS, SpectrumCounts
 from spectrum_cases import CLASSES, make_case
 

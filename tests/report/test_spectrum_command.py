@@ -11,9 +11,9 @@ from ghmdet.cli import main
 from ghmdet.data import SynthConfig, read_data, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.engine.score import hits, score
-from ghmdet.engine.score_use import reliability
 from ghmdet.engine.spectra import measure_spectrum
+from ghmdet.evaluation.score import hits, score
+from ghmdet.evaluation.score_use import reliability
 from ghmdet.models import RetinaNet, preset
 from ghmdet.models.state import model_state
 from ghmdet.spectrum_counts import SpectrumCounts, count_batch

@@ -19,9 +19,9 @@ from ghmdet.engine.evaluate import validate
 from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.engine.score import matches
 from ghmdet.engine.spectra import measure_spectrum
 from ghmdet.errors import GhmdetError
+from ghmdet.evaluation.score import matches
 from ghmdet.files import write_atomic
 
 RESAMPLES = 1000

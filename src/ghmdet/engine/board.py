@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from ghmdet.data import DetectionData
-from ghmdet.engine.draw import contact_sheet, draw_side_by_side
+from ghmdet.draw import contact_sheet, draw_side_by_side
 from ghmdet.engine.predict import to_tensor
 from ghmdet.spectrum_counts import BACKGROUND, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 

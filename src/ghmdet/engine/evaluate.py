@@ -15,8 +15,8 @@ from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
-from ghmdet.engine.score import Metrics, score
 from ghmdet.errors import GhmdetError
+from ghmdet.evaluation.score import Metrics, score
 from ghmdet.models import RetinaNet, model_from_state
 
 

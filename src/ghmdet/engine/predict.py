@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ghmdet.data.images import EXTENSIONS, picture_tensor, read_picture
+from ghmdet.draw import draw_detections
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
-from ghmdet.engine.draw import draw_detections
 from ghmdet.engine.evaluate import coco_results
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json

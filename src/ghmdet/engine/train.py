@@ -23,9 +23,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from ghmdet.config import TrainConfig
+from ghmdet.draw import draw_batch
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.draw import draw_batch
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.memory import keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer, warmup_cosine

@@ -17,7 +17,7 @@ from ghmdet.engine.evaluate import detect
 from ghmdet.engine.memory import peak_memory
 from ghmdet.engine.resume import Place
 from ghmdet.engine.run_folder import CsvLog, draw_curves
-from ghmdet.engine.score import Metrics, score
+from ghmdet.evaluation.score import Metrics, score
 from ghmdet.models import RetinaNet, model_state
 
 if TYPE_CHECKING:

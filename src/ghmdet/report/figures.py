@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ghmdet.engine.score_use import reliability
+from ghmdet.evaluation.score_use import reliability
 from ghmdet.files import write_atomic
 from ghmdet.report.curves import (
     CENTRES,
@@ -191,7 +191,7 @@ def draw_weights(spectrum: SpectrumCounts) -> Figure:
 def draw_reliability(scores: Floats, hit: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Figure:
     """The share of detections that hit over their score, and how many detections there are at each score.
 
-    scores: in 0..1, [n]. hit: which found a box, [n]; both as of `ghmdet.engine.score.hits`.
+    scores: in 0..1, [n]. hit: which found a box, [n]; both as of `ghmdet.evaluation.score.hits`.
     """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)

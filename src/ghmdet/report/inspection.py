@@ -14,13 +14,13 @@ from PIL import Image
 
 from ghmdet.data import DetectionData
 from ghmdet.data.images import load_image
-from ghmdet.engine.coco_tables import Floats
-from ghmdet.engine.draw import draw_crop
-from ghmdet.engine.findings import find
-from ghmdet.engine.hardest import Hard, Scored, choose, count_kinds, hard_examples
+from ghmdet.draw import draw_crop
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.spectra import measure_checkpoint
 from ghmdet.errors import GhmdetError
+from ghmdet.evaluation.findings import find
+from ghmdet.evaluation.hardest import Hard, Scored, choose, count_kinds, hard_examples
+from ghmdet.evaluation.tables import Floats
 from ghmdet.files import write_atomic
 from ghmdet.report.mistakes import said_of_errors, said_of_hardest
 from ghmdet.report.summary import summarize

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ghmdet.engine.findings import ErrorKind
-from ghmdet.engine.hardest import NOTHING, OTHER, UNSEEN
+from ghmdet.evaluation.findings import ErrorKind
+from ghmdet.evaluation.hardest import NOTHING, OTHER, UNSEEN
 
 _ERRORS = {
     "wrong class": "objects that are given a wrong class",

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.engine.score import hits, score
 from ghmdet.engine.spectra import measure_checkpoint
+from ghmdet.evaluation.score import hits, score
 from ghmdet.report import figures
 from ghmdet.report.summary import Summary, summarize
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ghmdet.engine.score_use import ScoreUse
+from ghmdet.evaluation.score_use import ScoreUse
 from ghmdet.report.curves import NAMES, gradient_shares
 from ghmdet.spectrum_counts import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 

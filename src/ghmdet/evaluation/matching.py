@@ -7,7 +7,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from ghmdet.engine.coco_tables import CocoTables, Flags, Floats, Ints
+from ghmdet.evaluation.tables import CocoTables, Flags, Floats, Ints
 
 BINS = 10  # of equal width over the scores 0..1, for the calibration error
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghmdet.engine.coco_tables import Floats, Ints
+from ghmdet.evaluation.tables import Floats, Ints
 
 NOTHING, OTHER, UNSEEN = KINDS = ("no label here", "other label here", "not seen")
 HARD = 0.5  # the least g that counts

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from ghmdet.engine.coco_eval import BINS, at_half, counted, evaluate
-from ghmdet.engine.coco_tables import CocoTables, Floats, Ints, read_tables
-from ghmdet.engine.score import Metrics, metrics_of
-from ghmdet.engine.score_use import THRESHOLD
+from ghmdet.evaluation.matching import BINS, at_half, counted, evaluate
+from ghmdet.evaluation.score import Metrics, metrics_of
+from ghmdet.evaluation.score_use import THRESHOLD
+from ghmdet.evaluation.tables import CocoTables, Floats, Ints, read_tables
 
 ERRORS = {
     "Cls": "wrong class",
@@ -63,7 +63,7 @@ def find(
     """How good detections are and what is wrong with them.
 
     Args:
-        annotations: as :func:`ghmdet.engine.score.score` takes them.
+        annotations: as :func:`ghmdet.evaluation.score.score` takes them.
         results: likewise; scores in 0..1.
 
     Returns:
@@ -73,7 +73,7 @@ def find(
         nothing to find, and what is found in it no mistake.
 
     Raises:
-        DataError: as :func:`ghmdet.engine.score.score`.
+        DataError: as :func:`ghmdet.evaluation.score.score`.
     """
     tables = read_tables(annotations, results)
     evaluation = evaluate(tables)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ghmdet.engine.draw import (
+from ghmdet.draw import (
     class_colour,
     contact_sheet,
     draw_batch,

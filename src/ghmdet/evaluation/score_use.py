@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from ghmdet.engine.coco_tables import Flags, Floats
+from ghmdet.evaluation.tables import Flags, Floats
 
 THRESHOLD = 0.5  # where users of detectors cut
 

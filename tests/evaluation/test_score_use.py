@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghmdet.engine.score import score
-from ghmdet.engine.score_use import ScoreUse, score_use
+from ghmdet.evaluation.score import score
+from ghmdet.evaluation.score_use import ScoreUse, score_use
 from score_cases import Sets, one_detection, random_set, small
 
 Detection = tuple[int, float, bool]  # class, score, whether it found a box

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghmdet.engine.score import SUMMARY, score
 from ghmdet.errors import DataError
+from ghmdet.evaluation.score import SUMMARY, score
 from measured_data import shared_data
 from score_cases import one_detection, random_set, small
 

@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ghmdet.engine.coco_eval import BINS, at_half, counted, evaluate
-from ghmdet.engine.coco_tables import CocoTables, Flags, Floats, Ints, read_tables
-from ghmdet.engine.score_use import ScoreUse, score_use
+from ghmdet.evaluation.matching import BINS, at_half, counted, evaluate
+from ghmdet.evaluation.score_use import ScoreUse, score_use
+from ghmdet.evaluation.tables import CocoTables, Flags, Floats, Ints, read_tables
 from ghmdet.files import write_atomic
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

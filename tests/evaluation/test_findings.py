@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghmdet.engine.coco_eval import at_half, evaluate
-from ghmdet.engine.coco_tables import read_tables
-from ghmdet.engine.findings import find
-from ghmdet.engine.score import hits, score
-from ghmdet.engine.score_use import reliability
+from ghmdet.evaluation.findings import find
+from ghmdet.evaluation.matching import at_half, evaluate
+from ghmdet.evaluation.score import hits, score
+from ghmdet.evaluation.score_use import reliability
+from ghmdet.evaluation.tables import read_tables
 from score_cases import Sets, random_set
 
 Box = tuple[int, float]  # class, x of a box of 50 x 50 pixels; boxes 100 pixels apart do not touch

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from ghmdet.engine.hardest import KINDS, Hard, Scored, choose, count_kinds, hard_examples
+from ghmdet.evaluation.hardest import KINDS, Hard, Scored, choose, count_kinds, hard_examples
 
 NONE = np.zeros((0, 4))
 

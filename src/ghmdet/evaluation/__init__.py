@@ -1,0 +1,1 @@
+"""What needs detections and annotations but no network: scores, mistakes, hardest examples."""
