@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-from ghmdet.engine.device import choose_device
-from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.device import choose_device, keep_freed_memory
+from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import make_optimizer
-from ghmdet.engine.spectrum_log import SpectrumLog
 from ghmdet.models import PRESETS, RetinaNet
 from rows import append_row, today
 

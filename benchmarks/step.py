@@ -19,8 +19,7 @@ import time
 import torch
 from torch import nn
 
-from ghmdet.engine.device import choose_device
-from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.optim import make_optimizer
 from ghmdet.models import PRESETS, RetinaNet
 from ghmdet.models.depthwise import DepthwiseConv2d

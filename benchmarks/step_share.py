@@ -24,11 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ghmdet.config import TrainConfig
 from ghmdet.data import SynthConfig, synthesize
-from ghmdet.engine.device import choose_device
-from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.models import PRESETS, RetinaNet
 from rows import append_row, today

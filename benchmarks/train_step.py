@@ -26,8 +26,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from ghmdet.engine.device import choose_device
-from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.optim import make_optimizer
 from ghmdet.models import DetectionLoss, LossConfig, RetinaNet
 from rows import append_row, today

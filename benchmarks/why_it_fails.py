@@ -24,10 +24,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData
+from ghmdet.engine.checkpoint import Place
 from ghmdet.engine.predict import to_tensor
-from ghmdet.engine.resume import Place
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import Trainer
 from ghmdet.models import RetinaNet
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ghmdet.config import TrainConfig
+from ghmdet.engine.settings import TrainConfig
 
 TINY = TrainConfig(
     size=96,

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ghmdet.cli_data import console, data_app
 from ghmdet.clock import BEGAN
-from ghmdet.config import TrainConfig
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 
 app = App(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData, SynthConfig, read_data, synthesize
 from ghmdet.draw import contact_sheet, draw_side_by_side
+from ghmdet.engine.checkpoint import run_arguments, saved_run
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.engine.resume import run_arguments, saved_run
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import Metrics

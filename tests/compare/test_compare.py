@@ -21,10 +21,10 @@ from ghmdet.compare import run as engine
 from ghmdet.compare.arms import read_arms, train_command
 from ghmdet.compare.plan import Plan, Run, tuning_parts
 from ghmdet.compare.run import compare, missing_commands, plan_comparison
-from ghmdet.config import TrainConfig
 from ghmdet.data import read_data
+from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import write_json
-from ghmdet.engine.stop_signal import StopSignal
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import DIVERGED, Trainer, train
 from ghmdet.errors import GhmdetError
 

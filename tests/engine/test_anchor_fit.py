@@ -9,9 +9,8 @@ import torch
 
 from ghmdet.cli import main
 from ghmdet.data import DetectionData, Records, read_data
-from ghmdet.engine import anchor_overlap
-from ghmdet.engine.anchor_fit import fit_anchors
-from ghmdet.engine.anchor_overlap import anchor_warning, best_iou, positives_per_box, training_boxes
+from ghmdet.engine import anchor_fit
+from ghmdet.engine.anchor_fit import anchor_warning, best_iou, fit_anchors, positives_per_box, training_boxes
 from ghmdet.errors import GhmdetError
 from ghmdet.models import PRESETS, preset
 from ghmdet.models.anchors import make_anchors
@@ -156,7 +155,7 @@ def test_the_warning_names_the_class_that_is_worst_off(monkeypatch: pytest.Monke
     assert (anchor_warning(data, SQUARES) or "").startswith("6% of the boxes meet no anchor at IoU 0.5")
     data = given([((64, 64), [good] * 9)] * 100 + [((64, 64), [poor])] * 20)
     assert (anchor_warning(data, SQUARES) or "").startswith("100% of the boxes of 'speck' meet no anchor")
-    monkeypatch.setattr(anchor_overlap, "WARN_BOXES", 40)
+    monkeypatch.setattr(anchor_fit, "WARN_BOXES", 40)
     assert anchor_warning(data, SQUARES) is None  # one speck is among the five pictures now looked at
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
 from engine_cases import TINY
-from ghmdet.config import TrainConfig, seconds_of
 from ghmdet.engine import pacing
 from ghmdet.engine.budget import Budget, Plan
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.optim import Curve, move_end, warmup_cosine
+from ghmdet.engine.settings import TrainConfig, seconds_of
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 

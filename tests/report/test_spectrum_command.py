@@ -10,8 +10,8 @@ import torch
 from ghmdet.cli import main
 from ghmdet.data import SynthConfig, read_data, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
+from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.engine.spectra import measure_spectrum
 from ghmdet.evaluation.score import hits, score
 from ghmdet.evaluation.score_use import reliability
 from ghmdet.models import RetinaNet, preset

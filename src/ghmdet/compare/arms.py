@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ghmdet.config import TrainConfig
 from ghmdet.data.transforms import AugmentConfig
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.models import CLS_LOSSES
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ghmdet.compare.arms import Arm, settings, train_command
-from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionData
-from ghmdet.engine.resume import MAY_CHANGE
+from ghmdet.engine.checkpoint import MAY_CHANGE
 from ghmdet.engine.run_folder import CsvLog, write_json
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import DIVERGED
 from ghmdet.engine.validation import COLUMNS
 from ghmdet.errors import GhmdetError

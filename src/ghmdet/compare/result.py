@@ -16,10 +16,10 @@ from ghmdet.compare.paired import Floats, average_precision, interval, over_clas
 from ghmdet.compare.plan import Plan, Run
 from ghmdet.data import DetectionData
 from ghmdet.engine.evaluate import validate
+from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.engine.spectra import measure_spectrum
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import matches
 from ghmdet.files import write_atomic

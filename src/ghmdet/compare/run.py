@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ghmdet.compare.arms import read_arms
 from ghmdet.compare.plan import Outcome, Plan, Run
 from ghmdet.compare.result import Comparison, compare_runs
-from ghmdet.config import TrainConfig
 from ghmdet.data import read_data, require_images
 from ghmdet.engine.loss_log import LOG_COLUMNS
-from ghmdet.engine.stop_signal import StopSignal
+from ghmdet.engine.progress import StopSignal
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.models import LossConfig, preset
 

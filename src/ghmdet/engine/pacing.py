@@ -11,10 +11,10 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 
-from ghmdet.config import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.budget import MEASURED, Budget, Plan, seconds_in_words
 from ghmdet.engine.optim import move_end
 from ghmdet.engine.run_folder import CsvLog
+from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.errors import GhmdetError
 
 PLAN_COLUMNS = ("step", "seconds", "planned_steps", "validate_every", "step_seconds", "validation_seconds")

@@ -1,10 +1,14 @@
-"""Progress bars, where there is a terminal to draw them on."""
+"""Progress bars, where there is a terminal to draw them on, and the signal that stops a run."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,3 +29,25 @@ def step_progress(*, show: bool) -> Progress:
     """The bar of a training run, with steps done and time left; where stdout is a terminal and `show` says so."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, transient=True, disable=not show or not sys.stdout.isatty())
+
+
+class StopSignal:
+    """Turns the first interrupt or termination signal into a wish that the loop grants after its step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to take
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self.before[number])  # a second one stops at once

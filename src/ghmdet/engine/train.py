@@ -22,19 +22,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ghmdet.config import TrainConfig
 from ghmdet.draw import draw_batch
-from ghmdet.engine.checkpoint import save_checkpoint
-from ghmdet.engine.device import choose_device
+from ghmdet.engine.checkpoint import Place, run_arguments, save_checkpoint, saved_run
+from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
-from ghmdet.engine.memory import keep_freed_memory
+from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer, warmup_cosine
 from ghmdet.engine.pacing import Pacing
-from ghmdet.engine.progress import step_progress
-from ghmdet.engine.resume import Place, run_arguments, saved_run
+from ghmdet.engine.progress import StopSignal, step_progress
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.engine.spectrum_log import SpectrumLog
-from ghmdet.engine.stop_signal import StopSignal
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.engine.validation import Validation
 from ghmdet.errors import GhmdetError, unknown_name

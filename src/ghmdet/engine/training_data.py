@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ghmdet.config import TrainConfig
 from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
-from ghmdet.engine.anchor_overlap import anchor_warning
+from ghmdet.engine.anchor_fit import anchor_warning
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.models import ModelConfig
 

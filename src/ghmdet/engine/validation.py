@@ -11,11 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 from ghmdet.data import DetectionData
-from ghmdet.engine.checkpoint import save_checkpoint
-from ghmdet.engine.device import Device
+from ghmdet.engine.checkpoint import Place, save_checkpoint
+from ghmdet.engine.device import Device, peak_memory
 from ghmdet.engine.evaluate import detect
-from ghmdet.engine.memory import peak_memory
-from ghmdet.engine.resume import Place
 from ghmdet.engine.run_folder import CsvLog, draw_curves
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.models import RetinaNet, model_state

@@ -15,8 +15,8 @@ from PIL import Image
 from ghmdet.data import DetectionData
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop
+from ghmdet.engine.observation import measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.engine.spectra import measure_checkpoint
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.findings import find
 from ghmdet.evaluation.hardest import Hard, Scored, choose, count_kinds, hard_examples
@@ -107,7 +107,7 @@ def inspect_run(
 def find_hardest(part: DetectionData, results: Sequence[Mapping[str, Any]], seen: Floats) -> list[Hard]:
     """The hard examples of all pictures: from COCO results, and the best score of each labelled object.
 
-    seen: [N], picture by picture, crowds left out (see `engine.spectra.Measured`).
+    seen: [N], picture by picture, crowds left out (see `engine.observation.Measured`).
     """
     label_of = {category: label for label, category in enumerate(part.category_ids)}
     found: dict[int, list[Mapping[str, Any]]] = {record.image_id: [] for record in part.records}

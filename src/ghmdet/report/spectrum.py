@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ghmdet.engine.observation import measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.engine.spectra import measure_checkpoint
 from ghmdet.evaluation.score import hits, score
 from ghmdet.report import figures
 from ghmdet.report.summary import Summary, summarize

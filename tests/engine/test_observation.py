@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine_cases import TINY
-from ghmdet.engine.spectrum_log import SpectrumLog
+from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.train import Trainer
 from ghmdet.functional import naive
 from ghmdet.models import PRESETS, RetinaNet
