@@ -16,7 +16,7 @@ from ghmdet.draw import draw_detections
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.predict import to_tensor
 from ghmdet.report.curves import CENTRES, NAMES, gradient_shares
-from ghmdet.spectrum_counts import REGIONS
+from ghmdet.spectrum import REGIONS
 
 INK, BACKGROUND, POSITIVE = "#30343b", "#7a8ca3", "#e4572e"
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ghmdet import GHMC, GHMR
-from ghmdet.distributed import sum_over_ranks, world_size
+from ghmdet.spectrum import sum_over_ranks, world_size
 
 STEPS = 3
 SHARDS = [(30, 10), (0, 25), (17, 17)]  # examples of each rank in each step

@@ -8,7 +8,7 @@ import torch
 
 from ghmdet.errors import GhmdetError
 from ghmdet.functional import naive
-from ghmdet.spectrum_counts import SpectrumCounts, count_batch
+from ghmdet.spectrum import SpectrumCounts, count_batch
 from spectrum_cases import CLASSES, LEVELS, STRIDES, make_case
 
 ARRAYS = ("pictures", "examples", "gradient", "boxes", "box_gradient")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ghmdet.distributed import sum_over_ranks, world_size
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional._elements import Given, check_reduction, class_given, expand, regression_given
 from ghmdet.functional._kernels import Asl1, CrossEntropy, Kernel
 from ghmdet.functional._passes import check_impl, passes
 from ghmdet.functional.density import MinCount, RegionCounts, check_options, class_count, region_weights
 from ghmdet.functional.gradient_norm import check_positive
-from ghmdet.spectrum import GradientSpectrum, PeerSpectrum
+from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, world_size
 
 
 class _Harmonized(nn.Module):

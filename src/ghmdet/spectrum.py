@@ -1,14 +1,46 @@
-"""The gradient-norm histogram of a training run: a bias-corrected moving average of what its batches counted."""
+"""The gradient-norm histogram: what a loss's batches average to, what a pass over data counts, and how ranks agree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
+from ghmdet.files import write_atomic
 from ghmdet.functional.density import RegionCounts, check_bins
+from ghmdet.functional.gradient_norm import asl1_gradient_norm
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+REGIONS = 30  # of 0..1, as the class loss has; the box loss's ten are three of these each
+MU = 0.02  # of the authentic smooth L1, as the box losses have
+BACKGROUND, OBJECTS = 0, 1
+BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 22  # elements at a time: what a CPU's cache holds, what keeps a GPU busy
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over the ranks, without gradient; every rank must call it. Alone, the tensor itself."""
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
 class GradientSpectrum(nn.Module):
@@ -162,3 +194,231 @@ class PeerSpectrum(GradientSpectrum):
         self.mass.fill_(1)
         self.calls += 1
         return RegionCounts(table)
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumCounts:
+    """Counts and sums of gradient norms over E epochs, 2 kinds, K classes, L pyramid levels and M = 30 regions.
+
+    An example of the classification is an anchor and a class, its gradient norm g = |p - p*|; it is an object's (kind
+    1) where p* is 1, else background (kind 0). An example of the boxes is one coordinate of an anchor that answers for
+    an object, its gradient norm gr = |d| / sqrt(d² + μ²) with μ = .02. Passes over the parts of a data set, or over the
+    ranks of a run, add up with `+`; passes at several epochs join with :meth:`stack`.
+
+    Raises GhmdetError where the arrays' shapes do not fit together.
+    """
+
+    classes: tuple[str, ...]
+    """K names."""
+    strides: tuple[int, ...]
+    """The distance of neighbouring cells of each level in pixels, L numbers."""
+    pictures: Ints
+    """[E], how many were looked at."""
+    examples: Ints
+    """[E, 2, K, L, M], the examples of the classification in each region of g."""
+    gradient: Floats
+    """[E, 2, K, L, M], the sum of their g: what they have of cross entropy's gradient."""
+    boxes: Ints
+    """[E, K, L, M], the coordinates in each region of gr."""
+    box_gradient: Floats
+    """[E, K, L, M], the sum of their gr: what they have of authentic smooth L1's gradient."""
+
+    def __post_init__(self) -> None:
+        epochs = len(self.pictures)
+        cells = (len(self.classes), len(self.strides), REGIONS)
+        for name, shape in (
+            ("examples", (epochs, 2, *cells)),
+            ("gradient", (epochs, 2, *cells)),
+            ("boxes", (epochs, *cells)),
+            ("box_gradient", (epochs, *cells)),
+        ):
+            if getattr(self, name).shape != shape:
+                raise GhmdetError(
+                    f"'{name}' of a spectrum is {getattr(self, name).shape}, where {shape} fits its pictures, "
+                    "classes and levels"
+                )
+
+    @classmethod
+    def empty(cls, classes: Sequence[str], strides: Sequence[int]) -> SpectrumCounts:
+        """One epoch in which nothing was seen yet."""
+        cells = (len(classes), len(strides), REGIONS)
+        return cls(
+            tuple(classes),
+            tuple(strides),
+            np.zeros(1, np.int64),
+            np.zeros((1, 2, *cells), np.int64),
+            np.zeros((1, 2, *cells)),
+            np.zeros((1, *cells), np.int64),
+            np.zeros((1, *cells)),
+        )
+
+    def __add__(self, other: SpectrumCounts) -> SpectrumCounts:
+        """The counts of both, epoch by epoch. Raises GhmdetError unless classes, levels and epochs are the same."""
+        self._check_alike(other)
+        if len(self.pictures) != len(other.pictures):
+            raise GhmdetError(
+                f"spectra of {len(self.pictures)} and {len(other.pictures)} epochs do not add up"
+            )
+        return SpectrumCounts(
+            self.classes, self.strides, *(a + b for a, b in zip(self._arrays(), other._arrays(), strict=True))
+        )
+
+    @classmethod
+    def stack(cls, parts: Sequence[SpectrumCounts]) -> SpectrumCounts:
+        """One spectrum with all epochs, in the order given (at least one part; classes and levels must agree)."""
+        for part in parts[1:]:
+            parts[0]._check_alike(part)
+        arrays = zip(*(part._arrays() for part in parts), strict=True)
+        return cls(parts[0].classes, parts[0].strides, *(np.concatenate(each) for each in arrays))
+
+    def __getitem__(self, epochs: slice) -> SpectrumCounts:
+        """Some of the epochs."""
+        return SpectrumCounts(self.classes, self.strides, *(array[epochs] for array in self._arrays()))
+
+    def save(self, path: Path | str) -> Path:
+        """Write it as a compressed .npz, whole or not at all; the path. Raises OSError."""
+        buffer = io.BytesIO()
+        named: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        np.savez_compressed(
+            buffer, classes=np.array(self.classes), strides=np.array(self.strides, np.int64), **named
+        )
+        return write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path | str) -> SpectrumCounts:
+        """What :meth:`save` wrote. Raises GhmdetError naming the file where it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = [file[name] for name in _ARRAYS]
+                return cls(tuple(file["classes"].tolist()), tuple(file["strides"].tolist()), *arrays)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise GhmdetError(
+                f"{path}: not a spectrum ({error}): give a spectrum.npz of `ghmdet spectrum`"
+            ) from None
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [getattr(self, name) for name in _ARRAYS]
+
+    def _check_alike(self, other: SpectrumCounts) -> None:
+        for name in ("classes", "strides"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise GhmdetError(f"spectra with {name} {mine} and {theirs} cannot be put together")
+
+
+_ARRAYS = tuple(field.name for field in fields(SpectrumCounts))[2:]
+
+
+class SpectrumSums:
+    """The counts of one pass on a device, to which batches are added without the host waiting for it.
+
+    classes, strides: names and strides (see :class:`SpectrumCounts`). Counts are int64, sums float64.
+    """
+
+    def __init__(self, classes: Sequence[str], strides: Sequence[int], device: torch.device) -> None:
+        self.classes, self.strides = tuple(classes), tuple(strides)
+        k, cells = len(classes), (len(strides), REGIONS)
+        # What must not count (a third kind, the boxes of label K) has a place that is not read.
+        self.tables = {
+            "pictures": torch.zeros(1, dtype=torch.int64, device=device),
+            "examples": torch.zeros(3, k, *cells, dtype=torch.int64, device=device),
+            "gradient": torch.zeros(3, k, *cells, dtype=torch.float64, device=device),
+            "boxes": torch.zeros(k + 1, *cells, dtype=torch.int64, device=device),
+            "box_gradient": torch.zeros(k + 1, *cells, dtype=torch.float64, device=device),
+        }
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, differences: Tensor, level_counts: Sequence[int]) -> None:
+        """Count a batch, in float32 whatever the precision.
+
+        - `logits`: [B, A, K], all levels concatenated. `labels`: [B, A], K for background, negative for ignored (such
+          anchors are not counted).
+        - `differences`: [B, A, 4], predicted less wanted box offsets; only those of objects are looked at.
+        - `level_counts`: how many of the A anchors each level has.
+        """
+        self.tables["pictures"] += len(labels)
+        device = labels.device
+        level = torch.cat(
+            [torch.full((n,), i, dtype=torch.int32, device=device) for i, n in enumerate(level_counts)]
+        )
+        levels, rows = level.expand(labels.shape).flatten(), labels.flatten()
+        self._add_boxes(differences.flatten(0, 1), rows, levels)
+        size = max(1, (BLOCK if logits.is_cpu else DEVICE_BLOCK) // len(self.classes))
+        for start in range(0, len(rows), size):
+            block = slice(start, start + size)
+            self._add_examples(logits.flatten(0, 1)[block].float(), rows[block], levels[block])
+
+    def _add_examples(self, logits: Tensor, label: Tensor, level: Tensor) -> None:
+        num_classes, levels = len(self.classes), len(self.strides)
+        is_object = ((label >= 0) & (label < num_classes))[:, None]
+        own = label.clamp(0, num_classes - 1)[:, None]
+        # Objects are few: each row is counted as background, and its own class is put right after.
+        norm = torch.sigmoid(logits)
+        p = norm.gather(1, own)
+        norm.scatter_(1, own, torch.where(is_object, 1 - p, p))
+        cell = (label < 0).int() * (2 * num_classes * levels) + level
+        place = _region(norm).add_(cell[:, None] * REGIONS)
+        place += torch.arange(num_classes, dtype=torch.int32, device=place.device) * (levels * REGIONS)
+        place.scatter_add_(1, own, is_object.int() * (num_classes * levels * REGIONS))
+        _add_at(self.tables["examples"], self.tables["gradient"], place, norm)
+
+    def _add_boxes(self, difference: Tensor, label: Tensor, level: Tensor) -> None:
+        num_classes, levels = len(self.classes), len(self.strides)
+        label = torch.where(label < 0, num_classes, label)
+        if label.is_cpu:  # where a look at values costs nothing
+            objects = (label < num_classes).nonzero()[:, 0]
+            difference, label, level = difference[objects], label[objects], level[objects]
+        norm = asl1_gradient_norm(difference.float(), MU)  # [n, 4]
+        place = _region(norm).add_(((label.int() * levels + level) * REGIONS)[:, None])
+        _add_at(self.tables["boxes"], self.tables["box_gradient"], place, norm)
+
+    def counts(self) -> SpectrumCounts:
+        """What was counted so far, one epoch; waits for the device."""
+        k = len(self.classes)
+        read = {name: table.to("cpu", copy=True).numpy() for name, table in self.tables.items()}
+        return SpectrumCounts(
+            self.classes,
+            self.strides,
+            read["pictures"],
+            read["examples"][None, :2],
+            read["gradient"][None, :2],
+            read["boxes"][None, :k],
+            read["box_gradient"][None, :k],
+        )
+
+
+def count_batch(
+    logits: Tensor,
+    labels: Tensor,
+    differences: Tensor,
+    level_counts: Sequence[int],
+    classes: Sequence[str],
+    strides: Sequence[int],
+) -> SpectrumCounts:
+    """The spectrum of one batch: what :meth:`SpectrumSums.add` counts of it.
+
+    Raises GhmdetError for logits or differences of objects that are no numbers (NaN).
+    """
+    sums = SpectrumSums(classes, strides, logits.device)
+    sums.add(logits, labels, differences, level_counts)
+    counts = sums.counts()
+    for gradient, what in ((counts.gradient, "class scores"), (counts.box_gradient, "box offsets")):
+        if np.isnan(gradient).any():
+            raise GhmdetError(f"{what} are no numbers (NaN)")
+    return counts
+
+
+def _region(norm: Tensor) -> Tensor:
+    """The region of each norm, by the arithmetic of `functional.density.region_index`; int32."""
+    return (norm * REGIONS).int().clamp_(0, REGIONS - 1)
+
+
+def _add_at(counts: Tensor, sums: Tensor, place: Tensor, norm: Tensor) -> None:
+    """Add 1 to `counts` and the norm to `sums` at each place of the flattened tables."""
+    place, values = place.flatten(), norm.flatten().double()
+    if place.is_cpu:
+        counts += torch.bincount(place, minlength=counts.numel()).view(counts.shape)
+        sums += torch.bincount(place, values, minlength=sums.numel()).view(sums.shape)
+    else:  # where bincount would make the host wait
+        counts.view(-1).index_add_(0, place, counts.new_ones(1).expand(len(place)))
+        sums.view(-1).index_add_(0, place, values)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine_cases import TINY
 from ghmdet.engine.train import Trainer, train
 from ghmdet.report.figures import draw_examples
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 
 CONFIG = replace(TINY, val_every=1, tensorboard=True)
 

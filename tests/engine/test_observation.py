@@ -20,7 +20,7 @@ from ghmdet.models.anchors import make_anchors
 from ghmdet.models.box_coder import encode
 from ghmdet.models.matcher import AnchorTargets
 from ghmdet.models.preprocess import Batch
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 
 NANO = PRESETS["nano"]
 Seen = tuple[Tensor, Tensor, AnchorTargets, Batch]

@@ -19,7 +19,7 @@ from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.loss_log import NonFiniteLoss
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ghmdet.evaluation.findings import ERRORS, find
-from ghmdet.spectrum_counts import REGIONS, SpectrumCounts
+from ghmdet.spectrum import REGIONS, SpectrumCounts
 from spectrum_cases import CLASSES, make_case
 
 KINDS = ("no label here", "other label here", "not seen")

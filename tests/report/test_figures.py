@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ghmdet.functional import naive, ohem_loss, sigmoid_focal_loss
 from ghmdet.report import figures
 from ghmdet.report.curves import focal_gradient
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, Case, Example, make_case
 
 M = 30

@@ -17,7 +17,7 @@ from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.models import RetinaNet, model_state, preset
 from ghmdet.report.inspection import inspect_run
 from ghmdet.report.mistakes import said_of_errors, said_of_hardest
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 
 KEYS = {
     "checkpoint", "data", "split", "pictures", "classes", "metrics", "curves", "confusion", "errors", "reliability",

@@ -19,7 +19,7 @@ from ghmdet.report.curves import gradient_shares
 from ghmdet.report.page import write_report
 from ghmdet.report.run_files import read_run
 from ghmdet.report.training_spectrum import pulls, spectrum_json, training_words
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, make_case
 
 

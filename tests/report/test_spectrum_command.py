@@ -16,7 +16,7 @@ from ghmdet.evaluation.score import hits, score
 from ghmdet.evaluation.score_use import reliability
 from ghmdet.models import RetinaNet, preset
 from ghmdet.models.state import model_state
-from ghmdet.spectrum_counts import SpectrumCounts, count_batch
+from ghmdet.spectrum import SpectrumCounts, count_batch
 
 DRAWN = ["examples", "boxes", "class_gradients", "box_gradients", "shares", "weights", "reliability"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from ghmdet.functional import naive
 from ghmdet.report.summary import summarize
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, make_case
 
 CENTRES = (np.arange(30) + 0.5) / 30

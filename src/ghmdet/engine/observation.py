@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader, read_data
-from ghmdet.distributed import sum_over_ranks
 from ghmdet.engine.evaluate import original_results
 from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
@@ -22,7 +21,7 @@ from ghmdet.models.anchors import anchors_inside, make_anchors
 from ghmdet.models.box_coder import encode
 from ghmdet.models.matcher import AnchorTargets
 from ghmdet.models.preprocess import Batch
-from ghmdet.spectrum_counts import Floats, SpectrumCounts, SpectrumSums, count_batch
+from ghmdet.spectrum import Floats, SpectrumCounts, SpectrumSums, count_batch, sum_over_ranks
 
 
 class SpectrumLog:

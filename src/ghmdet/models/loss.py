@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ghmdet import functional
-from ghmdet.distributed import sum_over_ranks, world_size
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional import _elements
 from ghmdet.functional.density import RegionCounts
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
-from ghmdet.spectrum import GradientSpectrum
+from ghmdet.spectrum import GradientSpectrum, sum_over_ranks, world_size
 
 # Names, and the weight with which one learning rate suits each loss (docs/models.md).
 CLS_LOSSES: dict[str, float] = {

@@ -14,7 +14,7 @@ import torch
 
 from ghmdet.functional import smooth_l1_gradient_norm
 from ghmdet.functional.density import RegionCounts, region_weights
-from ghmdet.spectrum_counts import MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
+from ghmdet.spectrum import MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
 Form = Literal["published", "guarded"]
 

@@ -27,7 +27,7 @@ from ghmdet.report.curves import (
     class_weights,
     gradient_shares,
 )
-from ghmdet.spectrum_counts import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
+from ghmdet.spectrum import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
 INK, MUTED = "#30343b", "#7a8ca3"
 KINDS = (("background", MUTED), ("objects", "#e4572e"))

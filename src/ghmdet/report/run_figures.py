@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ghmdet.report.figures import CLASS_COLOURS, INK, KINDS, MUTED, finish
-from ghmdet.spectrum_counts import OBJECTS, Floats
+from ghmdet.spectrum import OBJECTS, Floats
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 

@@ -14,7 +14,7 @@ import numpy as np
 from ghmdet.engine.run_folder import CsvLog
 from ghmdet.errors import GhmdetError
 from ghmdet.report.run_figures import Curve
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 
 MOST_POINTS = 400  # of a loss curve
 LOSSES = {"loss": "whole", "classification": "classes", "bbox_regression": "boxes"}  # by column

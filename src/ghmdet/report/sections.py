@@ -24,7 +24,7 @@ from ghmdet.report.training_spectrum import (
     spectrum_json,
     training_words,
 )
-from ghmdet.spectrum_counts import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts
 
 MOST_CONFUSED = 20  # classes in a matrix; of more the commonest confusions are listed
 

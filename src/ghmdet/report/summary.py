@@ -10,7 +10,7 @@ import numpy as np
 
 from ghmdet.evaluation.score_use import ScoreUse
 from ghmdet.report.curves import NAMES, gradient_shares
-from ghmdet.spectrum_counts import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
+from ghmdet.spectrum import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
 WRONG = REGIONS - 1  # the region of g in which the detector is all but certain, and wrong
 FAR_OFF = 27  # the region of gr from which a coordinate is off by twice μ or more

@@ -11,7 +11,7 @@ import numpy as np
 
 from ghmdet.report.curves import NAMES, Form, class_weights
 from ghmdet.report.summary import percent, summarize
-from ghmdet.spectrum_counts import BACKGROUND, OBJECTS, REGIONS, Floats, SpectrumCounts
+from ghmdet.spectrum import BACKGROUND, OBJECTS, REGIONS, Floats, SpectrumCounts
 
 MOST_EPOCHS, MOST_CLASSES = 60, 80  # that a page holds
 HALF = REGIONS // 2
