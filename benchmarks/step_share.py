@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ghmdet.data import SynthConfig, synthesize
+from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer
 from ghmdet.engine.settings import TrainConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from ghmdet.data import SynthConfig
+from ghmdet.data.make import SynthConfig
 from ghmdet.errors import GhmdetError
 
 data_app = App(name="data", help="Look at data sets and make new ones.")
@@ -31,7 +31,7 @@ def synth(
     out
         Folder of the new data set; one that `synth` made before is replaced.
     """
-    from ghmdet.data import synthesize
+    from ghmdet.data.make import synthesize
 
     console.print(str(synthesize(out, config)))
 
@@ -86,7 +86,7 @@ def thin(
     seed
         Decides between objects, and between pictures that are equally good.
     """
-    from ghmdet.data import thin as run
+    from ghmdet.data.make import thin as run
     from ghmdet.engine.progress import counting
 
     with counting("pictures", None) as advance:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ghmdet.data import DetectionData, SynthConfig, read_data, synthesize
+from ghmdet.data import DetectionData, read_data
+from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.draw import contact_sheet, draw_side_by_side
 from ghmdet.engine.checkpoint import run_arguments, saved_run
 from ghmdet.engine.evaluate import validate

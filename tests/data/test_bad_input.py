@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_sets import draw, three_pictures, write_coco, write_voc, write_yolo
 
 from ghmdet.data import Problem, read_data
 from ghmdet.data.collector import judge_box
 from ghmdet.errors import DataError
+from small_sets import draw, three_pictures, write_coco, write_voc, write_yolo
 
 Edit = Callable[[dict[str, Any]], object]
 

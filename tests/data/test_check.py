@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_sets import Picture, draw, three_pictures, write_coco, write_voc, write_yolo
 
 from ghmdet.data import check_data, format_problems, has_errors, read_data
 from ghmdet.errors import DataError
 from measured_data import shared_data
+from small_sets import Picture, draw, three_pictures, write_coco, write_voc, write_yolo
 
 
 def kinds(path: Path, split: str | None = None) -> dict[str, int]:

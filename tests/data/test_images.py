@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_sets import draw, three_pictures, write_coco, write_yolo
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ghmdet.data import read_data, require_images
@@ -19,6 +18,7 @@ from ghmdet.data.records import Record
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.models import PRESETS
 from ghmdet.models.preprocess import scaled_size
+from small_sets import draw, three_pictures, write_coco, write_yolo
 
 
 def record(path: Path, width: int, height: int) -> Record:

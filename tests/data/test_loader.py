@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_sets import Picture, write_coco
 from torch import Tensor
 
 from ghmdet.data import (
@@ -28,6 +27,7 @@ from ghmdet.data import (
 )
 from ghmdet.data import dataset as dataset_module
 from ghmdet.errors import DataError, GhmdetError
+from small_sets import Picture, write_coco
 
 Batches = list[tuple[list[Tensor], list[dict[str, Any]]]]
 EVERYTHING = AugmentConfig(vflip=0.5, iou_crop=0.3, zoom_out=0.3, mosaic=0.4, hue=0.05)

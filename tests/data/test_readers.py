@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from ghmdet.data import DetectionData, read_data
+from ghmdet.errors import DataError
+from measured_data import shared_data
 from small_sets import (
     CLASSES,
     Picture,
@@ -21,10 +25,6 @@ from small_sets import (
     write_voc,
     write_yolo,
 )
-
-from ghmdet.data import DetectionData, read_data
-from ghmdet.errors import DataError
-from measured_data import shared_data
 
 
 def assert_same_boxes(a: DetectionData, b: DetectionData, tolerance: float = 0.0) -> None:

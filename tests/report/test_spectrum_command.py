@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ghmdet.cli import main
-from ghmdet.data import SynthConfig, read_data, synthesize
+from ghmdet.data import read_data
+from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.predict import Detector, to_tensor

@@ -8,8 +8,6 @@ from ghmdet.data.images import require_images
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
 from ghmdet.data.records import DetectionData, Problem, Record, Records
-from ghmdet.data.synth import SynthConfig, synthesize
-from ghmdet.data.thinning import Thinned, thin
 from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
 
 __all__ = [
@@ -22,8 +20,6 @@ __all__ = [
     "Problem",
     "Record",
     "Records",
-    "SynthConfig",
-    "Thinned",
     "check_data",
     "eval_transforms",
     "format_problems",
@@ -31,7 +27,5 @@ __all__ = [
     "make_loader",
     "read_data",
     "require_images",
-    "synthesize",
-    "thin",
     "train_transforms",
 ]

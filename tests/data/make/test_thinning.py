@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_sets import Picture, write_coco, write_voc, write_yolo
 
 from ghmdet.cli import main
-from ghmdet.data import check_data, has_errors, read_data, thin, thinning
-from ghmdet.data.thinning import choose_pictures
+from ghmdet.data import check_data, has_errors, read_data
+from ghmdet.data.make import thin, thinning
+from ghmdet.data.make.thinning import choose_pictures
 from ghmdet.errors import DataError, GhmdetError
+from small_sets import Picture, write_coco, write_voc, write_yolo
 
 CAT, DOG, EMU = range(3)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ghmdet.data.vehicles import GOLD, MATERIALS, PAINTS, VEHICLES, Colour, Points
+from ghmdet.data.make.vehicles import GOLD, MATERIALS, PAINTS, VEHICLES, Colour, Points
 
 SCALE = 2  # drawn at twice the size and averaged down: smooth edges
 GROUNDS: dict[str, Colour] = {

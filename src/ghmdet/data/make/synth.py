@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ghmdet.data.scene import Dials, Thing, draw_scene
-from ghmdet.data.vehicles import VEHICLES
+from ghmdet.data.make.scene import Dials, Thing, draw_scene
+from ghmdet.data.make.vehicles import VEHICLES
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.files import write_atomic
 

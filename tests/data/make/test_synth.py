@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghmdet.data import read_data, scene, synth
-from ghmdet.data.scene import Dials, draw_scene
-from ghmdet.data.synth import CLASSES, SynthConfig, synthesize
-from ghmdet.data.vehicles import VEHICLES
+from ghmdet.data import read_data
+from ghmdet.data.make import scene, synth
+from ghmdet.data.make.scene import Dials, draw_scene
+from ghmdet.data.make.synth import CLASSES, SynthConfig, synthesize
+from ghmdet.data.make.vehicles import VEHICLES
 from ghmdet.errors import DataError, GhmdetError
 
 SMALL = {"images": 8, "size": (128, 96)}

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ghmdet.data.erase import erasable, erase
 from ghmdet.data.images import load_image, require_images
+from ghmdet.data.make.erase import erasable, erase
 from ghmdet.data.read import FORMATS, detect_format, find_split, read_data
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name

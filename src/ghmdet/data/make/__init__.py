@@ -1,0 +1,8 @@
+"""Data sets that are made: drawn from dials, or thinned from another."""
+
+from __future__ import annotations
+
+from ghmdet.data.make.synth import SynthConfig, synthesize
+from ghmdet.data.make.thinning import Thinned, thin
+
+__all__ = ["SynthConfig", "Thinned", "synthesize", "thin"]
