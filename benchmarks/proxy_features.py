@@ -16,7 +16,7 @@ from ghmdet.data.dataset import Draw
 from ghmdet.engine.device import Device
 from ghmdet.models import RetinaNet
 from ghmdet.models.anchors import make_anchors
-from ghmdet.models.preprocess import Batch, scaled_size
+from ghmdet.models.preprocess import Batch, resized_size
 
 
 class Features:
@@ -33,7 +33,8 @@ class Features:
         """Fill the files, once: the pictures are padded to one size, so that any of them make a batch."""
         if self._about.exists():
             return
-        sides = [scaled_size(r.height, r.width, model.config) for r in dataset.data.records]
+        limits = model.config.min_size, model.config.max_size
+        sides = [resized_size(r.height, r.width, *limits) for r in dataset.data.records]
         step = model.config.size_divisible
         height, width = (-(-max(side) // step) * step for side in zip(*sides, strict=True))
         anchors, _ = make_anchors(model.config, height, width, torch.device("cpu"))

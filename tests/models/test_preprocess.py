@@ -4,10 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ghmdet.errors import GhmdetError
-from ghmdet.models.preprocess import make_batch, scale_boxes, scaled_size
+from ghmdet.models import preset
+from ghmdet.models.preprocess import make_batch, resized_size, scale_boxes
 from ghmdet.models.targets import check_targets, pad_targets
 
 CPU = torch.device("cpu")
@@ -40,8 +43,37 @@ def test_boxes_come_back_to_the_picture():
     torch.testing.assert_close(scale_boxes(there, (288, 384), (480, 640)), boxes)
 
 
-def test_a_thin_picture_keeps_at_least_a_pixel(tiny):
-    assert scaled_size(1, 5000, tiny) == (1, 128)
+def test_a_thin_picture_keeps_at_least_a_pixel():
+    assert resized_size(1, 5000, 96, 128) == (1, 128)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1400), st.integers(0, 800))
+def test_a_resized_picture_fits_and_is_not_resized_again(height, width, min_size, more):
+    max_size = min_size + more
+    size = resized_size(height, width, min_size, max_size)
+    assert resized_size(*size, min_size, max_size) == size
+    short, long = sorted(size)
+    assert 1 <= short <= min_size and long <= max_size
+    assert short >= min_size - 1 or long >= max_size - 1
+
+
+def test_a_picture_that_the_data_resized_is_not_resampled():
+    # As a float 107 * (240 / 107) is a little below 240, so that the first resize leaves 239 rows.
+    config = preset("nano", size=320)
+    image = torch.rand(3, *resized_size(107, 111, config.min_size, config.max_size))
+    assert make_batch([image], config, CPU).sizes == [(239, 248)]
+
+
+def test_sizes_are_torchvisions_but_for_pictures_one_pixel_short():
+    resize = GeneralizedRCNNTransform(32, 48, [0.0] * 3, [1.0] * 3).eval()
+    for height in range(1, 70):
+        for width in range(1, 70):
+            if min(height, width) != 31 and max(height, width) != 47:
+                try:
+                    made, _ = resize.resize(torch.zeros(1, height, width), None)
+                except RuntimeError:  # it has no pixels left
+                    continue
+                assert made.shape[1:] == resized_size(height, width, 32, 48)
 
 
 @pytest.mark.parametrize(

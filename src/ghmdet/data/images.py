@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ghmdet.data.records import DetectionData, Record
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.models.preprocess import resized_size
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by 90 degrees
@@ -59,15 +59,13 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def fit_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Width and height after torchvision's resize: short side to min_size unless the long would pass max_size.
-
-    Rounded down, as torchvision's detectors do (`GeneralizedRCNNTransform`).
+    """Width and height after the detector's resize, `ghmdet.models.preprocess.resized_size`.
 
     >>> fit_size(640, 480, 288, 384), fit_size(1000, 202, 288, 384)
     ((384, 288), (384, 77))
     """
-    scale = min(min_size / min(width, height), max_size / max(width, height))
-    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+    height, width = resized_size(height, width, min_size, max_size)
+    return width, height
 
 
 def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from ghmdet.data import DetectionData
 from ghmdet.models import ModelConfig
 from ghmdet.models.anchors import LevelGrid, level_grids, make_anchors
 from ghmdet.models.matcher import match
-from ghmdet.models.preprocess import scaled_size
+from ghmdet.models.preprocess import resized_size
 
 WARN_BOXES = 100_000  # looked at before a training: a fraction of a second
 WARN_SHARE = 0.05
@@ -56,7 +56,10 @@ def training_boxes(data: DetectionData, config: ModelConfig, pictures: Tensor | 
     kept = chosen[picture] & ~records.crowd
     given = torch.from_numpy(records.sizes.astype(np.int64))  # [N, 2] width, height
     scaled = torch.tensor(
-        [scaled_size(height, width, config) for width, height in records.sizes.tolist()]
+        [
+            resized_size(height, width, config.min_size, config.max_size)
+            for width, height in records.sizes.tolist()
+        ]
     ).reshape(-1, 2)
     rows = torch.from_numpy(picture[kept])
     zoom = (scaled.flip(1) / given)[rows]

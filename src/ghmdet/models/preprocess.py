@@ -49,14 +49,19 @@ def make_batch(images: Sequence[Tensor], config: ModelConfig, device: torch.devi
     return Batch(batch, sizes, [_size(image) for image in images])
 
 
-def scaled_size(height: int, width: int, config: ModelConfig) -> Size:
-    """(height, width) in pixels that a picture of this size is scaled to.
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> Size:
+    """(height, width) in pixels that a picture is resized to: short side `min_size`, or long side `max_size` if first.
 
-    >>> from ghmdet.models import PRESETS
-    >>> scaled_size(480, 640, PRESETS["nano"])
-    (288, 384)
+    Rounded down as by torchvision's detectors, which leaves some sides one pixel short. A picture that has such a size
+    keeps it, so that a resized picture is not resampled once more.
+
+    >>> resized_size(480, 640, 288, 384), resized_size(107, 111, 240, 320), resized_size(239, 248, 240, 320)
+    ((288, 384), (239, 248), (239, 248))
     """
-    scale = min(config.min_size / min(height, width), config.max_size / max(height, width))
+    short, long = sorted((height, width))
+    if short <= min_size and long <= max_size and (short >= min_size - 1 or long >= max_size - 1):
+        return height, width
+    scale = min(min_size / short, max_size / long)
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
@@ -67,7 +72,7 @@ def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
 
 
 def _resize(image: Tensor, config: ModelConfig) -> Tensor:
-    size = scaled_size(*_size(image), config)
+    size = resized_size(*_size(image), config.min_size, config.max_size)
     if size == _size(image):
         return image
     return F.interpolate(
