@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ghmdet.data import read_data, require_images
 from ghmdet.data.images import fit_size, image_size, load_image, picture_tensor, read_picture, shrunk_size
@@ -114,15 +113,6 @@ def test_fit_size_keeps_the_aspect_within_both_limits() -> None:
     assert fit_size(1, 5000, 288, 384) == (1, 383)  # as torchvision: 5000 * (384 / 5000) is below 384
     assert shrunk_size(10, 10, (288, 384)) == (10, 10)  # loading never enlarges
     assert shrunk_size(640, 480, None) == (640, 480)
-
-
-def test_fit_size_is_what_torchvision_makes_of_a_picture() -> None:
-    rng = np.random.default_rng(0)
-    for min_size, max_size in ((288, 384), (800, 1333), (480, 640)):
-        resize = GeneralizedRCNNTransform(min_size, max_size, [0.0] * 3, [1.0] * 3).eval()
-        for width, height in rng.integers(100, 700, (30, 2)).tolist():
-            made, _ = resize.resize(torch.zeros(1, height, width), None)
-            assert made.shape[:0:-1] == fit_size(width, height, min_size, max_size)
 
 
 def test_picture_file_and_picture_in_memory_are_read_as_a_record_is(tmp_path: Path) -> None:
