@@ -14,6 +14,7 @@ from ghmdet.draw import (
     draw_crop,
     draw_detections,
     draw_side_by_side,
+    save_jpeg,
 )
 
 CLASSES = ("car", "bus")
@@ -68,6 +69,8 @@ def test_tensors_and_pictures_draw_alike() -> None:
     tensor = torch.full((3, 240, 320), 90 / 255)
     from_tensor = draw_detections(tensor, BOXES, LABELS, None, CLASSES)
     assert from_tensor.tobytes() == draw_detections(GREY, BOXES, LABELS, None, CLASSES).tobytes()
+    whole = torch.full((3, 240, 320), 90, dtype=torch.uint8)
+    assert draw_detections(whole, BOXES, LABELS, None, CLASSES).tobytes() == from_tensor.tobytes()
     assert draw_detections(GREY.convert("L"), BOXES, LABELS, None, CLASSES).mode == "RGB"
 
 
@@ -127,7 +130,17 @@ def test_a_crop_shows_a_box_with_its_surroundings(box: tuple[int, ...], window: 
     assert crop.getpixel((corner[0], corner[1])) == class_colour(0)
 
 
-def test_a_crop_is_cut_where_the_picture_is_smaller() -> None:
-    crop = draw_crop(Image.new("RGB", (400, 60)), (100, 0, 300, 60), label=1)
-    assert crop.size == (160, 24)
+def test_a_crop_is_black_where_the_picture_is_smaller() -> None:
+    crop = draw_crop(Image.new("RGB", (400, 60), (90, 90, 90)), (100, 10, 300, 50), label=1)
+    assert crop.size == (160, 160)
+    left = np.asarray(crop)[:, :36]  # beside the box
+    assert (left[:22] == 90).all() and not left[27:].any()
     assert draw_crop(torch.zeros(3, 8, 8), (2, 2, 4, 4), label=1).size == (160, 160)
+
+
+def test_a_picture_is_written_whole_and_its_lines_keep_their_colour(tmp_path: Path) -> None:
+    path = save_jpeg(draw_detections(GREY, BOXES, LABELS, None, CLASSES), tmp_path / "new" / "a.jpg")
+    with Image.open(path) as written:
+        assert written.format == "JPEG" and written.size == GREY.size
+        assert np.abs(np.asarray(written, dtype=float)[110, 40] - class_colour(0)).max() < 60
+    assert [one.name for one in path.parent.iterdir()] == ["a.jpg"]

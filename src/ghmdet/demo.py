@@ -9,7 +9,7 @@ import torch
 
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.make import SynthConfig, synthesize
-from ghmdet.draw import contact_sheet, draw_side_by_side
+from ghmdet.draw import contact_sheet, draw_side_by_side, save_jpeg
 from ghmdet.engine.checkpoint import run_arguments, saved_run
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.predict import Detector, to_tensor
@@ -65,5 +65,4 @@ def _draw(path: Path, detector: Detector, data: DetectionData) -> Path:
         target = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}
         found = {name: value[sure] for name, value in found.items()}
         pairs.append(draw_side_by_side(picture, target, found, detector.classes))
-    contact_sheet(pairs, columns=2).save(path, quality=92)
-    return path
+    return save_jpeg(contact_sheet(pairs, columns=2), path)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ghmdet.data.images import EXTENSIONS, picture_tensor, read_picture
-from ghmdet.draw import draw_detections
+from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.evaluate import coco_results
@@ -150,8 +150,7 @@ def predict(
                     image, sure["boxes"], sure["labels"], sure["scores"], detector.classes
                 )
                 target = out / (name if file.suffix.lower() == ".jpg" else f"{name}.jpg")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                drawn.save(target, quality=92)
+                save_jpeg(drawn, target)
             advance(min(batch_size, len(files) - start))
     write_json(out / "predictions.json", results)
     if unreadable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ghmdet.data import DetectionData
 from ghmdet.data.images import load_image
-from ghmdet.draw import draw_crop
+from ghmdet.draw import draw_crop, save_jpeg
 from ghmdet.engine.observation import measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.findings import find
 from ghmdet.evaluation.hardest import Hard, Scored, choose, count_kinds, hard_examples
 from ghmdet.evaluation.tables import Floats
-from ghmdet.files import write_atomic
 from ghmdet.report.mistakes import said_of_errors, said_of_hardest
 from ghmdet.report.summary import summarize
 
@@ -150,11 +147,9 @@ def _write_crops(out: Path, part: DetectionData, chosen: Sequence[Hard], names: 
     for one, name in zip(chosen, names, strict=True):
         pictures.setdefault(one.picture, []).append((one, name))
     for number, examples in pictures.items():
-        picture = load_image(part.records[number]).permute(1, 2, 0).numpy()
+        picture = load_image(part.records[number])
         for one, name in examples:
-            buffer = io.BytesIO()
-            draw_crop(Image.fromarray(picture), one.box, one.label).save(buffer, "JPEG", quality=85)
-            write_atomic(out / name, buffer.getvalue())
+            save_jpeg(draw_crop(picture, one.box, one.label), out / name, quality=80)
 
 
 def _record(part: DetectionData, one: Hard, crop: str) -> dict[str, Any]:
