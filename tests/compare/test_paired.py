@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ghmdet.compare.paired import average_precision, interval, over_classes, resamples
-from ghmdet.evaluation.score import ClassMatches, matches, score
+from ghmdet.evaluation.matching import ClassMatches, matches
+from ghmdet.evaluation.score import score
 from measured_data import shared_data
 from score_cases import random_set
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from ghmdet.evaluation.findings import find
-from ghmdet.evaluation.matching import at_half, evaluate
-from ghmdet.evaluation.score import hits, score
-from ghmdet.evaluation.score_use import reliability
+from ghmdet.evaluation.matching import evaluate
+from ghmdet.evaluation.score import score
 from ghmdet.evaluation.tables import read_tables
 from score_cases import Sets, random_set
 
@@ -98,16 +97,35 @@ def test_the_score_is_the_same_and_the_curves_have_its_ap(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_error_kinds_start_from_the_scores_ap50_and_reliability_is_ours(seed: int) -> None:
+def test_the_error_kinds_start_from_the_scores_ap50_and_reliability_has_its_ece(seed: int) -> None:
     truth, results = random_set(seed)
-    base = at_half(evaluate(read_tables(truth, results))).tide_errors()["ap_base"]
+    base = evaluate(read_tables(truth, results), at=[0.5]).tide_errors()["ap_base"]
     assert base == pytest.approx(score(truth, results).AP50)
-    ours = find(truth, results).reliability
-    expected = reliability(*hits(truth, results), bins=10)
-    assert ours["detections"] == expected.detections.tolist()
-    share = [np.nan if value is None else value for value in ours["share"]]
-    np.testing.assert_allclose(share, expected.hits)
-    assert len(ours["edges"]) == 11
+    found = find(truth, results)
+    assert found.reliability is not None and found.reliability["edges"] == pytest.approx(np.arange(11) / 10)
+    error = 0.0
+    for tenth in range(10):
+        mine = np.minimum((found.scores * 10).astype(int), 9) == tenth
+        share = found.reliability["share"][tenth]
+        assert found.reliability["detections"][tenth] == mine.sum()
+        assert share == (pytest.approx(found.hit[mine].mean()) if mine.any() else None)
+        if mine.any():
+            error += mine.mean() * abs(found.scores[mine].mean() - found.hit[mine].mean())
+    assert found.metrics.scores["ECE"] == pytest.approx(error)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.2, 1e308, 5])
+def test_scores_that_are_no_probabilities_leave_out_only_the_reliability(value: float) -> None:
+    truth, results = case(TWO, GOOD)
+    expected = find(truth, results)
+    results[0]["score"] = value
+    findings = find(truth, results)
+    assert findings.reliability is None and findings.metrics.scores["ECE"] is None
+    assert findings.metrics.AP == expected.metrics.AP and findings.curves == expected.curves
+    sure = [value >= 0.5, True]
+    assert findings.confusion.diagonal().tolist() == [*sure, 0] and not any(
+        e["count"] for e in findings.errors
+    )
 
 
 def test_what_lies_in_a_crowd_is_no_mistake() -> None:
@@ -115,7 +133,7 @@ def test_what_lies_in_a_crowd_is_no_mistake() -> None:
     findings = find(*case(truth, found, crowds=(2,)))
     assert pytest.approx(1) == findings.metrics.AP50 and not any(one["count"] for one in findings.errors)
     assert findings.confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
-    assert sum(findings.reliability["detections"]) == 2
+    assert findings.reliability is not None and sum(findings.reliability["detections"]) == 2
 
 
 def test_detections_below_one_half_are_not_confused() -> None:
@@ -132,6 +150,6 @@ def test_what_is_not_there_is_none_or_zero(truth: list[Box], found: list[Any]) -
     assert findings.confusion[-1].sum() == (len(found) if not truth else 0)
     assert (findings.curves["bus"] is None) == ((BUS, 300.0) not in truth)
     if not found:
-        assert findings.reliability["share"] == [None] * 10
+        assert findings.reliability is not None and findings.reliability["share"] == [None] * 10
         assert all(one["count"] == 0 for one in findings.errors if one["kind"] != "missed")
         assert set(np.ravel([c["precision"] for c in findings.curves.values() if c])) <= {0.0}

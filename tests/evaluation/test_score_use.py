@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghmdet.evaluation.score import score
-from ghmdet.evaluation.score_use import ScoreUse, score_use
+from ghmdet.evaluation.score import ScoreUse, score, score_use
 from score_cases import Sets, one_detection, random_set, small
 
 Detection = tuple[int, float, bool]  # class, score, whether it found a box
@@ -149,7 +148,7 @@ def test_undefined_without_detections_and_without_boxes() -> None:
 
 
 def test_detections_below_one_half_are_none_kept() -> None:
-    use = score_use(np.array([0.4, 0.3]), np.array([False, False]), boxes=2, ece=0.35)
+    use = score_use(np.array([0.4, 0.3]), np.array([False, False]), boxes=2)
     assert use["precision"] is None and use["recall"] == 0 and use["F1"] == 0
     assert use["best_F1"] == 0 and use["best_threshold"] is None
 

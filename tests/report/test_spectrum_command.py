@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,8 +12,6 @@ from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.evaluation.score import hits, score
-from ghmdet.evaluation.score_use import reliability
 from ghmdet.models import RetinaNet, preset
 from ghmdet.models.state import model_state
 from ghmdet.spectrum import SpectrumCounts, count_batch
@@ -86,17 +83,6 @@ def test_the_pass_counts_what_each_picture_alone_gives(scenes: Path, checkpoint:
     first = measure_spectrum(detector, data, pictures=1)
     assert first.spectrum.pictures.tolist() == [1]
     assert first.results == [one for one in results if one["image_id"] == data.records[0].image_id]
-
-
-def test_the_reliability_diagrams_error_is_the_evaluation_librarys(scenes: Path, checkpoint: Path) -> None:
-    data = read_data(scenes, "val")
-    detector = Detector.load(checkpoint, device="cpu", precision="fp32")
-    results = measure_spectrum(detector, data).results
-    spread = np.random.default_rng(0).random(len(results)).round(6).tolist()
-    results = [one | {"score": value} for one, value in zip(results, spread, strict=True)]
-    bins = reliability(*hits(data.to_coco(), results), bins=10)
-    error = np.nansum(abs(bins.score - bins.hits) * bins.detections) / bins.detections.sum()
-    assert error == pytest.approx(score(data.to_coco(), results).scores["ECE"])
 
 
 def test_a_checkpoint_of_no_numbers_is_named(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ghmdet.evaluation.score import ClassMatches
+from ghmdet.evaluation.matching import ClassMatches
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,7 +38,7 @@ def average_precision(matches: Mapping[str, ClassMatches], counts: Floats) -> Fl
     """COCO's average precision of multisets of images, [R, classes, 10 IoU thresholds] in 0..1.
 
     Args:
-        matches: what `ghmdet.evaluation.score.matches` gives, of all images.
+        matches: what `ghmdet.evaluation.matching.matches` gives, of all images.
         counts: [R, images], how often each image is in each of R multisets; ones give COCO's own figure.
 
     Returns:

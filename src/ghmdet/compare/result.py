@@ -21,7 +21,7 @@ from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.errors import GhmdetError
-from ghmdet.evaluation.score import matches
+from ghmdet.evaluation.matching import matches
 from ghmdet.files import write_atomic
 
 RESAMPLES = 1000

@@ -1,4 +1,4 @@
-"""What a results list gets wrong: precision-recall curves, confusions, error kinds and reliability, all hotcoco's."""
+"""What a results list gets wrong: precision-recall curves, confusions, error kinds and reliability."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from ghmdet.evaluation.matching import BINS, at_half, counted, evaluate
-from ghmdet.evaluation.score import Metrics, metrics_of
-from ghmdet.evaluation.score_use import THRESHOLD
-from ghmdet.evaluation.tables import CocoTables, Floats, Ints, read_tables
+from ghmdet.evaluation.matching import BINS, calibration, evaluate, matches_of
+from ghmdet.evaluation.score import THRESHOLD, Metrics, metrics_of
+from ghmdet.evaluation.tables import Flags, Floats, Ints, read_tables
 
 ERRORS = {
     "Cls": "wrong class",
@@ -47,85 +46,75 @@ class Reliability(TypedDict):
 
 
 class Findings(NamedTuple):
-    """What :func:`find` found; `confusion` [K + 1, K + 1]: rows truth, columns detected, last of both background."""
+    """What :func:`find` found.
+
+    confusion: [K + 1, K + 1], rows truth, columns detected, last of both background. scores, hit: [n], of each
+    detection outside of crowds, and whether it found a box at IoU .50. reliability: None if a score is not in 0..1.
+    """
 
     labels: list[str]
     metrics: Metrics
     curves: dict[str, Curve | None]
     confusion: Ints
     errors: list[ErrorKind]
-    reliability: Reliability
+    scores: Floats
+    hit: Flags
+    reliability: Reliability | None
 
 
 def find(
     annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
 ) -> Findings:
-    """How good detections are and what is wrong with them.
-
-    Args:
-        annotations: as :func:`ghmdet.evaluation.score.score` takes them.
-        results: likewise; scores in 0..1.
+    """How good detections are and what is wrong with them; takes and raises as :func:`ghmdet.evaluation.score.score`.
 
     Returns:
         The score's figures and each class's curve (None for a class without boxes). The confusion matrix of the
         detections that score at least .5, matched at IoU .50 whatever their class. TIDE's kinds of error (Bolya et al.
         2020), at IoU .50 and .10 for background, of detections of any score. The reliability at IoU .50. A crowd box is
         nothing to find, and what is found in it no mistake.
-
-    Raises:
-        DataError: as :func:`ghmdet.evaluation.score.score`.
     """
     tables = read_tables(annotations, results)
-    evaluation = evaluate(tables)
+    evaluation, half = evaluate(tables), evaluate(tables, at=[0.5])
     evaluation.accumulate()
-    half = at_half(evaluation)
-    metrics = metrics_of(tables, evaluation.eval, half)
+    found = matches_of(half)
+    counts = ~found.ignored[0]
+    scores, hit = found.score[counts], found.hit[0, counts]
+    # hotcoco's matrix knows no crowds: what lies in them must not come to it. Its own limit is 100 an image.
+    kept = np.isin(np.arange(len(tables.dt_score)), found.row[counts]) & (tables.dt_score >= THRESHOLD)
+    confusion = evaluate(tables, kept=kept).confusion_matrix(iou_thr=0.5, max_det=max(1, int(kept.sum())))
+    errors = half.tide_errors(pos_thr=0.5, bg_thr=0.1)
     return Findings(
         labels=tables.labels,
-        metrics=metrics,
-        curves=_curves(tables.labels, evaluation.eval["precision"]),
-        confusion=_confusion(tables, counted(half)[3]),
-        errors=_errors(half),
-        reliability=_reliability(half),
+        metrics=metrics_of(tables, evaluation.eval, found),
+        curves={
+            label: _curve(evaluation.eval["precision"][:, :, k]) for k, label in enumerate(tables.labels)
+        },
+        confusion=confusion["matrix"].astype(np.int64),
+        errors=[
+            ErrorKind(kind=kind, count=errors["counts"][name], AP50_lost=errors["delta_ap"][name])
+            for name, kind in ERRORS.items()
+        ],
+        scores=scores,
+        hit=hit,
+        reliability=reliability(scores, hit),
     )
 
 
-def _curves(labels: Sequence[str], precision: Floats) -> dict[str, Curve | None]:
-    curves: dict[str, Curve | None] = {}
-    for k, label in enumerate(labels):
-        half, strict = precision[0, :, k, 0, -1], precision[5, :, k, 0, -1]
-        undefined = half[0] < 0  # there is no box
-        curves[label] = None if undefined else Curve(precision=_rounded(half), precision75=_rounded(strict))
-    return curves
+def reliability(scores: Floats, hit: Flags) -> Reliability | None:
+    """What share of the detections [n] of about a score hit; None where a score lies outside 0..1.
 
-
-def _rounded(values: Floats) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
-
-
-def _confusion(tables: CocoTables, rows: Ints) -> Ints:
-    # hotcoco's matrix knows no crowds: what lies in them must not come to it.
-    kept = np.zeros(len(tables.dt_score), dtype=bool)
-    kept[rows] = True
-    kept &= tables.dt_score >= THRESHOLD
-    most = max(1, int(kept.sum()))  # its own limit is 100 an image over all classes
-    matrix = evaluate(tables, kept).confusion_matrix(iou_thr=0.5, max_det=most)["matrix"]
-    confusion: Ints = matrix.astype(np.int64)
-    return confusion
-
-
-def _errors(half: Any) -> list[ErrorKind]:
-    found = half.tide_errors(pos_thr=0.5, bg_thr=0.1)
-    return [
-        ErrorKind(kind=kind, count=found["counts"][name], AP50_lost=found["delta_ap"][name])
-        for name, kind in ERRORS.items()
-    ]
-
-
-def _reliability(half: Any) -> Reliability:
-    bins = half.calibration(n_bins=BINS, iou_threshold=0.5)["bins"]
-    return Reliability(
+    >>> reliability(np.array([0.96, 0.92, 0.1]), np.array([True, False, False]))["share"][8:]
+    [None, 0.5]
+    """
+    found = calibration(scores, hit)
+    return found and Reliability(
         edges=[round(i / BINS, 3) for i in range(BINS + 1)],
-        share=[one["avg_accuracy"] if one["count"] else None for one in bins],
-        detections=[one["count"] for one in bins],
+        share=[one["avg_accuracy"] if one["count"] else None for one in found[1]],
+        detections=[one["count"] for one in found[1]],
     )
+
+
+def _curve(precision: Floats) -> Curve | None:
+    """From precision [IoU 10, recall 101, size, detections], -1 where there is no box."""
+    half, strict = precision[0, :, 0, -1].round(4).tolist(), precision[5, :, 0, -1].round(4).tolist()
+    return Curve(precision=half, precision75=strict) if half[0] >= 0 else None

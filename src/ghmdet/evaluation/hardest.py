@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghmdet.evaluation.matching import overlaps
 from ghmdet.evaluation.tables import Floats, Ints
 
 NOTHING, OTHER, UNSEEN = KINDS = ("no label here", "other label here", "not seen")
@@ -28,16 +29,17 @@ class Scored(NamedTuple):
 
 
 class Hard(NamedTuple):
-    """One hard example of picture number `picture`, of the kind `kind`."""
+    """One hard example of picture number `picture`, of the kind `kind`; its box is x1 y1 x2 y2 in pixels.
+
+    other: the label that is there instead, for the kind "other label here".
+    """
 
     picture: int
     kind: str
     label: int
     other: int | None
-    """The label that is there instead, for the kind "other label here"."""
     score: float
     box: tuple[float, float, float, float]
-    """Corners x1 y1 x2 y2 in pixels."""
 
     @property
     def g(self) -> float:
@@ -58,23 +60,26 @@ def hard_examples(picture: int, found: Scored, objects: Scored, crowds: Floats) 
     one of another class at .5, else "no label here". An object is "not seen" if its score and those of the detections
     of its class that overlap it at .5 are at most .5.
     """
-    iou = _iou(found.boxes, objects.boxes)
+    iou = overlaps(found.boxes, objects.boxes)
     same = found.labels[:, None] == objects.labels  # [n, m]
     own, others = iou * same, iou * ~same
-    near = others.argmax(axis=1) if len(objects.boxes) else np.zeros(len(iou), np.int64)
-    inside = (_intersection(found.boxes, crowds) >= IN_CROWD * _area(found.boxes)[:, None]).any(axis=1)
+    in_crowd = overlaps(found.boxes, crowds, crowds=True).max(axis=1, initial=0) >= IN_CROWD
+    unlabelled = (found.scores >= HARD) & ~in_crowd & (own.max(axis=1, initial=0) < ON_LABEL)
     hard: list[Hard] = []
-    for i in np.flatnonzero((found.scores >= HARD) & ~inside & ~(own >= ON_LABEL).any(axis=1)):
-        taken = len(objects.boxes) > 0 and others[i, near[i]] >= ON_OTHER
-        hard.append(
-            _hard(picture, found, int(i), OTHER, int(objects.labels[near[i]]))
-            if taken
-            else _hard(picture, found, int(i), NOTHING)
-        )
+    for i in np.flatnonzero(unlabelled).tolist():
+        if others[i].max(initial=0) >= ON_OTHER:
+            hard.append(_hard(picture, found, i, OTHER, int(objects.labels[others[i].argmax()])))
+        else:
+            hard.append(_hard(picture, found, i, NOTHING))
     on = np.where(own >= ON_OTHER, found.scores[:, None], 0.0)  # [n, m]
     best = np.maximum(objects.scores, on.max(axis=0, initial=0.0))
     objects = objects._replace(scores=best)
-    return hard + [_hard(picture, objects, int(j), UNSEEN) for j in np.flatnonzero(1 - best >= HARD)]
+    return hard + [_hard(picture, objects, j, UNSEEN) for j in np.flatnonzero(1 - best >= HARD).tolist()]
+
+
+def _hard(picture: int, rows: Scored, row: int, kind: str, other: int | None = None) -> Hard:
+    x0, y0, x1, y1 = rows.boxes[row].tolist()
+    return Hard(picture, kind, int(rows.labels[row]), other, float(rows.scores[row]), (x0, y0, x1, y1))
 
 
 def count_kinds(examples: Iterable[Hard]) -> dict[str, int]:
@@ -84,23 +89,22 @@ def count_kinds(examples: Iterable[Hard]) -> dict[str, int]:
 
 
 def choose(
-    examples: Sequence[Hard], most: int = MOST, of_one_picture: int = MOST_OF_ONE_PICTURE
+    examples: Iterable[Hard], most: int = MOST, of_one_picture: int = MOST_OF_ONE_PICTURE
 ) -> list[Hard]:
     """The hardest of all pictures by falling g, no more than `most` and `of_one_picture`, some of each kind and class.
 
     They are taken from the kinds in turn and within a kind from the classes in turn, each time the hardest left.
     """
     ordered = sorted(examples, key=lambda one: -one.g)
-    in_turn = _in_turn(_in_turn(ordered, lambda one: (one.kind, one.label)), lambda one: one.kind)
-    chosen: list[Hard] = []
+    ordered = _in_turn(ordered, lambda one: (one.kind, one.label))
+    ordered = _in_turn(ordered, lambda one: one.kind)
     taken: Counter[int] = Counter()
-    for one in in_turn:
-        if len(chosen) == most:
-            break
+    chosen: list[Hard] = []
+    for one in ordered:
         if taken[one.picture] < of_one_picture:
             taken[one.picture] += 1
             chosen.append(one)
-    return sorted(chosen, key=lambda one: -one.g)
+    return sorted(chosen[:most], key=lambda one: -one.g)
 
 
 def _in_turn(examples: Sequence[Hard], group: Callable[[Hard], Hashable]) -> list[Hard]:
@@ -110,28 +114,4 @@ def _in_turn(examples: Sequence[Hard], group: Callable[[Hard], Hashable]) -> lis
     for one in examples:
         turns.append(members[group(one)])
         members[group(one)] += 1
-    return [examples[i] for i in sorted(range(len(turns)), key=turns.__getitem__)]
-
-
-def _hard(picture: int, rows: Scored, row: int, kind: str, other: int | None = None) -> Hard:
-    x0, y0, x1, y1 = rows.boxes[row].tolist()
-    return Hard(picture, kind, int(rows.labels[row]), other, float(rows.scores[row]), (x0, y0, x1, y1))
-
-
-def _iou(boxes: Floats, others: Floats) -> Floats:
-    """[n, 4] and [m, 4] -> [n, m]."""
-    overlap = _intersection(boxes, others)
-    union: Floats = _area(boxes)[:, None] + _area(others) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-
-
-def _intersection(boxes: Floats, others: Floats) -> Floats:
-    low = np.maximum(boxes[:, None, :2], others[:, :2])
-    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    overlap: Floats = (high - low).clip(min=0).prod(axis=2)
-    return overlap
-
-
-def _area(boxes: Floats) -> Floats:
-    area: Floats = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return area
+    return [one for _, one in sorted(zip(turns, examples, strict=True), key=lambda pair: pair[0])]

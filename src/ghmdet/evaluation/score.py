@@ -1,4 +1,4 @@
-"""COCO average precision of a results list against annotations."""
+"""COCO average precision of a results list against annotations, and what its scores are worth."""
 
 from __future__ import annotations
 
@@ -10,18 +10,34 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ghmdet.evaluation.matching import BINS, at_half, counted, evaluate
-from ghmdet.evaluation.score_use import ScoreUse, score_use
-from ghmdet.evaluation.tables import CocoTables, Flags, Floats, Ints, read_tables
+from ghmdet.evaluation.matching import Matches, calibration, evaluate, matches_of
+from ghmdet.evaluation.tables import CocoTables, Flags, Floats, read_tables
 from ghmdet.files import write_atomic
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+THRESHOLD = 0.5  # where users of detectors cut
 _LEGEND = (
     "AP, AR: mean over IoU .50 to .95; AP50, AP75: at that IoU; s, m, l: areas to 32², 96², above\n"
     "AR1, AR10, AR100: with that many detections per image and class; -: nothing to measure it on\n"
-    "scores, at IoU .50: ECE, expected calibration error in 10 bins; precision, recall, F1 of the detections that\n"
-    "score at least .5; best: the highest F1, at that score"
+    "scores, at IoU .50: ECE, expected calibration error in 10 bins, -: a score is not in 0..1; precision, recall, F1\n"
+    "of the detections that score at least .5; best: the highest F1, at that score"
 )
+
+
+class ScoreUse(TypedDict):
+    """How scores can be used, at IoU .50; None where there are no detections or no boxes to find.
+
+    ECE: expected calibration error; None also where any score lies outside 0..1.
+    precision, recall, F1: of the detections that score at least .5; precision is None where there are none.
+    best_F1, best_threshold: the highest F1, and the score to keep for it; the latter is None where nothing hits.
+    """
+
+    ECE: float | None
+    precision: float | None
+    recall: float | None
+    F1: float | None
+    best_F1: float | None
+    best_threshold: float | None
 
 
 class ClassMetrics(TypedDict):
@@ -69,32 +85,36 @@ class Metrics:
 
     def table(self) -> str:
         """The figures as lines of plain text for a terminal."""
-        values = asdict(self)
-        lines = [f"{self.images} images, {self.boxes} boxes, {self.detections} detections", ""]
-        for names in (SUMMARY[:6], SUMMARY[6:]):
-            lines += [
-                "".join(f"{name:>8}" for name in names),
-                "".join(f"{_show(values[n]):>8}" for n in names),
-                "",
-            ]
-        width = max([len("class"), *map(len, self.per_class)])
-        lines.append(f"{'class':<{width}}{'AP':>8}{'AP50':>8}{'boxes':>8}{'images':>8}")
-        lines += [
-            f"{name:<{width}}{_show(c['AP']):>8}{_show(c['AP50']):>8}{c['boxes']:>8}{c['images']:>8}"
-            for name, c in self.per_class.items()
+        per_class, uses = self.per_class.items(), {"all classes": self.scores}
+        uses |= {name: one["scores"] for name, one in per_class}
+        parts = [
+            f"{self.images} images, {self.boxes} boxes, {self.detections} detections",
+            *(
+                _table(("", *half), [["", *(getattr(self, n) for n in half)]])
+                for half in (SUMMARY[:6], SUMMARY[6:])
+            ),
+            _table(
+                ("class", "AP", "AP50", "boxes", "images"),
+                [[name, one["AP"], one["AP50"], one["boxes"], one["images"]] for name, one in per_class],
+            ),
+            _table(
+                ("scores", "ECE", "precision", "recall", "F1", "best", "at"),
+                [[name, *use.values()] for name, use in uses.items()],
+            ),
+            _LEGEND,
         ]
-        width = max(width, len("all classes"))
-        lines += [
-            "",
-            f"{'scores':<{width}}{'ECE':>8}{'precision':>11}{'recall':>8}{'F1':>8}{'best':>8}{'at':>8}",
-        ]
-        uses = [("all classes", self.scores), *((name, c["scores"]) for name, c in self.per_class.items())]
-        lines += [
-            f"{name:<{width}}{_show(use['ECE']):>8}{_show(use['precision']):>11}{_show(use['recall']):>8}"
-            f"{_show(use['F1']):>8}{_show(use['best_F1']):>8}{_show(use['best_threshold']):>8}"
-            for name, use in uses
-        ]
-        return "\n".join([*lines, "", _LEGEND])
+        return "\n\n".join(parts)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Names on the left, figures on the right, None as -."""
+    width = max(len(row[0]) for row in [heads, *rows])
+    widths = [max(8, len(head) + 2) for head in heads[1:]]
+    lines = []
+    for name, *values in [heads, *rows]:
+        shown = ("-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
+        lines.append(f"{name:<{width}}" + "".join(f"{v:>{w}}" for v, w in zip(shown, widths, strict=True)))
+    return "\n".join(lines)
 
 
 def score(
@@ -126,121 +146,39 @@ def score(
     tables = read_tables(annotations, results)
     evaluation = evaluate(tables)
     evaluation.accumulate()
-    return metrics_of(tables, evaluation.eval, at_half(evaluation))
+    return metrics_of(tables, evaluation.eval, matches_of(evaluate(tables, at=[0.5])))
 
 
-def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Any) -> Metrics:
-    """The figures of an evaluation: its accumulated `arrays`, and what `at_half` makes of it."""
-    counts = []
-    for k in range(len(tables.labels)):
-        mine = ~tables.crowd & (tables.gt_class == k)
-        counts.append((len(np.unique(tables.gt_image[mine])), int(mine.sum())))
-    together, each = _uses(half, tables.dt_score, [boxes for _, boxes in counts])
+def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Matches) -> Metrics:
+    """The figures, from an evaluation's accumulated `arrays` and the matches at IoU .50."""
+    # precision [IoU 10, recall 101, class, size (all, s, m, l), detections (1, 10, 100)]; recall lacks axis 1
+    precision, recall = arrays["precision"], arrays["recall"]
+    counts = ~half.ignored[0]
+    label, scores, hit = half.label[counts], half.score[counts], half.hit[0, counts]
+    per_class = {}
+    for k, name in enumerate(tables.labels):
+        mine, boxes = label == k, ~tables.crowd & (tables.gt_class == k)
+        per_class[name] = ClassMetrics(
+            AP=_mean(precision[:, :, k, 0, 2]),
+            AP50=_mean(precision[0, :, k, 0, 2]),
+            images=len(np.unique(tables.gt_image[boxes])),
+            boxes=int(boxes.sum()),
+            scores=score_use(scores[mine], hit[mine], int(boxes.sum())),
+        )
+    boxes = int((~tables.crowd).sum())
     return Metrics(
-        **_summary(arrays["precision"], arrays["recall"]),
+        AP=_mean(precision[..., 0, 2]),
+        AP50=_mean(precision[0, ..., 0, 2]),
+        AP75=_mean(precision[5, ..., 0, 2]),
+        **{f"AP{size}": _mean(precision[..., i, 2]) for i, size in enumerate("sml", start=1)},
+        **{f"AR{most}": _mean(recall[..., 0, i]) for i, most in enumerate((1, 10, 100))},
+        **{f"AR{size}": _mean(recall[..., i, 2]) for i, size in enumerate("sml", start=1)},
         images=tables.images,
-        boxes=int((~tables.crowd).sum()),
+        boxes=boxes,
         detections=len(tables.dt_score),
-        scores=together,
-        per_class=_per_class(arrays["precision"], tables.labels, counts, each),
+        scores=score_use(scores, hit, boxes),
+        per_class=per_class,
     )
-
-
-def hits(
-    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
-) -> tuple[Floats, Flags]:
-    """The score of each detection, and whether it found a box at IoU .50: two of [n], those in crowds left out.
-
-    Arguments and errors as in :func:`score`.
-    """
-    tables = read_tables(annotations, results)
-    _, scores, hit, _ = counted(at_half(evaluate(tables)))
-    return scores, hit
-
-
-@dataclass(frozen=True)
-class ClassMatches:
-    """One class's detections, best first, and what each is at the ten IoU thresholds .50, .55 … .95.
-
-    image: [n], the place of its image in ascending order of the ids. hit, ignored: [10, n], whether it found a box, and
-    whether it counts neither way (it lies in a crowd). boxes: [images], the boxes to find in each image.
-    """
-
-    image: Ints
-    hit: Flags
-    ignored: Flags
-    boxes: Ints
-
-
-def matches(
-    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
-) -> dict[str, ClassMatches]:
-    """COCO's matching by class name, of any size and the best 100 detections an image; takes and raises as `score`."""
-    tables = read_tables(annotations, results)
-    evaluation = evaluate(tables)
-    found: list[list[tuple[int, Any]]] = [[] for _ in tables.labels]
-    for entry in evaluation.evalImgs:
-        if entry is not None and entry["aRng"] == evaluation.params.areaRng[_ALL]:
-            found[entry["category_id"] - 1].append((entry["image_id"] - 1, entry))
-    matched = {}
-    for k, label in enumerate(tables.labels):
-        entries = sorted(found[k], key=lambda pair: pair[0])
-        sizes = [len(entry["dtScores"]) for _, entry in entries]
-        image = np.repeat(np.array([place for place, _ in entries], dtype=np.int64), sizes)
-        scores = np.array([value for _, entry in entries for value in entry["dtScores"]])
-        order = np.argsort(-scores, kind="stable")
-        boxes = np.bincount(tables.gt_image[~tables.crowd & (tables.gt_class == k)], minlength=tables.images)
-        matched[label] = ClassMatches(
-            image[order], _flags(entries, "dtMatched")[:, order], _flags(entries, "dtIgnore")[:, order], boxes
-        )
-    return matched
-
-
-def _flags(entries: Sequence[tuple[int, Any]], key: str) -> Flags:
-    parts = [np.array(entry[key], dtype=bool).reshape(10, -1) for _, entry in entries]
-    return np.concatenate([np.zeros((10, 0), dtype=bool), *parts], axis=1)
-
-
-# precision [IoU 10, recall 101, class, size (all, s, m, l), detections (1, 10, 100)]; recall lacks axis 1
-_ALL, _BEST_100 = 0, 2
-
-
-def _summary(precision: Floats, recall: Floats) -> dict[str, float | None]:
-    return {
-        "AP": _mean(precision[..., _ALL, _BEST_100]),
-        "AP50": _mean(precision[0, ..., _ALL, _BEST_100]),
-        "AP75": _mean(precision[5, ..., _ALL, _BEST_100]),
-        **{f"AP{size}": _mean(precision[..., i, _BEST_100]) for i, size in enumerate("sml", start=1)},
-        **{f"AR{most}": _mean(recall[..., _ALL, i]) for i, most in enumerate((1, 10, 100))},
-        **{f"AR{size}": _mean(recall[..., i, _BEST_100]) for i, size in enumerate("sml", start=1)},
-    }
-
-
-def _per_class(
-    precision: Floats, labels: Sequence[str], counts: Sequence[tuple[int, int]], uses: Sequence[ScoreUse]
-) -> dict[str, ClassMetrics]:
-    metrics: dict[str, ClassMetrics] = {}
-    for k, (label, (images, boxes), use) in enumerate(zip(labels, counts, uses, strict=True)):
-        mine = precision[:, :, k, _ALL, _BEST_100]
-        metrics[label] = ClassMetrics(
-            AP=_mean(mine), AP50=_mean(mine[0]), images=images, boxes=boxes, scores=use
-        )
-    return metrics
-
-
-def _uses(half: Any, given: Floats, boxes: Sequence[int]) -> tuple[ScoreUse, list[ScoreUse]]:
-    """The use of the scores of all classes together, and of each class, of which there are `boxes` to find."""
-    error: float | None = None
-    errors: dict[str, float] = {}
-    if ((given >= 0) & (given <= 1)).all():
-        calibration = half.calibration(n_bins=BINS, iou_threshold=0.5)
-        error, errors = calibration["ece"], calibration["per_category"]
-    label, scores, hit, _ = counted(half)
-    each = []
-    for k, number in enumerate(boxes):
-        mine = label == k
-        each.append(score_use(scores[mine], hit[mine], number, errors.get(str(k))))
-    return score_use(scores, hit, sum(boxes), error), each
 
 
 def _mean(values: Floats) -> float | None:
@@ -248,5 +186,33 @@ def _mean(values: Floats) -> float | None:
     return float(defined.mean()) if defined.size else None
 
 
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def score_use(scores: Floats, hit: Flags, boxes: int) -> ScoreUse:
+    """Precision, recall and F1 = 2 hits / (kept + boxes) of detections kept by score.
+
+    Args:
+        scores: of all detections [n], in any order.
+        hit: which of them found a box [n]; each box is found once, by the best of its detections.
+        boxes: how many there were to find.
+
+    >>> use = score_use(np.array([0.9, 0.8, 0.4]), np.array([True, False, True]), boxes=2)
+    >>> use["F1"], use["best_F1"], use["best_threshold"]
+    (0.5, 0.8, 0.4)
+    """
+    if not len(scores) or not boxes:
+        return ScoreUse(ECE=None, precision=None, recall=None, F1=None, best_F1=None, best_threshold=None)
+    order = np.argsort(-scores)
+    falling, hits = scores[order], np.cumsum(hit[order])
+    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + boxes)
+    f1[:-1][falling[1:] == falling[:-1]] = 0  # equal scores are kept together
+    best = int(f1.argmax())
+    kept = int((scores >= THRESHOLD).sum())
+    found = int(hits[kept - 1]) if kept else 0
+    calibrated = calibration(scores, hit)
+    return ScoreUse(
+        ECE=calibrated and calibrated[0],
+        precision=found / kept if kept else None,
+        recall=found / boxes,
+        F1=2 * found / (kept + boxes),
+        best_F1=float(f1[best]),
+        best_threshold=float(falling[best]) if hits[-1] else None,
+    )

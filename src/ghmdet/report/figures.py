@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ghmdet.evaluation.score_use import reliability
+from ghmdet.evaluation.findings import reliability
 from ghmdet.files import write_atomic
 from ghmdet.report.curves import (
     CENTRES,
@@ -191,23 +191,22 @@ def draw_weights(spectrum: SpectrumCounts) -> Figure:
 def draw_reliability(scores: Floats, hit: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Figure:
     """The share of detections that hit over their score, and how many detections there are at each score.
 
-    scores: in 0..1, [n]. hit: which found a box, [n]; both as of `ghmdet.evaluation.score.hits`.
+    scores: in 0..1, [n]. hit: which found a box, [n]; both as of `ghmdet.evaluation.findings.find`.
     """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    bins = reliability(scores, hit, 10)
+    bins = reliability(scores, hit)
+    assert bins, "a score outside 0..1"
+    shares = np.array(bins["share"], dtype=float)
     places = (np.arange(10) + 0.5) / 10
-    left.bar(places, bins.hits, 0.1, color=KINDS[OBJECTS][1], edgecolor="white", label="share that hits")
+    left.bar(places, shares, 0.1, color=KINDS[OBJECTS][1], edgecolor="white", label="share that hits")
     left.plot([0, 1], [0, 1], color=INK, linewidth=1, label="what scores promise")
     left.set(xlabel="score", ylabel="share that hits", title="Do scores mean what they say", ylim=(0, 1))
     left.legend(frameon=False, loc="upper left")
     kinds = (("misses", ~hit, MUTED), ("hits", hit, KINDS[OBJECTS][1]))
     _histograms(
         right,
-        {
-            (name, colour): reliability(scores[mine], hit[mine], REGIONS).detections
-            for name, mine, colour in kinds
-        },
+        {(name, colour): np.histogram(scores[mine], EDGES)[0] for name, mine, colour in kinds},
     )
     right.set(xlabel="score", ylabel="detections", title="How detections are scored")
     right.legend(frameon=False, loc="upper center")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ghmdet.engine.observation import measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.evaluation.score import hits, score
+from ghmdet.evaluation.findings import find
 from ghmdet.report import figures
 from ghmdet.report.summary import Summary, summarize
 
@@ -42,8 +42,8 @@ def write_spectrum(
     part, (spectrum, results, _) = measure_checkpoint(
         checkpoint, data, split, device=device, workers=workers, say=say
     )
-    truth = part.to_coco()
-    summary = summarize(spectrum, score(truth, results).scores)
+    findings = find(part.to_coco(), results)
+    summary = summarize(spectrum, findings.metrics.scores)
     spectrum.save(out / "spectrum.npz")
     drawn = {
         "examples": figures.draw_examples(spectrum),
@@ -52,7 +52,7 @@ def write_spectrum(
         "box_gradients": figures.draw_box_gradients(spectrum),
         "shares": figures.draw_shares(spectrum),
         "weights": figures.draw_weights(spectrum),
-        "reliability": figures.draw_reliability(*hits(truth, results)),
+        "reliability": figures.draw_reliability(findings.scores, findings.hit),
     }
     for name, figure in drawn.items():
         figures.save_figure(figure, out / name)

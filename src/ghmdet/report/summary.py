@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ghmdet.evaluation.score_use import ScoreUse
+from ghmdet.evaluation.score import ScoreUse
 from ghmdet.report.curves import NAMES, gradient_shares
 from ghmdet.spectrum import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
