@@ -162,6 +162,23 @@ def test_a_split_that_training_refuses_for_having_no_usable_box_is_an_error(
         read_data(tmp_path, "train")
 
 
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+def test_a_split_of_crowd_regions_alone_has_no_usable_box(tmp_path: Path, write: object) -> None:
+    write(tmp_path, [Picture("a.jpg", boxes=[(0, 5, 5, 30, 30)]), Picture("b.jpg", boxes=[(0, 5, 5, 9, 9)])])  # type: ignore[operator]
+    files = [file for file in tmp_path.rglob("*") if file.suffix in (".json", ".xml")]
+    for file in files:
+        text = file.read_text().replace("<difficult>0", "<difficult>1")
+        file.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1'))
+    said = "split train has 2 images and no usable box (2 crowd regions are not trained on)"
+    with pytest.raises(DataError) as caught:
+        read_data(tmp_path)
+    assert said in str(caught.value)
+    assert str(check_data(tmp_path, "train")[0]).startswith(f"error: {tmp_path}: {said}: empty data set: ")
+    text = files[0].read_text().replace("<difficult>1", "<difficult>0")
+    files[0].write_text(text.replace('"iscrowd": 1', '"iscrowd": 0', 1))
+    assert read_data(tmp_path).boxes_per_class()["cat"] == 1  # one box among crowds is enough
+
+
 def test_rejected_boxes_are_listed_where_none_is_left(tmp_path: Path) -> None:
     write_coco(tmp_path, [Picture("a.jpg", boxes=[(0, 5, 5, 5, 9)])])
     assert kinds(tmp_path, "train") == {

@@ -147,14 +147,17 @@ def test_a_class_without_boxes_and_one_picture(data: Path, tmp_path: Path) -> No
 
 def test_a_part_without_objects(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", data, bias=3.0)
-    change(data, annotations=[one | {"iscrowd": 1, "bbox": [0, 0, 96, 72]} for one in boxes_of(data)])
+    crowds = [one | {"iscrowd": 1, "bbox": [0, 0, 96, 72]} for one in boxes_of(data)]
+    for nothing in (crowds, []):
+        change(data, annotations=nothing)
+        with pytest.raises(DataError, match="split val has 4 images and no usable box"):
+            quiet(run)
+    speck = crowds[0] | {"iscrowd": 0, "bbox": [0, 0, 1, 1]}
+    change(data, annotations=[speck, *crowds])
     found = quiet(run)
-    assert found["metrics"]["AP"] is None and found["curves"] == {"red": None, "blue": None}
-    assert found["hardest"] == [] and set(found["hardest_total"].values()) == {0}  # all lies in crowds
+    assert found["curves"]["blue"] is None and found["metrics"]["AP"] == 0
+    assert found["hardest"] == [] and set(found["hardest_total"].values()) == {0}  # all else lies in crowds
     assert "No detection with a score of .5 or more lies where nothing" in " ".join(found["in_words"])
-    change(data, annotations=[])
-    with pytest.raises(DataError, match="split val has 4 images and no usable box"):
-        quiet(run)
 
 
 def test_what_is_missing_or_broken_is_named(data: Path, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from typing import get_args
 
 import numpy as np
 
-from ghmdet.data.collector import plain
 from ghmdet.data.images import load_image, reason
 from ghmdet.data.layout import split_names
 from ghmdet.data.read import FORMATS, Format, detect_format, find_split, no_usable_box
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
+from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
@@ -119,7 +119,7 @@ def _check_boxes(data: DetectionData) -> Iterator[Problem]:
             name = data.classes[int(row[4])]
             where = f"split {data.split}, class '{name}', {count} times"
             yield Problem(
-                "warning", "duplicate box", file, where, plain(row[:4].tolist()), "keep one of them"
+                "warning", "duplicate box", file, where, shown(row[:4].tolist()), "keep one of them"
             )
         if crowd := int(record.crowd.sum()):
             regions = f"split {data.split}, {crowd} of {len(record.crowd)} boxes"

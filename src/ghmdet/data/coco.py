@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghmdet.data.collector import Collector, plain
-from ghmdet.data.images import image_size, reason
+import numpy as np
+from numpy.typing import NDArray
+
+from ghmdet.data.collector import MENDS, Collector, flaw
 from ghmdet.data.layout import checked_classes, folder_of, read_text, split_names
-from ghmdet.data.records import VALIDATION_NAMES, DetectionData
+from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem, Severity
+from ghmdet.data.values import flag, number, numbers, shown, whole
 from ghmdet.errors import DataError
 
 LOOKED_FOR = "annotations/instances_{split}.json, annotations/{split}.json or {split}/_annotations.coco.json"
@@ -99,65 +104,158 @@ def image_folders(file: Path) -> list[Path]:
     ]
 
 
-def _load(file: Path) -> dict[str, Any]:
+def load_json(file: Path) -> Any:
+    """The content of a JSON file; raises DataError naming it when it is missing, empty or no JSON."""
     text = read_text(file)
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}: invalid JSON at line {error.lineno}, column {error.colno} ({error.msg}): write the file again"
-        ) from None
+        flawed = f" at line {error.lineno}, column {error.colno} ({error.msg})"
     except RecursionError:
-        raise DataError(f"{file}: invalid JSON (nested too deep): write the file again") from None
+        flawed = " (nested too deep)"
+    except ValueError:
+        flawed = " (a number of thousands of digits)"
+    raise DataError(f"{file}: invalid JSON{flawed}: write the file again")
+
+
+@dataclass(frozen=True)
+class CocoAnnotations:
+    """COCO annotations as columns: the n boxes that could be read, ordered by image, and as `problems` what could not.
+
+    file: its name in errors. images: the record of each id, in the file's order. categories: the name of each id, in
+    the ids' order. Of each box, record: how errors name it; image: its image's place in `images`; category: an id;
+    box: x, y, width, height in pixels as written; area: square pixels, NaN where none is given; crowd: whether it is a
+    crowd region.
+    """
+
+    file: str
+    images: dict[int, Mapping[str, Any]]
+    categories: dict[int, str]
+    record: list[str]
+    image: NDArray[np.int64]
+    category: NDArray[np.int64]
+    box: NDArray[np.float64]
+    area: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    problems: list[Problem]
+
+
+def read_annotations(source: Path | str | Mapping[str, Any]) -> CocoAnnotations:
+    """Read COCO annotations, a file or its content: what is accepted here is accepted by training and by scoring.
+
+    Text that spells a number is that number. `area`, `iscrowd` and a category's `name` may be missing or null. A
+    record that cannot be read is left out and becomes a problem. What only a data set needs, names and sizes of
+    pictures and boxes inside them, is for `read_split` to look at.
+
+    Raises DataError when it is no COCO annotations, lists no image or no category, or a category has no id of its own.
+    """
+    content, file = _content(source)
+    problems: list[Problem] = []
+
+    def report(kind: str, record: str, value: object, mend: str, severity: Severity = "error") -> None:
+        problems.append(Problem(severity, kind, file, record, shown(value), mend))
+
+    images: dict[int, Mapping[str, Any]] = {}
+    for place, image in enumerate(content["images"]):
+        image_id = whole(image.get("id")) if isinstance(image, Mapping) else None
+        if image_id is None:
+            report("malformed image record", f"images[{place}]", image, "give it an id and a file_name")
+        elif image_id in images:
+            record = f"images[{place}] '{image.get('file_name')}'"
+            report(
+                "duplicate image id", record, image_id, "number each image once (its first record is kept)"
+            )
+        else:
+            images[image_id] = image
+    categories = _categories(content, file)
+    places: dict[int | None, int] = {image_id: place for place, image_id in enumerate(images)}
+    names = [f"'{image.get('file_name', image_id)}'" for image_id, image in images.items()]
+    rows: list[tuple[Any, ...]] = []
+    for place, annotation in enumerate(content["annotations"]):
+        record = f"annotations[{place}]"
+        if not isinstance(annotation, Mapping):
+            report("malformed annotation", record, annotation, "write an object")
+            continue
+        if "id" in annotation:
+            record = f"annotation id {shown(annotation['id'])}"
+        image_place = places.get(whole(annotation.get("image_id")))
+        if image_place is None:
+            mend = "name an image of the list 'images' or remove it"
+            report("unknown image id", record, annotation.get("image_id"), mend)
+            continue
+        record += f" of {names[image_place]}"
+        category, bbox, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
+        box, crowd, square = numbers(bbox), flag(annotation.get("iscrowd")), number(area)
+        if whole(category) not in categories:
+            report("unknown class", record, category, "name a category of the list 'categories'")
+        elif box is None or len(box) != 4:
+            report("malformed box", record, bbox, "write four numbers: x, y, width, height")
+        elif kind := flaw((box[0], box[1], box[0] + box[2], box[1] + box[3])):
+            report(kind, record, bbox, MENDS[kind])
+        elif crowd is None:
+            report("malformed iscrowd", record, annotation["iscrowd"], "write 0 or 1")
+        else:
+            if area is not None and (square is None or square < 0 or math.isinf(square)):
+                report("malformed area", record, area, "taken from the box", "warning")
+                square = None
+            square = math.nan if square is None else square
+            rows.append((record, image_place, whole(category), box, square, crowd))
+    rows.sort(key=lambda row: row[1])
+    column = list(zip(*rows, strict=True)) or [()] * 6
+    return CocoAnnotations(
+        file,
+        images,
+        categories,
+        list(column[0]),
+        np.array(column[1], dtype=np.int64),
+        np.array(column[2], dtype=np.int64),
+        np.array(column[3], dtype=np.float64).reshape(-1, 4),
+        np.array(column[4], dtype=np.float64),
+        np.array(column[5], dtype=np.bool_),
+        problems,
+    )
+
+
+def _content(source: Path | str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The content of COCO annotations, checked to be that, and their name in errors."""
+    wanted = "an object with images, annotations, categories"
+    content, file = source, "annotations given in memory"
+    if isinstance(source, (str, Path)):
+        content, file = load_json(Path(source)), str(source)
     if isinstance(content, list):
-        raise DataError(
-            f"{file}: a JSON list, as COCO results are: annotations are an object with images, annotations, categories"
-        )
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{file}: no COCO annotations: expected an object with images, annotations, categories"
-        )
+        raise DataError(f"{file}: a JSON list, as COCO results are: annotations are {wanted}")
+    if not isinstance(content, Mapping):
+        raise DataError(f"{file}: no COCO annotations: expected {wanted}")
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
+        if not isinstance(content.get(key), (list, tuple)):
             raise DataError(f"{file}: no list '{key}': COCO annotations have images, annotations, categories")
     if not content["images"]:
         raise DataError(f"{file}: an empty data set: the list 'images' names none: add images")
-    return content
+    if not content["categories"]:
+        raise DataError(f"{file}: no classes: name at least one category")
+    return content, file
 
 
-def _whole(value: object) -> int | None:
-    """The value if it is a whole number (an int, or a float without a fraction), else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        return None
-    return int(value) if abs(value) < 2**63 and value == int(value) else None
-
-
-def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
+def _categories(content: Mapping[str, Any], file: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for place, category in enumerate(content["categories"]):
-        number = _whole(category.get("id")) if isinstance(category, dict) else None
-        if number is None or "name" not in category:
-            raise DataError(f"{file}: categories[{place}]: no whole-number id and name: give it both")
-        if number in names:
-            raise DataError(
-                f"{file}: categories[{place}]: id {number} is there twice: number each category once"
-            )
-        names[number] = str(category["name"]).strip()
-    ordered = dict(sorted(names.items()))
-    checked_classes(ordered.values(), file)
-    return ordered
+        category_id = whole(category.get("id")) if isinstance(category, Mapping) else None
+        where = f"{file}: categories[{place}]"
+        if category_id is None:
+            raise DataError(f"{where}: no whole number as its id: give it one, and a name")
+        if category_id in names:
+            raise DataError(f"{where}: id {category_id} is there twice: number each category once")
+        name = category.get("name")
+        names[category_id] = str(category_id if name is None else name).strip()
+    return dict(sorted(names.items()))
 
 
 def _category_ids(classes: Sequence[str], categories: dict[int, str]) -> tuple[int, ...]:
     """The file's id of each class; a class that the file does not have takes the next free one."""
     known = {name: number for number, name in categories.items()}
-    free = max(categories, default=0)
-    numbers = []
-    for name in classes:
-        if name not in known:
-            free += 1
-        numbers.append(known.get(name, free))
-    return tuple(numbers)
+    after = min(max(categories), 2**62)  # so that 64 bits hold the next ones too
+    free = (number for number in itertools.count(after + 1) if number not in categories)
+    return tuple(known[name] if name in known else next(free) for name in classes)
 
 
 def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None = None) -> DetectionData:
@@ -165,107 +263,23 @@ def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None
 
     Raises DataError when the file is no COCO annotation file; single bad records become problems.
     """
-    content = _load(file)
-    categories = _categories(content, file)
-    classes = tuple(classes) if classes is not None else tuple(categories.values())
-    label_of = {number: classes.index(name) for number, name in categories.items() if name in classes}
-    collect = Collector()
-
-    annotations: dict[int | str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    for place, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict):
-            collect.report(
-                "malformed annotation",
-                file,
-                f"annotations[{place}]",
-                repr(annotation)[:40],
-                "write an object",
-            )
-            continue
-        owner = annotation.get("image_id")
-        number = _whole(owner)
-        annotations[repr(owner) if number is None else number].append((place, annotation))
-
-    names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
-    folder = folder_of([name for name in names if isinstance(name, str)], image_folders(file))
-    seen: set[int] = set()
-    for place, image in enumerate(content["images"]):
-        record = f"images[{place}]"
-        image_id = _whole(image.get("id")) if isinstance(image, dict) else None
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if image_id is None or not isinstance(name, str) or not name:
-            collect.report(
-                "malformed image record", file, record, repr(image)[:60], "give it an id and a file_name"
-            )
-            continue
-        if image_id in seen:
-            mend = "number each image once (its first record is kept)"
-            collect.report("duplicate image id", file, f"{record} '{name}'", str(image_id), mend)
-            continue
-        seen.add(image_id)
-        own = annotations.pop(image_id, [])
-        width, height = _whole(image.get("width")), _whole(image.get("height"))
-        if not width or not height or width < 0 or height < 0:
-            try:
-                width, height = image_size(folder / name)
-            except DataError as error:
-                collect.report(
-                    "image without a size", file, f"{record} '{name}'", "", reason(error, folder / name)
-                )
-                continue
-        collect.add_image(image_id, name, width, height)
-        for row, annotation in own:
-            _add_box(collect, annotation, row, name, label_of, categories, file)
-
-    for left in annotations.values():  # their image was rejected above, or is nowhere in the file
-        for place, annotation in left:
-            value = repr(annotation.get("image_id"))
-            mend = "name an image of the list 'images' or remove it"
-            collect.report("unknown image id", file, _record(annotation, place), value, mend)
+    read = read_annotations(file)
+    classes = checked_classes(read.categories.values(), file) if classes is None else tuple(classes)
+    names = [name for image in read.images.values() if isinstance(name := image.get("file_name"), str)]
+    folder = folder_of(names, image_folders(file))
+    collect = Collector(folder, classes, read.problems)
+    collect.file = file
+    ends = np.searchsorted(read.image, np.arange(len(read.images)), side="right").tolist()
+    boxes = zip(read.record, read.category.tolist(), read.box.tolist(), read.area, read.crowd, strict=True)
+    for (image_id, image), start, end in zip(read.images.items(), [0, *ends], ends, strict=False):
+        own = list(itertools.islice(boxes, end - start))
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name:
+            mend = "give it an id and a file_name"
+            collect.report("malformed image record", f"image id {image_id}", shown(image), mend)
+        elif collect.add_image(image_id, name, (image.get("width"), image.get("height")), f"image '{name}'"):
+            for record, category, (x, y, w, h), area, crowd in own:
+                box, value = (x, y, x + w, y + h), shown([x, y, w, h])
+                collect.add_box(box, read.categories[category], record, value, crowd=crowd, area=area)
     where = file if root.is_file() else root  # the file given may be that of another split
-    return collect.pack(where, folder, "COCO", split, classes, _category_ids(classes, categories))
-
-
-def _record(annotation: dict[str, Any], place: int) -> str:
-    return f"annotation id {annotation['id']}" if "id" in annotation else f"annotations[{place}]"
-
-
-def _add_box(
-    collect: Collector,
-    annotation: dict[str, Any],
-    place: int,
-    image_name: str,
-    label_of: dict[int, int],
-    categories: dict[int, str],
-    file: Path,
-) -> None:
-    record = f"{_record(annotation, place)} of '{image_name}'"
-    category = annotation.get("category_id")
-    number = _whole(category)
-    if number not in label_of:
-        name = categories.get(number) if number is not None else None
-        value = f"{category!r} ('{name}')" if name is not None else repr(category)
-        mend = (
-            "not among the classes asked for"
-            if name is not None
-            else "name a category of the list 'categories'"
-        )
-        collect.report("unknown class", file, record, value, mend)
-        return
-    bbox = annotation.get("bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(v) in (int, float) for v in bbox):
-        collect.report(
-            "malformed box", file, record, repr(bbox)[:60], "write four numbers: x, y, width, height"
-        )
-        return
-    x, y, w, h = bbox
-    area = annotation.get("area")
-    collect.add_box(
-        (x, y, x + w, y + h),
-        label_of[number],
-        file=file,
-        record=record,
-        value=plain(bbox),
-        crowd=bool(annotation.get("iscrowd", 0)),
-        area=area if isinstance(area, (int, float)) else None,
-    )
+    return collect.pack(where, "COCO", split, _category_ids(classes, read.categories))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ghmdet.data.images import image_size, reason
+from ghmdet.data.layout import checked_classes
 from ghmdet.data.records import DetectionData, Problem, Records, Severity
+from ghmdet.data.values import number, shown, side
+from ghmdet.errors import DataError
 
+Corners = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels
 MIN_SIDE = 0.01  # pixels: a thinner box is empty (float32 cannot tell its sides apart in a large picture)
 ROUNDING = 0.05  # pixels: text formats round; sticking out by less is cut off without a word
 
@@ -23,120 +28,131 @@ MENDS = {
 }
 
 
-def judge_box(
-    corners: Sequence[float], width: int, height: int
-) -> tuple[str | None, tuple[float, float, float, float] | None]:
-    """What is wrong with a box x1 y1 x2 y2 (None: nothing), and the box clipped to the image (None: reject it).
+def flaw(box: Corners) -> str | None:
+    """What is wrong with a box whatever the picture, a key of MENDS; None where nothing is."""
+    if not all(map(math.isfinite, box)):
+        return "not a number"
+    return "inverted box" if box[2] < box[0] or box[3] < box[1] else None
+
+
+def judge_box(box: Corners, width: int, height: int) -> tuple[str | None, Corners | None]:
+    """What is wrong with a box in a picture (None: nothing), and the box clipped to the picture (None: reject it).
 
     >>> judge_box((10, 10, 30, 20), 100, 100)
-    (None, (10.0, 10.0, 30.0, 20.0))
+    (None, (10, 10, 30, 20))
     >>> judge_box((90, 10, 130, 20), 100, 100)
-    ('box partly outside the image', (90.0, 10.0, 100.0, 20.0))
+    ('box partly outside the image', (90, 10, 100, 20))
     >>> judge_box((10, 10, 10, 20), 100, 100)
     ('empty box', None)
     """
-    x1, y1, x2, y2 = map(float, corners)
-    if not all(map(math.isfinite, (x1, y1, x2, y2))):
-        return "not a number", None
-    if x2 < x1 or y2 < y1:
-        return "inverted box", None
-    if x2 - x1 < MIN_SIDE or y2 - y1 < MIN_SIDE:
+    if kind := flaw(box):
+        return kind, None
+    x1, y1, x2, y2 = box
+    if min(x2 - x1, y2 - y1) < MIN_SIDE:
         return "empty box", None
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if clipped[2] - clipped[0] < MIN_SIDE or clipped[3] - clipped[1] < MIN_SIDE:
+    clipped = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < MIN_SIDE:
         return "box outside the image", None
-    sticks_out = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), clipped, strict=True)) > ROUNDING
+    sticks_out = max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > ROUNDING
     return ("box partly outside the image" if sticks_out else None), clipped
 
 
-def plain(values: Sequence[object]) -> str:
-    """Numbers as a person would write them, for error texts.
-
-    >>> plain([10.0, 2.5, float("nan")])
-    '[10, 2.5, nan]'
-    """
-    return "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) + "]"
-
-
 class Collector:
-    """Packs the records of one split; each box is judged, and what is wrong is kept as a `Problem`."""
+    """Packs the records of one split; each box is judged, and what is wrong is kept as a `Problem`.
 
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
+    images: the folder that the pictures' names are relative to. classes: those to keep, in the order of the labels;
+    None keeps every class found. problems: those found before. Set `file` to the annotation file being read: problems
+    name it.
+    """
+
+    def __init__(self, images: Path, classes: Iterable[str] | None, problems: Iterable[Problem] = ()) -> None:
+        self.file: Path | str = images
+        self.problems = list(problems)
+        self._images, self._all = images, classes is None
+        self._labels = {name: label for label, name in enumerate(classes or ())}
         self._names: list[str] = []
-        self._image_ids = array("q")
-        self._sizes = array("i")
-        self._ends = array("q", [0])
-        self._boxes = array("f")
-        self._labels = array("i")
-        self._crowd = array("b")
-        self._area = array("f")
+        self._ids, self._sizes, self._ends = array("q"), array("q"), array("q", [0])
+        self._rows = array("d")  # x1 y1 x2 y2 label crowd area
 
-    def report(
-        self, kind: str, file: Path | str, record: str, value: str, mend: str, severity: Severity = "error"
-    ) -> None:
-        """Keep a problem."""
-        self.problems.append(Problem(severity, kind, str(file), record, value, mend))
+    def report(self, kind: str, record: str, value: str, mend: str, severity: Severity = "error") -> None:
+        """Keep a problem of the file being read."""
+        self.problems.append(Problem(severity, kind, str(self.file), record, value, mend))
 
-    def add_image(self, image_id: int, name: str, width: int, height: int) -> None:
-        """Start the record of an image; the boxes added next are its own."""
-        self._image_ids.append(image_id)
+    def add_image(self, image_id: int, name: str, size: Sequence[object], record: str) -> bool:
+        """Start an image, whose boxes come next; False and a problem where its size cannot be had.
+
+        size: width and height as the file writes them. The picture's own are taken where it writes none or 0, and,
+        with a warning, where they are no sides of a picture.
+        """
+        sides = [side(value) for value in size]
+        if None in sides:
+            if any(value not in (None, "") and number(value) != 0 and side(value) is None for value in size):
+                self.report("malformed image size", record, shown(size), "taken from the picture", "warning")
+            try:
+                sides = list(image_size(self._images / name))
+            except DataError as error:
+                self.report("image without a size", record, "", reason(error, self._images / name))
+                return False
         self._names.append(name)
-        self._sizes.extend((width, height))
+        self._ids.append(image_id)
+        self._sizes.extend(value for value in sides if value is not None)
         self._ends.append(self._ends[-1])
+        return True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the last image in pixels."""
+        return self._sizes[-2], self._sizes[-1]
 
     def add_box(
         self,
-        corners: Sequence[float],
-        label: int,
-        *,
-        file: Path | str,
+        box: Corners,
+        name: str,
         record: str,
         value: str,
+        *,
         crowd: bool = False,
-        area: float | None = None,
+        area: float = math.nan,
     ) -> None:
-        """Judge a box x1 y1 x2 y2 of the last image and keep it if it is sound.
+        """Judge a box x1 y1 x2 y2 of class `name` in the last image, and keep it if it is sound.
 
-        `value` is the box as the file writes it; `area` the annotation's own, if it has one.
+        record and value: the box's name and the box itself as problems show them. area: the annotation's own in square
+        pixels, NaN where it has none.
         """
-        kind, box = judge_box(corners, self._sizes[-2], self._sizes[-1])
-        if kind is not None:
-            self.report(kind, file, record, value, MENDS[kind], "error" if box is None else "warning")
-        if box is None:
+        if name not in self._labels and not (self._all and name):
+            mend = "not among the classes asked for" if name else "write the name of its class"
+            self.report("unknown class", record, f"'{name}'", mend)
             return
-        inside = (box[2] - box[0]) * (box[3] - box[1])
-        self._boxes.extend(box)
-        self._labels.append(label)
-        self._crowd.append(crowd)
-        self._area.append(inside if area is None or not 0 < area < inside else area)
-        self._ends[-1] += 1
-
-    def relabel(self, new: Sequence[int]) -> None:
-        """Turn every label k into new[k]."""
-        self._labels = array("i", (new[label] for label in self._labels))
+        label = self._labels.setdefault(name, len(self._labels))
+        kind, kept = judge_box(box, *self.size)
+        if kind is not None:
+            self.report(kind, record, value, MENDS[kind], "error" if kept is None else "warning")
+        if kept is not None:
+            inside = (kept[2] - kept[0]) * (kept[3] - kept[1])
+            self._rows.extend((*kept, label, crowd, area if 0 < area < inside else inside))
+            self._ends[-1] += 1
 
     def pack(
-        self,
-        root: Path,
-        images: Path,
-        format: str,
-        split: str,
-        classes: Sequence[str],
-        category_ids: Sequence[int],
+        self, root: Path, format: str, split: str, category_ids: Iterable[int] | None = None
     ) -> DetectionData:
-        """Everything collected, as one immutable data set; the images' names are relative to the folder `images`."""
+        """Everything collected as one immutable data set; classes that were not given are in alphabetical order.
+
+        category_ids: the classes' numbers, 1, 2 ... by default. Raises DataError where there is no class.
+        """
+        rows = np.array(self._rows).reshape(-1, 7)
+        found = tuple(self._labels)
+        classes = checked_classes(sorted(found), self.file) if self._all else found
+        new_label = np.array([classes.index(name) for name in found], dtype=np.int32)
         records = Records(
-            images,
+            self._images,
             self._names,
-            np.array(self._image_ids, dtype=np.int64),
+            np.array(self._ids, dtype=np.int64),
             np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
             np.array(self._ends, dtype=np.int64),
-            np.array(self._boxes, dtype=np.float32).reshape(-1, 4),
-            np.array(self._labels, dtype=np.int32),
-            np.array(self._crowd, dtype=np.bool_),
-            np.array(self._area, dtype=np.float32),
+            rows[:, :4].astype(np.float32),
+            new_label[rows[:, 4].astype(np.int64)],
+            rows[:, 5].astype(np.bool_),
+            rows[:, 6].astype(np.float32),
         )
-        return DetectionData(
-            root, format, split, tuple(classes), tuple(category_ids), records, tuple(self.problems)
-        )
+        numbers = tuple(category_ids or range(1, len(classes) + 1))
+        return DetectionData(root, format, split, classes, numbers, records, tuple(self.problems))

@@ -73,7 +73,7 @@ def folder_of(names: Sequence[str], candidates: Iterable[Path]) -> Path:
     return candidates[hits.index(max(hits))]
 
 
-def checked_classes(names: Iterable[object], file: Path) -> tuple[str, ...]:
+def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...]:
     """The class names as strings; raises DataError when there is none or one is there twice."""
     classes = tuple(str(name).strip() for name in names)
     if not classes:

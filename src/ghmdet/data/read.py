@@ -63,10 +63,12 @@ def find_split(path: Path, splits: Mapping[str, Any], split: str) -> tuple[str, 
 
 
 def no_usable_box(data: DetectionData) -> str | None:
-    """What makes a split an empty data set, in words; None when it has a box."""
-    if len(data.records.boxes):
+    """What makes a split an empty data set, in words; None when it has a box that is no crowd region."""
+    crowd = int(data.records.crowd.sum())
+    if crowd < len(data.records.crowd):
         return None
-    return f"split {data.split} has {len(data.records)} images and no usable box"
+    aside = f" ({crowd} crowd regions are not trained on)" if crowd else ""
+    return f"split {data.split} has {len(data.records)} images and no usable box{aside}"
 
 
 def read_data(

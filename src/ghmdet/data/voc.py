@@ -12,9 +12,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ghmdet.data.collector import Collector
-from ghmdet.data.images import EXTENSIONS, image_size, reason
-from ghmdet.data.layout import checked_classes, read_text
+from ghmdet.data.images import EXTENSIONS
+from ghmdet.data.layout import read_text
 from ghmdet.data.records import DetectionData
+from ghmdet.data.values import flag, numbers, shown
 from ghmdet.errors import DataError
 
 LOOKED_FOR = (
@@ -74,43 +75,32 @@ def read_split(
     single bad records become problems.
     """
     listing = source.listing or source.annotations
-    collect = Collector()
     folder, there = _pictures(root, source)
-    label_of = {name: label for label, name in enumerate(classes or ())}
+    collect = Collector(folder, classes)
     for image_id, file in enumerate(_xml_files(source), start=1):
+        collect.file = file
         tree = _parse(file, listing, collect)
         if tree is None:
             continue
         name = _image_name(tree, file, there)
-        size = _size(tree)
-        if size is None:
-            try:
-                size = image_size(folder / name)
-            except DataError as error:
-                collect.report(
-                    "image without a size", file, f"image '{name}'", "", reason(error, folder / name)
-                )
-                continue
-        collect.add_image(image_id, name, *size)
-        for number, node in enumerate(tree.findall("object"), start=1):
-            if classes is None and (found := _class_name(node)):
-                label_of.setdefault(found, len(label_of))
-            _add_box(collect, node, number, label_of, file)
-    if classes is None:
-        classes = checked_classes(sorted(label_of), listing)
-        collect.relabel([classes.index(name) for name in label_of])
-    return collect.pack(root, folder, "VOC", split, classes, range(1, len(classes) + 1))
+        size = [tree.findtext(f"size/{side}") for side in ("width", "height")]
+        if collect.add_image(image_id, name, size, f"image '{name}'"):
+            for number, node in enumerate(tree.findall("object"), start=1):
+                _add_box(collect, node, number)
+    collect.file = listing
+    return collect.pack(root, "VOC", split)
 
 
 def _parse(file: Path, listing: Path, collect: Collector) -> ElementTree.Element | None:
     try:
         return ElementTree.fromstring(read_text(file))
     except DataError as error:
-        collect.report("unreadable annotation", listing, f"'{file.stem}'", "", str(error))
+        collect.file = listing
+        collect.report("unreadable annotation", f"'{file.stem}'", "", str(error))
     except ElementTree.ParseError as error:
         line, column = error.position
         where = f"line {line}, column {column + 1}"
-        collect.report("invalid XML", file, where, f"({error})", "write the file again")
+        collect.report("invalid XML", where, f"({error})", "write the file again")
     return None
 
 
@@ -136,33 +126,17 @@ def _image_name(tree: ElementTree.Element, file: Path, there: dict[str, str]) ->
     )
 
 
-def _class_name(node: ElementTree.Element) -> str:
-    return (node.findtext("name") or "").strip()
-
-
-def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
-    try:
-        width, height = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    except (ValueError, OverflowError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None
-
-
-def _add_box(
-    collect: Collector, node: ElementTree.Element, number: int, label_of: dict[str, int], file: Path
-) -> None:
-    name = _class_name(node)
+def _add_box(collect: Collector, node: ElementTree.Element, number: int) -> None:
+    name = (node.findtext("name") or "").strip()
     record = f"object {number} '{name}'"
-    if name not in label_of:
-        collect.report("unknown class", file, record, f"'{name}'", f"known: {', '.join(label_of)}")
-        return
     texts = [(node.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS]
-    value = f"[{', '.join(texts)}]"
-    try:
-        corners = [float(text) for text in texts]
-    except ValueError:
+    value, corners = shown(texts), numbers(texts)
+    difficult = node.findtext("difficult")
+    crowd = flag(difficult)
+    if corners is None:
         mend = "write the numbers xmin, ymin, xmax and ymax in its bndbox"
-        collect.report("malformed box", file, record, value, mend)
-        return
-    crowd = (node.findtext("difficult") or "").strip() == "1"
-    collect.add_box(corners, label_of[name], file=file, record=record, value=value, crowd=crowd)
+        collect.report("malformed box", record, value, mend)
+    elif crowd is None:
+        collect.report("malformed difficult", record, shown(difficult), "write 0 or 1")
+    else:
+        collect.add_box((corners[0], corners[1], corners[2], corners[3]), name, record, value, crowd=crowd)

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from ghmdet.data.collector import Collector
-from ghmdet.data.images import EXTENSIONS, image_size, reason
+from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.layout import checked_classes, image_files, read_text
 from ghmdet.data.records import DetectionData
+from ghmdet.data.values import numbers, shown, whole
 from ghmdet.errors import DataError
 
 LOOKED_FOR = "data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt"
@@ -119,18 +120,18 @@ def _class_names(source: YoloSplit) -> tuple[str, ...]:
     content = _load(source.names)
     names = content.get("names")
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbered = {whole(number): name for number, name in names.items()}
+        if set(numbered) != set(range(len(names))):
             raise DataError(
                 f"{source.names}: names are not numbered 0 to {len(names) - 1}: number them without a gap"
             )
-        names = [names[number] for number in range(len(names))]
+        names = [numbered[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise DataError(f"{source.names}: no class names: write names: [first, second]")
     classes = checked_classes(names, source.names)
-    if content.get("nc", len(classes)) != len(classes):
-        raise DataError(
-            f"{source.names}: nc is {content['nc']} but names has {len(classes)}: make them agree"
-        )
+    if "nc" in content and whole(content["nc"]) != len(classes):
+        nc = shown(content["nc"])
+        raise DataError(f"{source.names}: nc is {nc} but names has {len(classes)}: make them agree")
     return classes
 
 
@@ -169,58 +170,40 @@ def read_split(
         places = ", ".join(map(str, source.images))
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
     base = root.parent if root.is_file() else root
-    collect = Collector()
+    collect = Collector(base, classes)
     for image_id, image in enumerate(images, start=1):
-        try:
-            width, height = image_size(image)
-        except DataError as error:
-            collect.report("image without a size", image, "", "", reason(error, image))
-            continue
+        collect.file = image
         name = str(image.relative_to(base)) if image.is_relative_to(base) else str(image)
-        collect.add_image(image_id, name, width, height)
-        labels = _label_file(image)
-        if not labels.is_file():
+        if not collect.add_image(image_id, name, (None, None), ""):
             continue
-        lines = labels.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                _add_box(collect, line, number, (width, height), own, classes, labels)
-    return collect.pack(root, base, "YOLO", split, classes, range(1, len(classes) + 1))
+        collect.file = _label_file(image)
+        if collect.file.is_file():
+            lines = collect.file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    _add_box(collect, line, number, own)
+    return collect.pack(root, "YOLO", split)
 
 
-def _add_box(
-    collect: Collector,
-    line: str,
-    number: int,
-    size: tuple[int, int],
-    own: Sequence[str],
-    classes: Sequence[str],
-    file: Path,
-) -> None:
-    record, value = f"line {number}", f"'{line.strip()[:60]}'"
-    try:
-        index, *fractions = (float(word) for word in line.split())
-    except ValueError:
-        index, fractions = 0.0, []
+def _add_box(collect: Collector, line: str, number: int, names: Sequence[str]) -> None:
+    record, value = f"line {number}", shown(line.strip())
+    words = numbers(line.split())
+    fractions = words[1:] if words else []
     polygon = len(fractions) >= 6 and len(fractions) % 2 == 0
-    if len(fractions) != 4 and not polygon:
-        collect.report("malformed box", file, record, value, "write five numbers: class cx cy w h")
-        return
-    name = own[int(index)] if index in range(len(own)) else None
-    if name not in classes:
-        known = f"not among the classes asked for: '{name}'" if name else f"classes are 0 to {len(own) - 1}"
-        collect.report("unknown class", file, record, value, known)
-        return
-    if max(fractions) > OUTSIDE:
-        collect.report(
-            "box not in fractions", file, record, value, "divide by the picture's width and height"
-        )
-        return
-    if polygon:
-        xs, ys = fractions[0::2], fractions[1::2]
-        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    if words is None or (len(fractions) != 4 and not polygon):
+        collect.report("malformed box", record, value, "write five numbers: class cx cy w h")
+    elif words[0] not in range(len(names)):
+        collect.report("unknown class", record, value, f"classes are 0 to {len(names) - 1}")
+    elif max(fractions) > OUTSIDE:
+        mend = "divide by the picture's width and height"
+        collect.report("box not in fractions", record, value, mend)
     else:
-        cx, cy, w, h = fractions
-        x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-    corners = (x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1])
-    collect.add_box(corners, classes.index(name), file=file, record=record, value=value)
+        if polygon:
+            xs, ys = fractions[0::2], fractions[1::2]
+            x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+        else:
+            cx, cy, w, h = fractions
+            x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+        width, height = collect.size
+        corners = (x1 * width, y1 * height, x2 * width, y2 * height)
+        collect.add_box(corners, names[int(words[0])], record, value)
