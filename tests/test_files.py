@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -20,4 +21,18 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_nothing_behind(tmp_path
     with pytest.raises(TypeError):
         write_atomic(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_function_writes_into_the_file_and_its_failure_keeps_the_old_content(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a.txt", lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"
+
+    def breaks_off(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, breaks_off)
+    assert path.read_bytes() == b"whole"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 
-def write_atomic(path: Path | str, content: bytes | str) -> Path:
-    """Writes `content` (text as UTF-8) to `path` whole or not at all, making its folder; returns the path.
+def write_atomic(path: Path | str, content: bytes | str | Callable[[IO[bytes]], Any]) -> Path:
+    """Writes `content` to `path` whole or not at all, making its folder; returns the path.
+
+    content: bytes, text (written as UTF-8), or a function that writes into the file it is given, as a picture's `save`
+    and a figure's `savefig` do.
 
     The bytes go to a temporary neighbour first, which then takes the name in one step: whoever opens `path`,
     even after a crash in the middle, finds the old content or the new. Raises OSError where the disk refuses.
@@ -17,7 +22,10 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # without it a power cut can leave the new name on empty content
         temporary.replace(path)
