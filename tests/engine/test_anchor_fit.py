@@ -14,7 +14,7 @@ from ghmdet.engine.anchor_fit import anchor_warning, best_iou, fit_anchors, posi
 from ghmdet.errors import GhmdetError
 from ghmdet.models import PRESETS, preset
 from ghmdet.models.anchors import make_anchors
-from ghmdet.models.matcher import match, pairwise_iou
+from ghmdet.models.targets import match, pairwise_iou
 from measured_data import shared_data
 
 CPU = torch.device("cpu")

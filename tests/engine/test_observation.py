@@ -18,8 +18,8 @@ from ghmdet.functional import naive
 from ghmdet.models import PRESETS, RetinaNet
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.box_coder import encode
-from ghmdet.models.matcher import AnchorTargets
 from ghmdet.models.preprocess import Batch
+from ghmdet.models.targets import AnchorTargets
 from ghmdet.spectrum import SpectrumCounts
 
 NANO = PRESETS["nano"]

@@ -14,7 +14,7 @@ from ghmdet.errors import GhmdetError
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig, RetinaNet
 from ghmdet.models import loss as loss_module
 from ghmdet.models.anchors import make_anchors
-from ghmdet.models.matcher import anchor_targets, match
+from ghmdet.models.targets import anchor_targets, match
 from operations import WAITS, Operations, as_an_accelerator
 
 K = 3

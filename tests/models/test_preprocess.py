@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from ghmdet.errors import GhmdetError
 from ghmdet.models import preset
 from ghmdet.models.preprocess import make_batch, resized_size, scale_boxes
-from ghmdet.models.targets import check_targets, pad_targets
+from ghmdet.models.targets import pad_targets
 
 CPU = torch.device("cpu")
 
@@ -96,37 +96,3 @@ def test_bad_pictures_are_named(tiny, images, message):
     with pytest.raises(GhmdetError, match=message) as caught:
         make_batch(images, tiny, CPU)
     assert "\n" not in str(caught.value)
-
-
-def target(boxes, labels):
-    return {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "labels": torch.tensor(labels)}
-
-
-GOOD = target([[0, 0, 5, 5]], [1])
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        ([GOOD], "1 targets for 2 images"),
-        ([GOOD, target([[0, 0, 5, 5], [9, 1, 4, 5]], [0, 0])], r"target 1, box 1 is \[9.0, 1.0, 4.0, 5.0\]"),
-        ([target([[0, 0, 5, 0]], [0]), GOOD], r"target 0, box 0 is \[0.0, 0.0, 5.0, 0.0\]"),
-        ([GOOD, target([[0, 0, float("nan"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, nan, 5.0\]"),
-        ([GOOD, target([[0, 0, float("inf"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, inf, 5.0\]"),
-        (
-            [GOOD, target([[0, 0, 5, 5]], [3])],
-            r"target 1, box 0 has label 3; the detector's 3 classes are 0..2",
-        ),
-        ([GOOD, target([[0, 0, 5, 5]], [-1])], "target 1, box 0 has label -1"),
-        ([GOOD, target([[0, 0, 5, 5]], [0, 1])], r"target 1 has boxes \[1, 4\] and labels \[2\]"),
-        ([GOOD, target([[0, 0, 5, 5]], [0.0])], "target 1 has labels of torch.float32"),
-    ],
-)
-def test_bad_targets_are_named(targets, message):
-    with pytest.raises(GhmdetError, match=message) as caught:
-        check_targets(targets, images=2, num_classes=3)
-    assert "\n" not in str(caught.value)
-
-
-def test_targets_without_boxes_are_good():
-    check_targets([GOOD, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}], 2, 3)

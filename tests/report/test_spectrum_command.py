@@ -12,8 +12,7 @@ from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.predict import Detector, to_tensor
-from ghmdet.models import RetinaNet, preset
-from ghmdet.models.state import model_state
+from ghmdet.models import RetinaNet, model_state, preset
 from ghmdet.spectrum import SpectrumCounts, count_batch
 
 DRAWN = ["examples", "boxes", "class_gradients", "box_gradients", "shares", "weights", "reliability"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from ghmdet.data import DetectionData
 from ghmdet.models import ModelConfig
 from ghmdet.models.anchors import LevelGrid, level_grids, make_anchors
-from ghmdet.models.matcher import match
 from ghmdet.models.preprocess import resized_size
+from ghmdet.models.targets import match
 
 WARN_BOXES = 100_000  # looked at before a training: a fraction of a second
 WARN_SHARE = 0.05

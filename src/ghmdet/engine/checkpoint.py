@@ -13,8 +13,8 @@ import torch
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.models.state import is_model_state
-from ghmdet.models.weights import read_state
+from ghmdet.models.state import read_state
+from ghmdet.models.weights import is_model_state
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import RetinaNet
 from ghmdet.models.anchors import anchors_inside, make_anchors
 from ghmdet.models.box_coder import encode
-from ghmdet.models.matcher import AnchorTargets
 from ghmdet.models.preprocess import Batch
+from ghmdet.models.targets import AnchorTargets
 from ghmdet.spectrum import Floats, SpectrumCounts, SpectrumSums, count_batch, sum_over_ranks
 
 

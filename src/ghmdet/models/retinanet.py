@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
+from ghmdet.models import torchvision_import
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.backbone import Backbone
 from ghmdet.models.head import Head
 from ghmdet.models.loss import DetectionLoss, LossConfig
-from ghmdet.models.matcher import AnchorTargets, anchor_targets, match
 from ghmdet.models.neck import FeaturePyramid
 from ghmdet.models.pointwise import use_pointwise
 from ghmdet.models.postprocess import postprocess
 from ghmdet.models.preprocess import Batch, make_batch
 from ghmdet.models.presets import ModelConfig
-from ghmdet.models.targets import check_targets, pad_targets
+from ghmdet.models.state import fitting
+from ghmdet.models.targets import AnchorTargets, anchor_targets, check_targets, match, pad_targets
 
 
 class RetinaNet(nn.Module):
@@ -133,12 +134,29 @@ class RetinaNet(nn.Module):
         self.config = dataclasses.replace(self.config, freeze_batch_norm=frozen)
         self.backbone.freeze_batch_norm(frozen)
 
+    def network_state(self) -> dict[str, Tensor]:
+        """The weights of backbone, neck and head; the losses' moving averages belong to the training run."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("loss.")}
+
+    def load_network(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy in what `network_state` gave; raises CheckpointError naming the first weight that does not fit."""
+        self.load_state_dict(fitting(self.network_state(), weights, exact=True), strict=False)
+
     @classmethod
     def from_torchvision(cls, model: nn.Module, classes: Sequence[str] | None = None) -> RetinaNet:
-        """Torchvision's `retinanet_resnet50_fpn` or `_v2` as one of ours: see `ghmdet.models.torchvision_import`."""
-        from ghmdet.models.torchvision_import import from_torchvision  # builds on this module
+        """A detector with the same detections as torchvision's `retinanet_resnet50_fpn` or `_v2`.
 
-        return from_torchvision(model, classes)
+        model: one of those two, with any number of classes, also with sizes, thresholds and anchors of its own.
+        classes: a name for each of its outputs; "class 0", "class 1", ... where absent. Labels stay torchvision's own
+            indices: its index 0, which it never trains, is the first class here and needs a name too.
+
+        Returns it on the model's device, in the model's mode, able to be trained with our losses.
+        Raises GhmdetError for another network, or another number of names.
+        """
+        config, names, weights = torchvision_import.from_model(model, classes)
+        detector = cls(config, names)
+        detector.load_network(weights)
+        return detector.to(next(model.parameters()).device).train(model.training)
 
     def _anchors(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         return make_anchors(self.config, images.shape[-2], images.shape[-1], images.device)

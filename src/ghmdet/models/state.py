@@ -1,91 +1,54 @@
-"""A detector as plain values and tensors, and back."""
+"""Weights in a file, and whether they fit a network."""
 
 from __future__ import annotations
 
-import dataclasses
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ghmdet.errors import CheckpointError, GhmdetError
-from ghmdet.models.loss import LossConfig
-from ghmdet.models.presets import ModelConfig
-from ghmdet.models.retinanet import RetinaNet
+import torch
+from torch import Tensor
 
-FORMAT = "ghmdet-detector"
-VERSION = 1
+from ghmdet.errors import CheckpointError
 
 
-def model_state(model: RetinaNet) -> dict[str, Any]:
-    """The detector as a dict that `torch.load(weights_only=True)` reads back.
+def read_state(path: Path) -> Mapping[str, Any]:
+    """The dict in a file that torch.save wrote: tensors and plain values only, no code is run.
 
-    Keys: format, version, config, classes, model (the weights). The losses' moving averages are not the
-    detector's: they belong to the training run, as `model.loss.state_dict()`.
+    Raises CheckpointError naming the file where it is absent or something else.
     """
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": dataclasses.asdict(model.config),
-        "classes": list(model.classes),
-        "model": {name: value for name, value in model.state_dict().items() if not name.startswith("loss.")},
-    }
-
-
-def is_model_state(state: object) -> bool:
-    """Whether it is what `model_state` gives (more keys may stand beside its own)."""
-    return isinstance(state, Mapping) and state.get("format") == FORMAT
-
-
-def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -> RetinaNet:
-    """The detector of `model_state`'s dict, in eval mode on the CPU; `loss` is what would train it further.
-
-    Raises CheckpointError where the dict is something else, is from a later version, or does not fit together.
-    """
-    check_state(state)
-    try:
-        model = RetinaNet(ModelConfig.from_dict(state["config"]), state["classes"], loss)
-        load_network(model, state["model"])
-    except (KeyError, TypeError, GhmdetError) as error:
-        raise CheckpointError(f"the detector's state does not fit together: {error}") from error
-    return model.eval()
-
-
-def check_state(state: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless it is a state of this version with all its parts."""
-    if not is_model_state(state):
-        raise CheckpointError(f"this is not a ghmdet detector: it has no 'format': '{FORMAT}'")
-    if state.get("version") != VERSION:
+    if not path.is_file():
         raise CheckpointError(
-            f"the detector has format version {state.get('version')}, this ghmdet reads {VERSION}: upgrade ghmdet"
+            f"{path}: there is no such file; give the path of a checkpoint, 'auto' or 'none'"
         )
-    for part in ("config", "classes", "model"):
-        if not state.get(part):
-            raise CheckpointError(f"the detector's state has no '{part}'")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values ({reason[0]})"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
+    return state
 
 
-def load_network(model: RetinaNet, weights: Mapping[str, Any]) -> None:
-    """Copy the weights of backbone, neck and head, all of them, into a detector of the same shape.
+def fitting(own: Mapping[str, Tensor], given: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
+    """Those of the given weights that a network has as its `own`: for `load_state_dict(.., strict=False)`.
 
-    Raises CheckpointError naming the first weight that is missing, unknown or of another shape.
-    """
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("loss.")}
-    problem = first_mismatch(own, weights) or next(
-        (f"'{n}' is unknown" for n in weights if n not in own), None
-    )
-    if problem:
-        raise CheckpointError(problem)
-    model.load_state_dict(dict(weights), strict=False)
-
-
-def first_mismatch(own: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """In words, the first weight of `own` that `given` lacks or has in another shape; None where all fit.
-
-    A missing `num_batches_tracked` is no mismatch: frozen and old batch norms have none, and inference needs none.
+    A missing `num_batches_tracked` is no fault: frozen and old batch norms have none, and inference needs none.
+    Raises CheckpointError naming the first weight that is missing, of another shape, or, if `exact`, unknown.
     """
     for name, value in own.items():
         if name not in given:
-            if name.endswith("num_batches_tracked"):
-                continue
-            return f"'{name}' is missing"
-        if given[name].shape != value.shape:
-            return f"'{name}' is {list(given[name].shape)} where {list(value.shape)} is needed"
-    return None
+            if not name.endswith("num_batches_tracked"):
+                raise CheckpointError(f"'{name}' is missing")
+        elif given[name].shape != value.shape:
+            raise CheckpointError(
+                f"'{name}' is {list(given[name].shape)} where {list(value.shape)} is needed"
+            )
+    unknown = next((name for name in given if name not in own), None)
+    if exact and unknown is not None:
+        raise CheckpointError(f"'{unknown}' is unknown")
+    return {name: given[name] for name in own if name in given}

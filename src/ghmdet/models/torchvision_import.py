@@ -1,10 +1,10 @@
-"""Torchvision's RetinaNet as one of ours: how weights pretrained on COCO come in."""
+"""Torchvision's RetinaNet in our terms, a config and weights: how weights pretrained on COCO come in."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
@@ -13,8 +13,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models.presets import ModelConfig
-from ghmdet.models.retinanet import RetinaNet
-from ghmdet.models.state import load_network
 
 # (blocks of each layer, whether they are bottlenecks) -> the ResNet
 _RESNETS = {
@@ -33,17 +31,20 @@ _RENAMED = (
     (r"head\.regression_head\.bbox_reg", "head.box_deltas"),
 )
 
-_TELLING = ("head.classification_head.cls_logits.weight", "backbone.fpn.extra_blocks.p6.weight")
+
+class Converted(NamedTuple):
+    """A torchvision detector in our terms."""
+
+    config: ModelConfig
+    classes: list[str]
+    weights: dict[str, Tensor]
+    """Of backbone, neck and head, by our names."""
 
 
-def from_torchvision(model: nn.Module, classes: Sequence[str] | None = None) -> RetinaNet:
-    """A detector with the same detections as torchvision's `retinanet_resnet50_fpn` or `_v2`.
+def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> Converted:
+    """Torchvision's `retinanet_resnet50_fpn` or `_v2`, with any sizes, thresholds and anchors, in our terms.
 
-    model: one of those two, with any number of classes, also with sizes, thresholds and anchors of its own.
-    classes: a name for each of its outputs; "class 0", "class 1", ... where absent. Labels stay torchvision's own
-        indices: its index 0, which it never trains, is the first class here and needs a name too.
-
-    Returns it on the model's device, in the model's mode, able to be trained with our losses.
+    classes: a name for each of its outputs; "class 0", "class 1", ... where absent.
     Raises GhmdetError for another network, or another number of names.
     """
     if not isinstance(model, TorchvisionRetinaNet):
@@ -57,32 +58,30 @@ def from_torchvision(model: nn.Module, classes: Sequence[str] | None = None) -> 
         raise GhmdetError(
             f"{len(names)} class names for a torchvision model with {outputs} outputs; its unused index 0 needs one too"
         )
-    detector = RetinaNet(_config(model), names)
-    load_network(detector, _renamed(model.state_dict(), detector.config.norm_groups > 0))
-    return detector.to(next(model.parameters()).device).train(model.training)
+    config = _config(model)
+    return Converted(config, names, _renamed(model.state_dict(), config.norm_groups > 0))
 
 
-def detector_from_file(state: Mapping[str, Tensor]) -> RetinaNet | None:
+def from_state(state: Mapping[str, Tensor]) -> Converted | None:
     """The detector of a state dict as torchvision publishes for its two RetinaNets; None where it is something else.
 
     Raises CheckpointError where it is one of them but with weights that are missing or of another shape.
     """
-    layer, p6 = (state.get(name) for name in _TELLING)
+    layer = state.get("head.classification_head.cls_logits.weight")
+    p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
     if layer is None or p6 is None:
         return None
-    second_version = p6.shape[1] == 2048
-    build = retinanet_resnet50_fpn_v2 if second_version else retinanet_resnet50_fpn
+    build = retinanet_resnet50_fpn_v2 if p6.shape[1] == 2048 else retinanet_resnet50_fpn
     model = build(weights=None, weights_backbone=None, num_classes=layer.shape[0] // 9)
     try:
-        missing = model.load_state_dict(
-            dict(state), strict=False
-        ).missing_keys  # it knows the names of its older files
+        # Not `fitting`: torchvision's own loading knows the names of its older files.
+        missing = model.load_state_dict(dict(state), strict=False).missing_keys
     except RuntimeError as error:  # says in several lines which shapes differ
         raise CheckpointError(" ".join(str(error).split())[:300]) from error
     lacking = [name for name in missing if not name.endswith("num_batches_tracked")]
     if lacking:
         raise CheckpointError(f"'{lacking[0]}' is missing")
-    return from_torchvision(model)
+    return from_model(model)
 
 
 def _config(model: Any) -> ModelConfig:

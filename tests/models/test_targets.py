@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
+from ghmdet.errors import GhmdetError
 from ghmdet.models.anchors import make_anchors
-from ghmdet.models.matcher import anchor_targets, match
+from ghmdet.models.targets import anchor_targets, check_targets, match
 
 CPU = torch.device("cpu")
 
@@ -64,3 +65,37 @@ def test_every_box_keeps_its_best_anchor(low_quality_iou):
     assert match(boxes, torch.ones(1, 1).bool(), anchors, positive_iou=0.5, background_iou=0.4).tolist() == [
         [0, -1]
     ]
+
+
+def target(boxes, labels):
+    return {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "labels": torch.tensor(labels)}
+
+
+GOOD = target([[0, 0, 5, 5]], [1])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([GOOD], "1 targets for 2 images"),
+        ([GOOD, target([[0, 0, 5, 5], [9, 1, 4, 5]], [0, 0])], r"target 1, box 1 is \[9.0, 1.0, 4.0, 5.0\]"),
+        ([target([[0, 0, 5, 0]], [0]), GOOD], r"target 0, box 0 is \[0.0, 0.0, 5.0, 0.0\]"),
+        ([GOOD, target([[0, 0, float("nan"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, nan, 5.0\]"),
+        ([GOOD, target([[0, 0, float("inf"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, inf, 5.0\]"),
+        (
+            [GOOD, target([[0, 0, 5, 5]], [3])],
+            r"target 1, box 0 has label 3; the detector's 3 classes are 0..2",
+        ),
+        ([GOOD, target([[0, 0, 5, 5]], [-1])], "target 1, box 0 has label -1"),
+        ([GOOD, target([[0, 0, 5, 5]], [0, 1])], r"target 1 has boxes \[1, 4\] and labels \[2\]"),
+        ([GOOD, target([[0, 0, 5, 5]], [0.0])], "target 1 has labels of torch.float32"),
+    ],
+)
+def test_bad_targets_are_named(targets, message):
+    with pytest.raises(GhmdetError, match=message) as caught:
+        check_targets(targets, images=2, num_classes=3)
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_without_boxes_are_good():
+    check_targets([GOOD, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}], 2, 3)
