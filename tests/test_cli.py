@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ghmdet.cli import main
+from ghmdet.cli import app, main
 from ghmdet.errors import unknown_name
 from measured_data import shared_data
 
@@ -24,7 +25,9 @@ def status(*arguments: str) -> int:
     [
         (["train", "x", "--out", "y", "--cls-loss", "gmh-c"], "did you mean 'ghm-c'?"),
         (["train", "x", "--out", "y", "--cls-los", "ce"], "Did you mean --cls-loss?"),
-        (["trian", "x"], 'Did you mean "train"?'),
+        (["trian", "x"], "unknown command 'trian': did you mean 'train'?"),
+        (["val", "x", "y", "--say", "z"], "Unknown option: --say"),
+        (["data", "chek", "x"], "unknown command 'chek': did you mean 'check'?"),
         (["train", "x", "--out", "y", "--precision", "bf61"], "did you mean 'bf16'?"),
         (["train", "x", "--out", "y", "--epochs", "many"], "--epochs"),
         (["train", "x", "--out", "y", "--epochs", "0"], "at least 1"),
@@ -61,10 +64,39 @@ def test_a_name_unlike_any_known_one_gets_the_list_without_a_guess() -> None:
     assert str(unknown_name("model", "zzz", ["nano"])) == "unknown model 'zzz': known: nano"
 
 
-def test_losses_alone_import_nothing_heavy() -> None:
-    heavy = ("torchvision", "timm", "accelerate", "matplotlib", "PIL", "hotcoco", "cyclopts", "rich")
-    code = f"import sys, ghmdet; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+HEAVY = ("torchvision", "timm", "accelerate", "matplotlib", "PIL", "hotcoco", "cyclopts", "rich")
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import ghmdet", ("torch", "numpy", *HEAVY)),
+        ("from ghmdet import GHMC, GHMR, GradientSpectrum, functional", HEAVY),
+        ("import ghmdet; ghmdet.functional.ghm_c_loss", HEAVY),
+        ("from ghmdet.cli import main; main(['--help'])", ("torch", "numpy", *HEAVY[:-2])),
+        ("from ghmdet.cli import main; main(['data', '--help'])", ("torch", "numpy", *HEAVY[:-2])),
+        ("from ghmdet.cli import main; main(['trian'])", ("torch", "numpy", *HEAVY[:-2])),
+    ],
+)
+def test_what_needs_no_heavy_package_imports_none(code: str, absent: tuple[str, ...]) -> None:
+    program = f"import atexit, sys\natexit.register(lambda: print(sorted(set({absent}) & set(sys.modules))))\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_each_command_is_explained_by_the_docstring_of_its_function_each_option_too() -> None:
+    commands = [
+        command
+        for each in (app, app["data"])
+        for name, command in each.resolved_commands().items()
+        if command.default_command and not name.startswith("-")
+    ]
+    assert len(commands) == 12
+    for command in commands:
+        assert command.help == inspect.getdoc(command.default_command)
+        arguments = command.assemble_argument_collection(parse_docstring=True).filter_by(show=True)
+        assert arguments
+        assert not [each.name for each in arguments if not each.parameter.help], command.name
 
 
 def test_score_command_writes_the_published_figures(tmp_path: Path) -> None:

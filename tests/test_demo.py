@@ -16,18 +16,18 @@ def test_demo_does_the_whole_job_and_goes_on_where_it_stopped(
     monkeypatch.setattr(module, "IMAGES", 12)
     monkeypatch.setattr(module, "EPOCHS", 1)
     said: list[str] = []
-    metrics = module.demo(tmp_path / "demo", say=said.append)
+    metrics = module.demo(out=tmp_path / "demo", say=said.append)
     assert {entry.name for entry in (tmp_path / "demo").iterdir()} == {"data", "run", "pictures.jpg"}
     assert Image.open(tmp_path / "demo" / "pictures.jpg").width > 640
     assert json.loads((tmp_path / "demo" / "run" / "val" / "metrics.json").read_text())["AP"] == metrics.AP
     assert any("ImageNet weights of EfficientNet-Lite0" in line for line in said)
     assert "What this run says" in (tmp_path / "demo" / "run" / "report.html").read_text()
     log = (tmp_path / "demo" / "run" / "log.csv").read_text()
-    assert module.demo(tmp_path / "demo", say=said.append) == metrics
+    assert module.demo(out=tmp_path / "demo", say=said.append) == metrics
     assert (tmp_path / "demo" / "run" / "log.csv").read_text() == log
 
 
 def test_demo_refuses_a_folder_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(GhmdetError, match=r"holds something else \(thesis\.txt\)"):
-        module.demo(tmp_path)
+        module.demo(out=tmp_path)

@@ -1,24 +1,29 @@
 """Gradient-harmonized one-stage object detection.
 
-The losses are here at the price of importing torch; `Detector` brings the rest when it is asked for.
+A name is imported when it is first used: the losses bring torch and nothing heavier, `Detector` the rest.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ghmdet import clock as clock  # before torch, whose import takes seconds
-from ghmdet import functional
-from ghmdet.losses import GHMC, GHMR
-from ghmdet.spectrum import GradientSpectrum
+from ghmdet import clock as clock  # before all that takes time
 
 if TYPE_CHECKING:
+    from ghmdet import functional as functional
     from ghmdet.engine.predict import Detector
+    from ghmdet.losses import GHMC, GHMR
+    from ghmdet.spectrum import GradientSpectrum
 
 __all__ = ["GHMC", "GHMR", "Detector", "GradientSpectrum", "functional"]
 
+_HOMES = {"Detector": "engine.predict", "GHMC": "losses", "GHMR": "losses", "GradientSpectrum": "spectrum"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Detector":
-        from ghmdet.engine.predict import Detector
-
-        return Detector
+    if name == "functional":
+        return import_module("ghmdet.functional")
+    if name in _HOMES:
+        return getattr(import_module(f"ghmdet.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'ghmdet' has no attribute '{name}'")

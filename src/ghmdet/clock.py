@@ -1,4 +1,4 @@
-"""When this process began, as near as Python can tell: the package imports it before anything that takes time."""
+"""When this process began, as near as Python can tell: `import ghmdet` imports this first."""
 
 from __future__ import annotations
 

@@ -24,16 +24,20 @@ EPOCHS = 12
 THRESHOLD = 0.3
 
 
-def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) -> Metrics:
-    """Draw 240 scenes, train `nano` on them, score it, draw what it sees and report on it; returns the score.
+def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Metrics:
+    """Do the main job on a synthetic set, in one to two minutes: data, training with GHM, AP, pictures, report.
 
-    Writes `data/`, `run/` (the run folder), `run/val/`, `run/report.html` and `pictures.jpg` below `out`; called again
-    after an interruption, it goes on.
+    Args:
+        out: Folder for everything it makes; interrupted, the same command goes on there.
+        seed: Seed of the pictures and the training.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The score on the validation part.
 
     Raises:
         GhmdetError: `out` holds something else, or the pretrained weights are not installed.
     """
-    out = Path(out)
     strangers = (
         {entry.name for entry in out.iterdir()} - {"data", "run", "pictures.jpg"} if out.is_dir() else set()
     )
@@ -46,7 +50,7 @@ def demo(out: Path | str, *, seed: int = 0, say: Callable[[str], None] = print) 
     saved_run(out / "run", run_arguments(out / "data", out / "run", config), resume=True)
     say(str(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed))))
     train(out / "data", out / "run", config, resume=True, say=say)
-    metrics = validate(out / "run" / "best.pt", out / "data", "val", say=say)
+    metrics = validate(out / "run" / "best.pt", out / "data", say=say)
     pictures = _draw(
         out / "pictures.jpg", Detector.load(out / "run" / "best.pt"), read_data(out / "data", "val")
     )

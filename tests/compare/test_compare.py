@@ -20,7 +20,7 @@ from ghmdet.cli import app
 from ghmdet.compare import run as engine
 from ghmdet.compare.arms import read_arms, train_command
 from ghmdet.compare.plan import Plan, Run, tuning_parts
-from ghmdet.compare.run import compare, missing_commands, plan_comparison
+from ghmdet.compare.run import carry_out, missing_commands, plan_comparison
 from ghmdet.data import read_data
 from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import write_json
@@ -285,7 +285,7 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     )
     out = tmp_path / "c"
     plan = make_plan(squares, out, arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2,0.4")
-    result = compare(plan, say=quiet).figures
+    result = carry_out(plan, say=quiet).figures
     assert json.loads(json.dumps(result)) == json.loads((out / "comparison.json").read_text())
 
     ghm, ce, wild = (result["arms"][name] for name in ("ghm", "ce", "wild"))
@@ -329,7 +329,7 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     predictions = out / "runs/final/ce/weight0.2-seed0/val/predictions.json"
     before = predictions.stat().st_mtime_ns
     assert missing_commands(plan) == []
-    assert compare(plan, say=quiet).figures["arms"] == result["arms"]
+    assert carry_out(plan, say=quiet).figures["arms"] == result["arms"]
     assert len(in_process) == made
     assert [run.arm for run in in_process].count("wild") == 1
     assert predictions.stat().st_mtime_ns == before
@@ -358,7 +358,7 @@ def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
             write_json(run.out / "val" / "predictions.json", found)
             write_json(run.out / "val" / "metrics.json", {})
             write_json(run.out / "val" / "spectrum.json", {"objects": [1, 2], "background": [3, 4]})
-    arms = compare(plan, say=quiet).figures["arms"]
+    arms = carry_out(plan, say=quiet).figures["arms"]
     assert arms["ce"]["per_class"]["red"]["AP"]["values"] == pytest.approx([1, 1])
     assert arms["ce"]["per_class"]["blue"]["AP"]["values"] == [0, 0]
     assert arms["ghm"]["per_class"]["blue"]["difference"]["mean"] == pytest.approx(1)
@@ -373,7 +373,7 @@ def test_one_seed_says_that_intervals_are_over_images_only_and_a_failed_first_ar
     said: list[str] = []
     plan = make_plan(squares, tmp_path / "c", seeds=1)
     end(plan.final_runs(plan.arms[0], 0.1)[0], None)
-    result = compare(plan, say=said.append).figures
+    result = carry_out(plan, say=said.append).figures
     assert result["statistics"]["over"] == "images only: one seed"
     assert result["arms"]["ghm"]["AP"]["std"] is None
     assert result["arms"]["ghm"]["difference"] is None

@@ -59,13 +59,13 @@ def test_predictions_carry_the_annotations_ids_and_score_as_val_does(
     predict(
         run / "best.pt",
         tmp_path / "in",
-        tmp_path / "out",
+        out=tmp_path / "out",
         annotations=annotations,
         device="cpu",
         precision="fp32",
     )
     assert (tmp_path / "out" / "below" / "val_1.png.jpg").exists()
-    metrics = validate(run / "best.pt", squares, "val", tmp_path / "val", device="cpu", precision="fp32")
+    metrics = validate(run / "best.pt", squares, out=tmp_path / "val", device="cpu", precision="fp32")
     ours = score(annotations, tmp_path / "out" / "predictions.json")
     assert metrics.AP is not None and metrics.AP > 0
     assert pytest.approx(metrics.AP, abs=0.02) == ours.AP
@@ -89,9 +89,9 @@ def test_pictures_are_never_overwritten_nor_their_drawings_looked_at_again(
     shutil.copy(squares / "images" / "val_0.png", tmp_path / "a.png")
     for out in (tmp_path, tmp_path / "." / ""):
         with pytest.raises(GhmdetError, match="would be overwritten"):
-            predict(run / "best.pt", tmp_path, out, device="cpu")
+            predict(run / "best.pt", tmp_path, out=out, device="cpu")
     for _ in range(2):
-        predict(run / "best.pt", tmp_path, tmp_path / "out", device="cpu", precision="fp32")
+        predict(run / "best.pt", tmp_path, out=tmp_path / "out", device="cpu", precision="fp32")
         assert {entry.name for entry in (tmp_path / "out").iterdir()} == {"a.png.jpg", "predictions.json"}
 
 
@@ -101,7 +101,7 @@ def test_one_broken_picture_loses_nothing_of_the_others(run: Path, squares: Path
         shutil.copy(squares / "images" / "val_0.png", tmp_path / "in" / name)
     (tmp_path / "in" / "b.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"1 of 3 pictures could not be read.*b\.png"):
-        predict(run / "best.pt", tmp_path / "in", tmp_path / "out", device="cpu", precision="fp32")
+        predict(run / "best.pt", tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {result["file_name"] for result in results} == {"a.png", "c.png"}
 
@@ -130,15 +130,15 @@ def test_ids_come_from_the_annotations_by_name(tmp_path: Path) -> None:
 
 def test_pictures_that_cannot_be_used_are_named(run: Path, squares: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such picture or folder"):
-        predict(run / "best.pt", tmp_path / "nothing", tmp_path / "out")
+        predict(run / "best.pt", tmp_path / "nothing", out=tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no pictures here"):
-        predict(run / "best.pt", tmp_path / "empty", tmp_path / "out")
+        predict(run / "best.pt", tmp_path / "empty", out=tmp_path / "out")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
     with pytest.raises(DataError, match=r"cut\.jpg"):
-        predict(run / "best.pt", tmp_path / "cut.jpg", tmp_path / "out")
+        predict(run / "best.pt", tmp_path / "cut.jpg", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"has no image of file name cut\.jpg"):
         annotations = squares / "annotations" / "instances_val.json"
-        predict(run / "best.pt", tmp_path / "cut.jpg", tmp_path / "out", annotations=annotations)
+        predict(run / "best.pt", tmp_path / "cut.jpg", out=tmp_path / "out", annotations=annotations)
     with pytest.raises(CheckpointError, match=r"cut\.jpg"):
-        predict(tmp_path / "cut.jpg", squares / "images", tmp_path / "out")
+        predict(tmp_path / "cut.jpg", squares / "images", out=tmp_path / "out")

@@ -57,7 +57,7 @@ def together(run: Path, made_up: Path, tmp_path_factory: pytest.TempPathFactory)
     real = folder / "real"
     shutil.copytree(run, real, ignore=shutil.ignore_patterns("last.pt", "inspection"))
     bare = make_run(folder / "bare", logged=False)
-    return write_report([real, made_up.parent, bare], folder / "report.html", say=lambda line: None)
+    return write_report([real, made_up.parent, bare], out=folder / "report.html", say=lambda line: None)
 
 
 @pytest.fixture

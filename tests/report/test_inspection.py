@@ -95,7 +95,7 @@ def test_the_figures_are_those_of_val(squares: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", squares, bias=-1.0)
     found = quiet(run)
     metrics = validate(
-        run / "best.pt", squares, "val", tmp_path / "val", precision="fp32", say=lambda line: None
+        run / "best.pt", squares, out=tmp_path / "val", precision="fp32", say=lambda line: None
     )
     assert found["metrics"]["detections"] == metrics.detections > 0
     assert found["metrics"]["AP50"] == pytest.approx(metrics.AP50, abs=1e-6)

@@ -56,7 +56,7 @@ class Parsed(HTMLParser):
 
 def report(*runs: Path, **options: Any) -> Parsed:
     out = runs[0].parent / "report.html"
-    assert write_report(runs, out, say=lambda line: None, **options) == out
+    assert write_report(runs, out=out, say=lambda line: None, **options) == out
     return Parsed(out.read_text(encoding="utf-8"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +90,6 @@ class Plan:
     seeds: int
     grid: tuple[float, ...] | None
     tune_epochs: int | None
-    tune_seeds: int
 
     @cached_property
     def tuning_file(self) -> Path:
@@ -101,28 +99,21 @@ class Plan:
     def tune(self, arm: Arm) -> Tuning:
         """Where the tuning of an arm stands: the runs that it needs next, or the weight that it settled on.
 
-        The weight is the one with the best AP over the held-out pictures, the mean over the tuning seeds. Where it is
-        the least or the greatest of the grid, half or twice of it joins the grid, at most `EXTENSIONS` times.
+        The weight is the one with the best AP over the held-out pictures. Where it is the least or the greatest of the
+        grid, half or twice of it joins the grid, at most `EXTENSIONS` times.
         """
         if arm.config.cls_weight is not None or self.grid is None:
             fixed = arm.config.cls_weight
             return Tuning(arm.default_weight() if fixed is None else fixed)
         weights = sorted(self.grid)
         for extended in range(EXTENSIONS + 1):
-            runs = {weight: list(self._tuning_runs(arm, weight)) for weight in weights}
-            over = {weight: [run.outcome() for run in of_it] for weight, of_it in runs.items()}
-            missing = [
-                run
-                for weight, of_it in runs.items()
-                for run, outcome in zip(of_it, over[weight], strict=True)
-                # One seed that diverged settles a weight.
-                if outcome is None and not any(other and other.failed for other in over[weight])
-            ]
-            if missing:
-                return Tuning(missing=tuple(missing))
-            scores = {weight: _mean(outcomes) for weight, outcomes in over.items()}
+            runs = {weight: self._tuning_run(arm, weight) for weight in weights}
+            over = {weight: outcome for weight, run in runs.items() if (outcome := run.outcome())}
+            if len(over) < len(runs):
+                return Tuning(missing=tuple(run for weight, run in runs.items() if weight not in over))
+            scores = {weight: outcome.AP for weight, outcome in over.items()}
             if all(score is None for score in scores.values()):
-                reason = next(o.failed for outcomes in over.values() for o in outcomes if o and o.failed)
+                reason = over[weights[0]].failed
                 return Tuning(grid=scores, failed=f"every weight of the grid diverged, first: {reason}")
             best = _best(list(scores.values()))
             if 0 < best < len(weights) - 1 or extended == EXTENSIONS:
@@ -130,12 +121,12 @@ class Plan:
             weights = [weights[0] / 2, *weights] if best == 0 else [*weights, weights[-1] * 2]
         return Tuning(weights[best], scores, at_edge=best in (0, len(weights) - 1))
 
-    def _tuning_runs(self, arm: Arm, weight: float) -> Iterator[Run]:
-        for seed in self._seeds(self.tune_seeds):
-            epochs = self.tune_epochs or arm.config.total_epochs
-            config = self._run_config(arm, weight, seed)
-            config = replace(config, epochs=epochs, val_every=epochs, train_split="train", val_split="val")
-            yield Run(arm.name, "tune", self.tuning_file, self._folder("tune", arm, weight, seed), config)
+    def _tuning_run(self, arm: Arm, weight: float) -> Run:
+        seed = self.base.seed
+        epochs = self.tune_epochs or arm.config.total_epochs
+        config = self._run_config(arm, weight, seed)
+        config = replace(config, epochs=epochs, val_every=epochs, train_split="train", val_split="val")
+        return Run(arm.name, "tune", self.tuning_file, self._folder("tune", arm, weight, seed), config)
 
     def final_runs(self, arm: Arm, weight: float) -> list[Run]:
         """The runs that are judged: everything in the training part, one run a seed."""
@@ -206,7 +197,7 @@ class Plan:
             "settings": _kept(self.base),
             "weights grid": self.grid,
             "tune epochs": self.tune_epochs,
-            "tune seeds": self.tune_seeds,
+            "tune seeds": 1,  # could be more in earlier versions
             "arms": {arm.name: _kept(arm.config) for arm in self.arms},
         }
         plain: dict[str, Any] = json.loads(json.dumps(kept))
@@ -236,11 +227,6 @@ def _other_values(before: dict[str, Any], now: dict[str, Any], where: str = "") 
         f"{where}{name} {now.get(name, 'as by default')} (there {before.get(name, 'as by default')})"
         for name in names
     ]
-
-
-def _mean(outcomes: list[Outcome | None]) -> float | None:
-    values = [outcome.AP for outcome in outcomes if outcome is not None and outcome.AP is not None]
-    return sum(values) / len(values) if values and len(values) == len(outcomes) else None
 
 
 def _best(scores: list[float | None]) -> int:

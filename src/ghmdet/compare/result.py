@@ -136,8 +136,8 @@ def _judge(
             validate(
                 run.out / "last.pt",
                 run.data,
-                judged.split,
-                folder,
+                split=judged.split,
+                out=folder,
                 device=run.config.device,
                 precision=run.config.precision,
                 batch_size=run.config.batch_size,

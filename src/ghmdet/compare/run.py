@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -33,14 +35,13 @@ def plan_comparison(
     seeds: int,
     weights_grid: str,
     tune_epochs: int | None = None,
-    tune_seeds: int = 1,
 ) -> Plan:
     """The plan of a comparison, kept in `out`; `compare` says what each argument is.
 
     Raises:
         GhmdetError: an option, an arm or the data that cannot be used, or a folder that holds something else.
     """
-    for name, value in (("seeds", seeds), ("tune-epochs", tune_epochs), ("tune-seeds", tune_seeds)):
+    for name, value in (("seeds", seeds), ("tune-epochs", tune_epochs)):
         if value is not None and value < 1:
             raise GhmdetError(f"--{name} {value}: give a whole number of at least 1")
     if base.cls_loss != TrainConfig.cls_loss:
@@ -63,7 +64,6 @@ def plan_comparison(
         seeds=seeds,
         grid=_grid(weights_grid),
         tune_epochs=tune_epochs,
-        tune_seeds=tune_seeds,
     )
     for arm in plan.arms:
         config = arm.config
@@ -101,7 +101,60 @@ def missing_commands(plan: Plan) -> list[str]:
     return [shlex.join(["ghmdet", *run.command]) for arm in plan.arms for run in plan.missing(arm)]
 
 
-def compare(plan: Plan, split: str = "val", say: Callable[[str], None] = print) -> Comparison:
+def compare(
+    data: Path,
+    /,
+    *,
+    out: Path,
+    arms: str = "ce,ohem,focal,ghm",
+    seeds: int = 3,
+    split: str = "val",
+    weights_grid: str = "0.025,0.05,0.1,0.2,0.4",
+    tune_epochs: int | None = None,
+    list_commands: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Train several losses alike on your data and say which are better beyond chance.
+
+    Interrupted, the same command continues; finished runs are never repeated. docs/compare.md says how it judges.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder for the comparison: its runs, comparison.json, comparison.md and pictures.
+        arms: Class losses with commas between them (ghm is ghm-c), or a YAML file of settings by arm. Differences are
+            taken from the first.
+        seeds: Runs of each arm, with seeds from `--seed` on; the same for every arm.
+        split: Part of the data set that the arms are judged on.
+        weights_grid: Weights of the class loss among which each arm chooses on held-out training pictures; none takes
+            each loss's own weight.
+        tune_epochs: Epochs of a run of the grid; by default as many as of the others.
+        list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
+            all are done.
+        config: The settings of all arms alike.
+        say: Takes each line meant for the user.
+
+    Raises:
+        GhmdetError: an option, an arm or the data that cannot be used; every arm failed.
+        KeyboardInterrupt: stopped by a signal; the run of the moment is saved.
+    """
+    plan = plan_comparison(
+        data,
+        out,
+        config or TrainConfig(),
+        arms=arms,
+        seeds=seeds,
+        weights_grid=weights_grid,
+        tune_epochs=tune_epochs,
+    )
+    if list_commands:
+        for command in missing_commands(plan):
+            say(command)
+    else:
+        carry_out(plan, split, say)
+
+
+def carry_out(plan: Plan, split: str = "val", say: Callable[[str], None] = print) -> Comparison:
     """Make the missing runs one after another, judge the last weights of the final ones, and write the result.
 
     Args:

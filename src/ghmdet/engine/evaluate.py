@@ -98,29 +98,30 @@ def detect(
 
 
 def validate(
-    checkpoint: Path | str,
-    data: Path | str,
-    split: str,
-    out: Path | str | None = None,
+    checkpoint: Path,
+    data: Path,
+    /,
     *,
-    device: str = "auto",
-    precision: str = "auto",
+    split: str = "val",
+    out: Path | None = None,
     batch_size: int = 16,
     workers: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Metrics:
     """Score a checkpoint on a part of a data set; writes `metrics.json` and `predictions.json` (COCO results).
 
     Args:
-        checkpoint: a detector that training wrote.
-        data: a data set that `ghmdet.data.read_data` reads.
-        split: the part to score.
-        out: the folder to write; by default one named as the split, beside the checkpoint.
+        checkpoint: A `best.pt` or `last.pt` of a training run.
+        data: Folder of the data set, or a COCO annotations file.
+        split: Part of the data set to score.
+        out: Folder to write; by default `SPLIT/` beside the checkpoint.
+        batch_size: Pictures at a time.
+        workers: Processes that read pictures.
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
-        batch_size: pictures at a time.
-        workers: processes that read pictures.
-        say: takes each line meant for the user.
+        say: Takes each line meant for the user.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,28 +81,32 @@ class Detector:
 
 
 def predict(
-    checkpoint: Path | str,
-    pictures: Path | str,
-    out: Path | str,
+    checkpoint: Path,
+    pictures: Path,
+    /,
     *,
-    annotations: Path | str | None = None,
+    out: Path,
+    annotations: Path | None = None,
     threshold: float = 0.3,
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "auto",
+    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Detect on a picture or on a folder of them; writes `predictions.json` and drawn pictures to `out`.
+    """Detect on a picture or a folder; writes predictions.json (COCO results) and drawn pictures.
 
     Args:
-        checkpoint: a detector that training wrote.
-        pictures: a picture, or a folder that is searched with its subfolders.
-        out: the folder to write; its pictures keep their names, with `.jpg` added where they are not JPEG.
+        checkpoint: A `best.pt` or `last.pt` of a training run.
+        pictures: A picture, or a folder that is searched with its subfolders.
+        out: Folder to write; drawn pictures keep their names, with `.jpg` added where they are not JPEG.
         annotations: COCO annotations whose image and category ids the results should carry, matched by file and class
-            name; without it the pictures are numbered from 1 in the order of their names.
-        threshold: the least score of a box that is drawn; `predictions.json` keeps them all.
-        batch_size: pictures at a time.
+            name, so that `ghmdet score` can compare them; by default pictures are numbered from 1 in order of their
+            names.
+        threshold: The least score of a box that is drawn; predictions.json keeps them all.
+        batch_size: Pictures at a time.
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
+        say: Takes each line meant for the user.
 
     Returns:
         COCO results, each with the `file_name` of its picture as well.
@@ -158,6 +162,8 @@ def predict(
             f"{len(unreadable)} of {len(files)} pictures could not be read (the others are in {out}), first:"
             f" {unreadable[0]}"
         )
+    drawn = sum(result["score"] >= threshold for result in results)
+    say(f"{len(results)} boxes, {drawn} of them scored at least {threshold:g} and drawn: {out}")
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -147,6 +147,24 @@ def score(
     evaluation = evaluate(tables)
     evaluation.accumulate()
     return metrics_of(tables, evaluation.eval, matches_of(evaluate(tables, at=[0.5])))
+
+
+def score_files(
+    annotations: Path, results: Path, /, *, json: Path | None = None, say: Callable[[str], None] = print
+) -> Metrics:
+    """Score a COCO results file against COCO annotations.
+
+    Args:
+        annotations: COCO annotations (the truth).
+        results: COCO results (what was detected).
+        json: File to write the figures to, as JSON.
+        say: Takes the table.
+    """
+    metrics = score(annotations, results)
+    if json:
+        metrics.save_json(json)
+    say(metrics.table())
+    return metrics
 
 
 def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Matches) -> Metrics:

@@ -21,23 +21,28 @@ from ghmdet.report.training_spectrum import PULLERS
 
 def write_report(
     runs: Sequence[Path],
-    out: Path | None = None,
+    /,
     *,
+    out: Path | None = None,
     data: Path | None = None,
     split: str | None = None,
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write what runs did, saw and get wrong as one HTML file; the file (docs/report.md).
+    """Write what runs did, saw and get wrong as one HTML page that opens anywhere (docs/report.md).
+
+    A run whose `inspection/` is missing or older than its `best.pt` is inspected first: a pass over the data.
 
     Args:
-        runs: folders of `ghmdet train`, finished or not. One whose `inspection/` is missing or older than its
-            `best.pt` is inspected first, which takes a pass over the data.
-        out: the file; by default `report.html` in the folder of the one run, or in the current one for several.
-        data: the data set to inspect on; by default the run's own.
-        split: the part of it; by default the one that the run was validated on.
+        runs: Folders of training runs, finished or not; several are put side by side.
+        out: The file; by default `report.html` in the run's folder, or in the current one for several runs.
+        data: Data set to inspect the best checkpoint on; by default the one it was trained on.
+        split: Part of the data set; by default the one it was validated on.
         device: auto, cpu or cuda, for the inspection.
-        say: takes each line meant for the user.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The file.
 
     Raises:
         GhmdetError: a folder that is no run, a file in it that cannot be read, or `data` or `split` that cannot be

@@ -13,25 +13,26 @@ from ghmdet.report.summary import Summary, summarize
 
 
 def write_spectrum(
-    checkpoint: Path | str,
-    data: Path | str,
-    split: str,
-    out: Path | str,
+    checkpoint: Path,
+    data: Path,
+    /,
     *,
-    device: str = "auto",
+    out: Path,
+    split: str = "val",
     workers: int = 0,
+    device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Summary:
-    """Measure a detector's spectrum on a part of a data set; writes spectrum.npz, spectrum.json and the figures.
+    """Show which examples pull at a detector: gradient-norm spectra, figures, and what they say (docs/spectrum.md).
 
     Args:
-        checkpoint: a detector that training wrote.
-        data: a data set that `ghmdet.data.read_data` reads.
-        split: the part to measure on.
-        out: the folder to write.
+        checkpoint: A `best.pt` or `last.pt` of a training run.
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder to write: spectrum.npz, spectrum.json, and each figure as SVG and PNG.
+        split: Part of the data set to measure on.
+        workers: Processes that read pictures.
         device: auto, cpu or cuda; it runs in float32.
-        workers: processes that read pictures.
-        say: takes each line meant for the user.
+        say: Takes each line meant for the user.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or gives no numbers (NaN).

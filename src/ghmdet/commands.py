@@ -1,0 +1,134 @@
+"""Commands that tie rooms together: training with its report, and those of `ghmdet data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ghmdet.clock import BEGAN
+from ghmdet.data import check_data, format_problems, has_errors, make, read_data
+from ghmdet.data.make.thinning import How
+from ghmdet.engine import train as engine
+from ghmdet.engine.anchor_fit import fit_anchors
+from ghmdet.engine.progress import counting
+from ghmdet.engine.settings import TrainConfig
+from ghmdet.errors import GhmdetError
+from ghmdet.models import preset
+from ghmdet.report.figures import draw_examples, draw_shares
+from ghmdet.report.page import write_report
+
+
+def train(
+    data: Path,
+    /,
+    *,
+    out: Path,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    report: bool = True,
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a detector on a data set (COCO, Pascal VOC or YOLO).
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder for the run: checkpoints, curves, logs, how it was made.
+        resume: Continue the run in `out` exactly where it stopped.
+        report: End with `report.html`: what the run did, saw and gets wrong.
+    """
+    config = config or TrainConfig()
+    engine.train(
+        data,
+        out,
+        config,
+        resume=resume,
+        began=BEGAN,
+        figures={"examples": draw_examples, "shares": draw_shares},
+        report=(lambda folder: write_report([folder], device=config.device)) if report else None,
+    )
+
+
+def synth(out: Path, /, *, config: Annotated[make.SynthConfig | None, Parameter(name="*")] = None) -> None:
+    """Draw a deterministic set of scenes, with dials for imbalance, hard examples and wrong labels.
+
+    Args:
+        out: Folder of the new data set; one that `synth` made before is replaced.
+    """
+    print(make.synthesize(out, config))
+
+
+def check(data: Path, /, *, split: str | None = None) -> int:
+    """List every problem of a data set; exits with 1 if any is an error.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        split: The one part to check; all parts by default.
+    """
+    with counting("pictures", None) as advance:
+        problems = check_data(data, split, progress=lambda done, total: advance(1))
+    print(format_problems(problems))
+    return int(has_errors(problems))
+
+
+def thin(
+    data: Path,
+    out: Path,
+    /,
+    *,
+    keep: list[str],
+    how: How = "images",
+    split: str = "train",
+    seed: int = 0,
+) -> None:
+    """Make a long-tailed set of another: chosen classes keep a share of their boxes in one part.
+
+    No visible object loses its label: pictures are left out, or objects are erased from them.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder of the new one; one that `thin` made before is replaced.
+        keep: CLASS=SHARE, the share above 0 and up to 1; once for each class.
+        how: images: leave pictures out. erase: fill in objects that hardly overlap others, then leave pictures out.
+        split: Part to thin; the others are copied.
+        seed: Decides between objects, and between pictures that are equally good.
+    """
+    shares: dict[str, float] = {}
+    for each in keep:
+        name, _, share = each.rpartition("=")
+        if name in shares:
+            raise GhmdetError(f"--keep {each}: class '{name}' is there twice: give one share")
+        try:
+            shares[name] = float(share) if name else float("none")
+        except ValueError:
+            raise GhmdetError(f"--keep {each}: give CLASS=SHARE, as in --keep car=0.1") from None
+    with counting("pictures", None) as advance:
+        print(make.thin(data, out, shares, how=how, split=split, seed=seed, progress=advance))
+
+
+def anchors(
+    data: Path,
+    /,
+    *,
+    split: str = "train",
+    model: str = "nano",
+    size: int | None = None,
+    anchor_base: float | None = None,
+    anchor_ratios: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None,
+) -> None:
+    """Say which boxes no anchor can match, and which anchors would match more.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        split: Part of the data set to look at.
+        model: Preset: nano, r18, r50 or r50_v2.
+        size: Longest side of a training picture in pixels; the preset's own by default.
+        anchor_base: Side of the smallest anchor in strides of its level; the preset's own by default.
+        anchor_ratios: Shapes of the anchors, height over width; the preset's own by default.
+    """
+    config = preset(model, size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)
+    read = read_data(data, split)
+    print(read.describe())
+    with counting("pictures", None) as advance:
+        fit = fit_anchors(read, config, progress=advance)
+    print(fit.table())
