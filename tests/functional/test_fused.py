@@ -63,7 +63,7 @@ LABEL_LOSSES = {
     "ghm-c prefix": lambda *a, **k: ghm.ghm_c_loss(*a, method="prefix", per_class=True, **GUARDED, **k),
     "ghm-c all": lambda *a, **k: ghm.ghm_c_loss(*a, normalize="all", min_count=2.0, bins=7, **k),
 }
-SHAPES = [(1, 1), (63, 3), (2, 65), (37, 5, 3), (2, 3, 13, 7), (3, 2, 70), (0, 4), (2, 3, 0)]
+SHAPES = [(1, 2), (63, 3), (2, 65), (37, 5, 3), (2, 3, 13, 7), (3, 2, 70), (0, 4), (2, 3, 0)]
 every_label_loss = pytest.mark.parametrize("name", LABEL_LOSSES)
 
 
@@ -92,7 +92,7 @@ def test_masks_weights_and_reductions_give_the_reference(name, reduction, mask, 
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(1,), (200,), *SHAPES])
+@pytest.mark.parametrize("shape", [(1,), (200,), (1, 1), (70, 1), *SHAPES])
 def test_dense_targets_give_the_reference(soft, dtype, shape):
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * 4 - 2).to(dtype)
@@ -121,7 +121,7 @@ def test_ghm_r_gives_the_reference(shape, dtype, reduction):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_logits_and_labels_give_the_reference(data):
-    n, k = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 20))
+    n, k = data.draw(st.integers(1, 9)), data.draw(st.integers(2, 20))
     numbers = st.floats(-100, 100, width=32) | st.sampled_from([0.0, -0.0, 88.0, 104.0, -1e4, 6e4])
     logits = torch.tensor(data.draw(st.lists(numbers, min_size=n * k, max_size=n * k))).view(n, k)
     labels = torch.tensor(data.draw(st.lists(st.integers(-1, k), min_size=n, max_size=n)))
@@ -160,27 +160,13 @@ def test_the_regions_are_exactly_those_of_the_reference():
         assert torch.equal(*tables)
 
 
-@pytest.mark.parametrize("label", [0, 1])
-def test_float32_losses_are_right_to_their_last_digits_at_any_logit(label):
-    logits = torch.linspace(-100, 100, 4001).unsqueeze(1)
-    labels = torch.full((4001,), label)
+def test_float32_losses_are_right_to_their_last_digits_at_any_logit():
+    logits = torch.linspace(-100, 100, 4001).unsqueeze(1).expand(-1, 2)
+    labels = torch.zeros(4001, dtype=torch.int64)
     ours = ghm.ghm_c_loss(logits, labels, bins=1, reduction="none", impl="torch")
-    exact = torch.nn.functional.softplus(logits.double() * (1 if label else -1), threshold=1000)
+    exact = torch.nn.functional.softplus(logits.double() * torch.tensor([-1, 1]), threshold=1000)
     shown = exact > 1e-30
     torch.testing.assert_close(ours.double()[shown], exact[shown], rtol=3e-7, atol=0)
-
-
-@pytest.mark.parametrize("layout", ["channels_last", "strided", "permuted"])
-def test_any_memory_layout_gives_the_reference(layout):
-    logits, labels, _ = example(2, 3, 8, 6)
-    if layout == "channels_last":
-        logits = logits.contiguous(memory_format=torch.channels_last)
-    elif layout == "strided":
-        logits = logits.repeat_interleave(2, 3)[..., ::2]
-    else:
-        logits, labels = logits.permute(2, 1, 0, 3), labels.permute(1, 0, 2)
-    assert_same(LABEL_LOSSES["ghm-c per class"], logits, labels)
-    assert_same(LABEL_LOSSES["ghm-c per class"], logits, labels, reduction="none", valid=labels != 1)
 
 
 def test_ignored_anchors_are_never_read():
@@ -216,15 +202,6 @@ def test_a_second_derivative_is_refused_and_says_what_has_one():
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     gradient.square().sum().backward()
     assert logits.grad.isfinite().all()
-
-
-def test_inputs_changed_before_backward_are_noticed():
-    logits = torch.zeros(4, 3, requires_grad=True)
-    moved = logits + 1
-    loss = ghm.ghm_c_loss(moved, torch.tensor([0, 1, 2, 3]), impl="torch")
-    moved.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 @pytest.mark.parametrize("wants", ["nothing", "no_grad"])

@@ -133,26 +133,26 @@ class Blocks:
         return self.valid.sum((0, 2)).expand(k)
 
     def positive_sums(self) -> Tensor:
-        """The sum of the targets of each class, [K]."""
+        """The number of targets of at least 1/2 of each class, [K]."""
         k, s = self.shape[1:]
-        sums = torch.zeros(k, dtype=self.dtype, device=self.inputs.device)
+        sums = torch.zeros(k, dtype=torch.int64, device=self.inputs.device)
         if self.positives is not None:
-            return sums.index_add_(0, self.positives.places // s % k, self.positives.is_one)
+            return sums.index_add_(0, self.positives.places // s % k, self.positives.is_one.long())
         if self.targets is not None:
             for at, _ in self._slices():
-                sums[at[1]] += self._read(self.targets, at, 0.0).sum((0, 2))
+                sums[at[1]] += (self._read(self.targets, at, 0.0) >= 0.5).sum((0, 2))
         return sums
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """Memory for one number an element, as `write` fills it; what is never read is 0."""
-        make = torch.empty_like if self.rows is None else torch.zeros_like
-        return make(self.inputs, dtype=dtype)
+        make = torch.empty if self.rows is None else torch.zeros
+        return make(self.inputs.shape, dtype=dtype, device=self.inputs.device)
 
     def write(self, output: Tensor, block: Block, a: Tensor, b: Tensor) -> None:
         """Put the product of `a` and `b`, which are flat, into `output` where the block is."""
         if self.rows is not None:
             product = a.mul(b).view(block.shape)
-            output.index_copy_(0, self.rows[block.at[0]], product.to(output.dtype))
+            output[:, block.at[1]].index_copy_(0, self.rows[block.at[0]], product.to(output.dtype))
         else:
             torch.mul(a, b, out=output[block.at].view(-1))
 
@@ -180,7 +180,7 @@ class Blocks:
         """What an aligned tensor has at a block."""
         if aligned.shape[1] == 1:
             at = (at[0], slice(None), at[2])
-        return aligned[at] if self.rows is None else aligned.index_select(0, self.rows[at[0]])
+        return aligned[at] if self.rows is None else aligned[:, at[1]].index_select(0, self.rows[at[0]])
 
     def _read(self, aligned: Tensor, at: Slices, fill: float) -> Tensor:
         block = self.part(aligned, at).to(self.dtype)
@@ -201,8 +201,9 @@ class Blocks:
             place = torch.arange(s, device=labels.device)
             places = ((image * k + labels.clamp(0, k - 1)) * s + place).flatten()
             is_one = positive.flatten().to(self.dtype)
-        read = places if self.rows is None else self.rows[places // k] * k + places % k
-        x = self.inputs.view(-1)[read].to(self.dtype)
+        row = places // (k * s)
+        row = row if self.rows is None else self.rows[row]
+        x = self.inputs[row, places // s % k, places % s].to(self.dtype)
         if self.valid is not None:
             counted = self.valid.expand(self.shape).reshape(-1)[places]
             is_one, x = is_one * counted, torch.where(counted, x, self.fill)

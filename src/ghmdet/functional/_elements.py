@@ -43,6 +43,7 @@ def class_given(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
 ) -> Given:
     """The arguments of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
+    check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
     _check_inputs(inputs)
     _check_masks(inputs, valid, weight)
     if targets.shape == inputs.shape:
@@ -58,6 +59,12 @@ def class_given(
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise GhmdetError(f"labels (targets without dimension 1) must be integers, not {targets.dtype}")
+    if inputs.shape[1] == 1:
+        raise GhmdetError(
+            "integer labels of one class are ambiguous: a binary head calls its object 1, and here 0 is the class "
+            f"and 1 the background. Give targets of the inputs' shape {tuple(inputs.shape)}: labels.unsqueeze(1) "
+            "where 1 is the object, or (labels == 0).unsqueeze(1) with valid=labels >= 0 where 0 is"
+        )
     if values_can_be_read(inputs):
         _check_labels(inputs, targets, valid)
     counted = targets >= 0
@@ -70,6 +77,7 @@ def regression_given(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
 ) -> Given:
     """The arguments of a regression: targets of the inputs' shape, of any value."""
+    check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
     _check_inputs(inputs)
     if targets.shape != inputs.shape:
         raise GhmdetError(
@@ -123,6 +131,14 @@ def reduce(loss: Tensor, elements: Elements, reduction: str, count: Tensor | Non
     return loss.sum() / (elements.valid.sum().clamp_min(1) if count is None else count)
 
 
+def check_tensors(**arguments: object) -> None:
+    """Raise for an argument that is neither a tensor nor None."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise GhmdetError(f"{name} must be a tensor, not {kind}: torch.as_tensor({name}) makes one")
+
+
 def check_reduction(reduction: str) -> None:
     """Raise for a reduction that is not one of "mean", "sum", "none"."""
     if reduction not in REDUCTIONS:
@@ -130,8 +146,19 @@ def check_reduction(reduction: str) -> None:
 
 
 def values_can_be_read(tensor: Tensor) -> bool:
-    """Whether looking at values costs no wait for an accelerator and no break in a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether looking at values costs no wait for an accelerator, and there are values."""
+    return tensor.device.type == "cpu" and not is_traced()
+
+
+def is_traced() -> bool:
+    """Whether PyTorch records or transforms operations: torch.compile, jit.trace, torch.func, make_fx, fake tensors."""
+    keys = torch._C._TorchDispatchModeKey
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
+    )
 
 
 def value_range(tensor: Tensor) -> str:

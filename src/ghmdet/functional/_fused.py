@@ -56,7 +56,8 @@ class Fused:
         each = reduction == "none"
         table = None if table is None else table.to(self.blocks.dtype)
         if torch.is_grad_enabled() and inputs.requires_grad:
-            loss: Tensor = _Weighted.apply(inputs, table, self, each)
+            inputs, targets, _, valid, weight = self.blocks.given
+            loss: Tensor = _Weighted.apply(inputs, targets, valid, weight, table, self, each)
         else:
             loss = self.evaluate(table, each, wants_gradient=False)[0]
         if reduction != "mean":
@@ -123,27 +124,45 @@ class Fused:
 
 
 class _Weighted(torch.autograd.Function):
-    """Σ β L, with the gradient that came with it."""
+    """Σ β L, with the gradient that came with it.
+
+    Every tensor goes through `save_for_backward`, which notices a change in place and lets go after backward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, table: Tensor | None, loss: Fused, each: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        targets: Tensor,
+        valid: Tensor | None,
+        weight: Tensor | None,
+        table: Tensor | None,
+        loss: Fused,
+        each: bool,
+    ) -> Tensor:
         # A half-precision gradient must be scaled before it is rounded, and one an element is not known yet.
         at_once = not each and inputs.dtype == loss.blocks.dtype
         value, ctx.gradient = loss.evaluate(table, each, wants_gradient=at_once)
-        ctx.loss, ctx.table = loss, table
-        ctx.save_for_backward(inputs)  # so that a change in place is noticed
+        ctx.save_for_backward(inputs, targets, valid, weight, table)
+        ctx.options = loss.blocks.given.labels, loss.kernel, loss.bins, loss.per_class
         return value
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (inputs,), (scale,) = ctx.saved_tensors, upstream
+        (inputs, targets, valid, weight, table), (scale,) = ctx.saved_tensors, upstream
         with torch.no_grad():
             # Scaled in place, so that it is the only one of its size; a second backward makes another.
             gradient, ctx.gradient = ctx.gradient, None
-            gradient = ctx.loss.gradient(ctx.table, scale) if gradient is None else gradient.mul_(scale)
+            if gradient is not None:
+                gradient.mul_(scale)
+            else:
+                labels, *options = ctx.options
+                gradient = Fused(Given(inputs, targets, labels, valid, weight), *options).gradient(
+                    table, scale
+                )
         if torch.is_grad_enabled():
             gradient = _Once.apply(gradient, inputs, scale)
-        return gradient, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 class _Once(torch.autograd.Function):

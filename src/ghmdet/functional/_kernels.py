@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ghmdet.functional._blocks import NOTHING, Block, Space
 from ghmdet.functional._elements import Elements
-from ghmdet.functional.gradient_norm import asl1_gradient_norm, sigmoid_norm
+from ghmdet.functional.gradient_norm import asl1_gradient_norm, asl1_root, sigmoid_norm
 
 # As tensors: PyTorch subtracts from a number in two steps.
 ONE, TWO = torch.tensor(1.0), torch.tensor(2.0)
@@ -132,16 +132,16 @@ class Asl1:
         return asl1_gradient_norm(diff.detach(), self.mu), asl1(diff, self.mu)
 
     def slope(self, block: Block, space: Space) -> None:
-        """d / sqrt(d² + μ²), with d² left in `loss` and the root in `a`."""
+        """d / sqrt(d² + μ²), with d left in `loss` and the root in `a`."""
         assert block.targets is not None
-        torch.sub(block.x, block.targets, out=space.slope)
-        torch.square(space.slope, out=space.loss)
-        torch.add(space.loss, self.mu**2, out=space.a).sqrt_()
-        space.slope.div_(space.a)
+        torch.sub(block.x, block.targets, out=space.loss)
+        space.a.copy_(asl1_root(space.loss, self.mu))
+        torch.div(space.loss, space.a, out=space.slope)
 
     def loss(self, block: Block, space: Space) -> None:
         """d² / (sqrt(d² + μ²) + μ)."""
-        space.loss.div_(space.a.add_(self.mu))
+        torch.div(space.loss, space.a.add_(self.mu), out=space.b)
+        space.loss.mul_(space.b)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -151,8 +151,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def asl1(diff: Tensor, mu: float) -> Tensor:
     """sqrt(d² + μ²) − μ without the difference of two near numbers, which loses the small d that GHM-R lifts."""
-    square = diff.square()
-    return square / (torch.sqrt(square + mu**2) + mu)
+    return diff * (diff / (asl1_root(diff, mu) + mu))
 
 
 def _add_log1p_exp(out: Tensor, small: Tensor, spare: Tensor) -> None:

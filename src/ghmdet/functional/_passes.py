@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ghmdet.errors import unknown_name
-from ghmdet.functional._elements import Given, expand_all, reduce
+from ghmdet.functional._elements import Given, expand_all, is_traced, reduce
 from ghmdet.functional._fused import Fused
 from ghmdet.functional._kernels import Kernel
 from ghmdet.functional.density import RegionCounts, class_count, count_regions, look_up, region_index
@@ -85,16 +86,23 @@ def passes(
 def choose(impl: str, given: Given, why_not: str = "") -> str:
     """ "reference", "torch" or "compile", for a loss asked for as `impl`."""
     check_impl(impl)
-    if torch.compiler.is_compiling():
+    if is_traced():
         return "reference"  # one graph, which the compiler at work fuses
     if impl in ("reference", "compile"):
         return impl
-    if given.targets.requires_grad or (given.weight is not None and given.weight.requires_grad):
+    others = [given.targets] if given.weight is None else [given.targets, given.weight]
+    if any(tensor.requires_grad for tensor in others):
         why_not = "targets or weight want a gradient"
+    elif any(_has_tangent(tensor) for tensor in (given.inputs, *others)):
+        why_not = "forward-mode derivatives"
     chosen, why = ("reference", why_not) if why_not else ("torch", "the fastest measured on a CPU")
     if impl == "auto":
         _say_once(chosen, why, given.inputs.device.type)
     return chosen
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def check_impl(impl: str) -> None:

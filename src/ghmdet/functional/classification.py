@@ -8,10 +8,12 @@ from torch import Tensor
 from ghmdet.errors import GhmdetError
 from ghmdet.functional._elements import (
     check_reduction,
+    check_tensors,
     class_elements,
     class_given,
     expand_all,
     from_populations,
+    is_traced,
     populations,
     reduce,
 )
@@ -41,6 +43,7 @@ def binary_cross_entropy(
     Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit.
     """
     check_reduction(reduction)
+    check_tensors(class_weight=class_weight)
     elements = class_elements(inputs, targets, valid, weight)
     loss = cross_entropy(elements.inputs, elements.targets)
     if class_weight is not None:
@@ -76,7 +79,7 @@ def ghm_c_loss(
 
     - `inputs`: logits of any layout with the classes along dimension 1, [N, C], [N, C, H, W], or [N] for one class.
     - `targets`: the inputs' shape (0..1, soft allowed), or integer labels without dimension 1 (K = background,
-      negative = ignored).
+      negative = ignored; refused for K = 1, where they are ambiguous).
     - `valid`: bool mask, the inputs' shape or that without dimension 1; what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
@@ -158,11 +161,12 @@ def ohem_loss(
     with torch.no_grad():
         positive = elements.valid & (elements.targets >= 0.5)
         # Numbers of one sign are in the order of their bits, and integers sort by radix: 20 times as fast on a CPU.
-        bits = loss.abs().view(torch.int64 if loss.dtype == torch.float64 else torch.int32)
-        order = populations(torch.where(elements.valid & ~positive, -bits, 1), per_class)
+        bits = torch.int64 if loss.dtype == torch.float64 else torch.int32
+        size = loss if is_traced() else loss.abs().view(bits)
+        order = populations(torch.where(elements.valid & ~positive, -size, 1), per_class)
         hardest_first = order.argsort(stable=True)
         places = torch.arange(order.shape[1], device=loss.device).expand_as(order)
-        rank = torch.empty_like(hardest_first).scatter_(1, hardest_first, places)
+        rank = torch.zeros_like(hardest_first).scatter(1, hardest_first, places)
         keep = torch.round(ratio * populations(positive, per_class).sum(1, keepdim=True).clamp_min(1)).long()
         chosen = from_populations(rank < keep, loss, per_class)
         kept = positive | (elements.valid & chosen)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional._elements import (
+    check_tensors,
     class_elements,
     from_populations,
     populations,
@@ -45,7 +46,7 @@ class RegionCounts(NamedTuple):
 
     @property
     def positives(self) -> Tensor:
-        """P, the sum of the targets: [C]."""
+        """P, the number of examples whose target is at least 1/2: [C]."""
         return self.table[:, -1]
 
     @property
@@ -122,7 +123,8 @@ def harmonizing_weights(
       range, so that without a floor the weights sum to N; for unit regions that is N / (R · occupied regions), the
       authors' code. ``"none"`` is N / R: every occupied region carries a total weight of N.
     - `min_count`: each region counts as at least that many examples, R → max(R, min_count); ``"positives"`` stands
-      for P, the sum of the targets (at least 1), ``"mean"`` for N / M, so that with ``"all"`` no weight exceeds 1.
+      for P, the number of targets of at least 1/2 (1 where there is none), ``"mean"`` for N / M, so that with ``"all"``
+      no weight exceeds 1.
     - `per_class`: a density of its own for each class along dimension 1; the weights are scaled so that a mean over
       all elements is the mean over the classes.
     - `targets`: needed for ``min_count="positives"``; the shape of `gradient_norm`, or integer labels without
@@ -172,7 +174,7 @@ def weights(
 def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Tensor:
     """The place of each element in a flat [C · M + 1] table: its class's region, or the last one where not valid."""
     num_classes = class_count(norm, per_class) or 1
-    index = (norm.detach() * bins).to(torch.int32).clamp_(0, bins - 1)
+    index = (norm.detach() * bins).to(torch.int32).clamp(0, bins - 1)
     if per_class:
         offset = torch.arange(num_classes, device=norm.device, dtype=torch.int32) * bins
         index = index + offset.view(1, -1, *[1] * (norm.dim() - 2))
@@ -182,20 +184,20 @@ def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Ten
 def count_regions(
     index: Tensor, targets: Tensor | None, bins: int, num_classes: int | None, dtype: torch.dtype
 ) -> RegionCounts:
-    """The examples of each region from `region_index`, and the sum of the targets; `num_classes` None is joint."""
+    """The examples of each region from `region_index`, and the positives; `num_classes` None is joint."""
     classes = num_classes or 1
     # torch.compile makes atomic additions of int32, and for int64 sorts all elements.
     dtype_of_counts = torch.int32 if index.numel() < 2**31 else torch.int64
     counts = torch.zeros(classes * bins + 1, dtype=dtype_of_counts, device=index.device)
-    counts.index_add_(0, index.flatten(), counts.new_ones(1).expand(index.numel()))
+    counts = counts.index_add(0, index.flatten(), counts.new_ones(1).expand(index.numel()))
     regions = counts[:-1].view(classes, bins)
     if targets is None:
         positives = torch.zeros(classes, dtype=dtype, device=index.device)
     elif num_classes is None:
-        positives = targets.sum().view(1)
+        positives = (targets >= 0.5).sum().view(1)
     else:
-        positives = targets.sum([d for d in range(targets.dim()) if d != 1])
-    columns = [regions.to(dtype), regions.sum(1, keepdim=True).to(dtype), positives.detach().unsqueeze(1)]
+        positives = (targets >= 0.5).sum([d for d in range(targets.dim()) if d != 1])
+    columns = [regions.to(dtype), regions.sum(1, keepdim=True).to(dtype), positives.to(dtype).unsqueeze(1)]
     return RegionCounts(torch.cat(columns, 1))
 
 
@@ -277,6 +279,7 @@ def _check_method(method: str) -> None:
 def _norm_elements(
     gradient_norm: Tensor, targets: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
+    check_tensors(gradient_norm=gradient_norm)
     dense = torch.zeros_like(gradient_norm) if targets is None else targets
     norm, dense, mask, _ = class_elements(gradient_norm.detach(), dense, valid)
     if values_can_be_read(norm) and not bool(((norm >= 0) & (norm <= 1)).all()):
@@ -291,7 +294,7 @@ def _window_counts(norm: Tensor, valid: Tensor, epsilon: float) -> tuple[Tensor,
     ordered, order = torch.where(valid, norm, torch.inf).contiguous().sort(dim=1)
     below = torch.searchsorted(ordered, ordered - epsilon / 2)
     up_to = torch.searchsorted(ordered, ordered + epsilon / 2)
-    count = torch.empty_like(norm).scatter_(1, order, (up_to - below).double())
+    count = torch.zeros_like(norm).scatter(1, order, (up_to - below).double())
     length = (norm + epsilon / 2).clamp_max(1) - (norm - epsilon / 2).clamp_min(0)
     return count, length
 

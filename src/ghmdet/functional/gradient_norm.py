@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._elements import class_elements, values_can_be_read
+from ghmdet.functional._elements import check_tensors, class_elements, values_can_be_read
 
 
 def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,6 +34,7 @@ def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
     >>> softmax_gradient_norm(torch.zeros(2, 4), torch.tensor([3, 0]))
     tensor([0.7500, 0.7500])
     """
+    check_tensors(logits=logits, labels=labels)
     if logits.dim() < 2 or labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise GhmdetError(
             f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} take labels of that shape "
@@ -58,6 +59,7 @@ def smooth_l1_gradient_norm(diff: Tensor, beta: float = 1 / 9) -> Tensor:
     >>> smooth_l1_gradient_norm(torch.tensor([-0.05, 0.2]), beta=0.1)
     tensor([0.5000, 1.0000])
     """
+    check_tensors(diff=diff)
     check_positive("beta", beta)
     return (diff.abs() / beta).clamp_max(1)
 
@@ -70,9 +72,15 @@ def asl1_gradient_norm(diff: Tensor, mu: float = 0.02) -> Tensor:
     >>> asl1_gradient_norm(torch.tensor([0.0, -0.02]), mu=0.02)
     tensor([0.0000, 0.7071])
     """
+    check_tensors(diff=diff)
     check_positive("mu", mu)
     # The root may round to just below |d|.
-    return (diff.abs() / torch.sqrt(diff.square() + mu**2)).clamp_max(1)
+    return (diff.abs() / asl1_root(diff, mu)).clamp_max(1)
+
+
+def asl1_root(diff: Tensor, mu: float) -> Tensor:
+    """sqrt(d² + μ²), also where d² is too large for a float."""
+    return torch.hypot(diff, torch.full((), mu, dtype=diff.dtype, device=diff.device))
 
 
 def sigmoid_norm(logits: Tensor, targets: Tensor) -> Tensor:

@@ -130,13 +130,15 @@ class DetectionLoss(nn.Module):
         }
 
     def _classification(self, logits: Tensor, labels: Tensor, positives: Tensor) -> Tensor:
-        name = self.config.cls_loss
+        name, targets, valid = self.config.cls_loss, labels, None
+        if logits.shape[1] == 1:  # for which the losses take no labels
+            targets, valid = (labels == 0).unsqueeze(1), labels >= 0
         if name.endswith("-per-class"):
-            sums = _CLASS_SUMS[name](logits, labels, reduction="none").sum(0)
+            sums = _CLASS_SUMS[name](logits, targets, valid=valid, reduction="none").sum(0)
             return (sums / self._class_positives(labels)).mean()
         if name in _CLASS_SUMS:
-            return _CLASS_SUMS[name](logits, labels, reduction="sum") / positives
-        loss: Tensor = self.ghm_c(logits, labels)
+            return _CLASS_SUMS[name](logits, targets, valid=valid, reduction="sum") / positives
+        loss: Tensor = self.ghm_c(logits, targets, valid)
         return loss
 
     def _class_positives(self, labels: Tensor) -> Tensor:
