@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ghmdet.data import read_data, require_images
-from ghmdet.data.images import fit_size, image_size, load_image, picture_tensor, read_picture, shrunk_size
+from ghmdet.data.images import image_size, load_image, picture_tensor, read_picture, shrunk_size
 from ghmdet.data.records import Record
 from ghmdet.errors import DataError, GhmdetError
 from small_sets import draw, three_pictures, write_coco, write_yolo
@@ -105,13 +105,10 @@ def test_large_jpeg_decoded_small_keeps_its_content(tmp_path: Path) -> None:
         assert (pixels[0].float() - whole.float()).abs().mean() < 1
 
 
-def test_fit_size_keeps_the_aspect_within_both_limits() -> None:
-    assert fit_size(640, 480, 288, 384) == (384, 288)
-    assert fit_size(480, 640, 288, 384) == (288, 384)
-    assert fit_size(4000, 100, 288, 384) == (384, 9)
-    assert fit_size(10, 10, 288, 384) == (288, 288)
-    assert fit_size(1, 5000, 288, 384) == (1, 383)  # as torchvision: 5000 * (384 / 5000) is below 384
-    assert shrunk_size(10, 10, (288, 384)) == (10, 10)  # loading never enlarges
+def test_loading_shrinks_to_the_limits_and_never_enlarges() -> None:
+    assert shrunk_size(4000, 100, (288, 384)) == (384, 9)
+    assert shrunk_size(480, 640, (288, 384)) == (288, 384)
+    assert shrunk_size(10, 10, (288, 384)) == (10, 10)
     assert shrunk_size(640, 480, None) == (640, 480)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
-from ghmdet.errors import CheckpointError
+from ghmdet.engine.checkpoint import load_checkpoint, run_arguments, save_checkpoint, saved_run
+from ghmdet.engine.settings import TrainConfig
+from ghmdet.errors import CheckpointError, GhmdetError
 
 
 class Planted:
@@ -48,3 +49,16 @@ def test_bare_weights_are_told_where_to_go(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pt"):
         load_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_path: Path) -> None:
+    arguments = run_arguments(Path("data"), tmp_path, TrainConfig())
+    for zoom_out in (0.0, 0.5):
+        before = arguments | {"augment": arguments["augment"] | {"zoom_out": zoom_out, "iou_crop": 0.0}}
+        state = {"format": "ghmdet-detector", "training": {"arguments": before, "place": zoom_out}}
+        save_checkpoint(tmp_path / "last.pt", state)
+        if not zoom_out:
+            found = saved_run(tmp_path, arguments, resume=True)
+            assert found is not None and found["place"] == 0
+    with pytest.raises(GhmdetError, match=r"cannot resume .* with other settings: augment .*'zoom_out': 0.5"):
+        saved_run(tmp_path, arguments, resume=True)

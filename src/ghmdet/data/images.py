@@ -58,22 +58,12 @@ def image_size(path: Path) -> tuple[int, int]:
         return (height, width) if _turned(image) else (width, height)
 
 
-def fit_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Width and height after the detector's resize, `ghmdet.models.preprocess.resized_size`.
-
-    >>> fit_size(640, 480, 288, 384), fit_size(1000, 202, 288, 384)
-    ((384, 288), (384, 77))
-    """
-    height, width = resized_size(height, width, min_size, max_size)
-    return width, height
-
-
 def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height at which `load_image` gives a picture: `fit_size` of the limits, but never enlarged."""
+    """Width and height at which `load_image` gives a picture: resized to the limits, but never enlarged."""
     if limits is None:
         return width, height
-    fitted = fit_size(width, height, *limits)
-    return fitted if fitted[0] < width else (width, height)
+    fitted_height, fitted_width = resized_size(height, width, *limits)
+    return (fitted_width, fitted_height) if fitted_width < width else (width, height)
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

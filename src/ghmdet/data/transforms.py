@@ -7,7 +7,7 @@ place. Random ones draw from torch's global generator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +16,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ghmdet.data.images import fit_size
 from ghmdet.errors import GhmdetError
+from ghmdet.models.preprocess import resized_size
 
 Target = dict[str, Any]
-ZOOM_OUT_TO = 0.5  # the smallest scale that zoom_out draws
 MIN_SIDE = 1.0  # pixels: what is left of a box below this is dropped
 
 
@@ -46,24 +45,16 @@ class AugmentConfig:
     """Strength of random saturation."""
     hue: float = 0.0
     """Strength of random hue; off because it costs more than all the rest."""
-    zoom_out: float = 0.0
-    """Chance of a zoom from .5 to 1 in place of `scale`."""
-    iou_crop: float = 0.0
-    """Chance of a crop that keeps a drawn overlap with the boxes (`v2.RandomIoUCrop`)."""
     mosaic: float = 0.0
     """Chance that a picture is put together from four."""
     min_visible: float = 0.3
     """A box of which a smaller share of the area stays in sight is dropped."""
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "vflip", "zoom_out", "iou_crop", "mosaic", "min_visible"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise GhmdetError(f"augmentation {name} is {getattr(self, name)}: choose it from 0 to 1")
-        for name, limit in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= limit:
-                raise GhmdetError(
-                    f"augmentation {name} is {getattr(self, name)}: choose it from 0 to {limit:g}"
-                )
+        for name in (field.name for field in fields(self) if field.name != "scale"):
+            most = 0.5 if name == "hue" else 1
+            if not 0 <= getattr(self, name) <= most:
+                raise GhmdetError(f"augmentation {name} is {getattr(self, name)}: choose it from 0 to {most}")
         low, high = self.scale
         if not 0 < low <= high:
             raise GhmdetError(
@@ -133,62 +124,50 @@ def as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
     return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
 
 
-def output_size(image: Tensor, target: Target, min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width that a picture has in evaluation, from its original size, whatever was cut from it since."""
-    original = target.get("original_size")
-    height, width = image.shape[-2:] if original is None else original.tolist()
-    width, height = fit_size(width, height, min_size, max_size)
-    return height, width
-
-
 class EvalTransforms:
-    """Resize to evaluation's size, the aspect kept; nothing random."""
+    """Resize to the size that the detector sees, the aspect kept; nothing random.
+
+    load_limits: the short and long sides that a picture need not exceed when it is loaded.
+    """
 
     def __init__(self, min_size: int, max_size: int) -> None:
-        self.min_size, self.max_size = min_size, max_size
-        self.load_limits = (min_size, max_size)  # a larger picture need not be kept
+        self.limits = self.load_limits = (min_size, max_size)
+
+    def output_size(self, image: Tensor, target: Target) -> tuple[int, int]:
+        """Height and width of the result: of the original picture's, whatever was cut from it since."""
+        original = target.get("original_size")
+        return resized_size(*(image.shape[-2:] if original is None else original.tolist()), *self.limits)
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        """Picture and boxes at evaluation's size."""
-        size = output_size(image, target, self.min_size, self.max_size)
-        return F.resize(image, list(size), antialias=True), {
-            **target,
-            "boxes": F.resize(target["boxes"], list(size)),
-        }
+        """Picture and boxes at that size."""
+        size = list(self.output_size(image, target))
+        return F.resize(image, size, antialias=True), {**target, "boxes": F.resize(target["boxes"], size)}
 
 
-class TrainTransforms:
-    """Flips, IoU crop, zoom and colour, at the size that evaluation would give: same-sized pictures stay so."""
+class TrainTransforms(EvalTransforms):
+    """Flips, zoom and colour, at the size that evaluation would give: same-sized pictures stay so."""
 
     def __init__(self, min_size: int, max_size: int, config: AugmentConfig) -> None:
-        self.min_size, self.max_size, self.config = min_size, max_size, config
+        super().__init__(min_size, max_size)
+        self.config = config
         zoom = max(1.0, config.scale[1])  # kept larger, so that zooming in shows what was there
         self.load_limits = (round(min_size * zoom), round(max_size * zoom))
         self._flips = v2.Compose([v2.RandomHorizontalFlip(config.hflip), v2.RandomVerticalFlip(config.vflip)])
-        self._iou_crop = v2.RandomIoUCrop()
         self._colour = v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         """Picture and boxes, varied at random."""
-        size = output_size(image, target, self.min_size, self.max_size)
+        size = self.output_size(image, target)
         image, target = self._flips(image, target)
-        if len(target["boxes"]) and self._happens(self.config.iou_crop):
-            image, target = self._iou_crop(image, target)
-        image, target = self._zoom(image, target, size)
-        return self._colour(tv_tensors.Image(image)), target
-
-    def _happens(self, probability: float) -> bool:
-        return bool(probability > 0 and torch.rand(()) < probability)
-
-    def _zoom(self, image: Tensor, target: Target, size: tuple[int, int]) -> tuple[Tensor, Target]:
-        low, high = (ZOOM_OUT_TO, 1.0) if self._happens(self.config.zoom_out) else self.config.scale
+        low, high = self.config.scale
         height, width = image.shape[-2:]
         draw, *offsets = torch.rand(3).tolist()
         scale = min(size[0] / height, size[1] / width) * low * (high / low) ** draw
         view_w, view_h = size[1] / scale, size[0] / scale
         x, y = offsets[0] * (width - view_w), offsets[1] * (height - view_h)
         window = (x, y, x + view_w, y + view_h)
-        return crop_and_place(image, target, window, size, self.config.min_visible)
+        image, target = crop_and_place(image, target, window, size, self.config.min_visible)
+        return self._colour(tv_tensors.Image(image)), target
 
 
 def eval_transforms(min_size: int, max_size: int) -> EvalTransforms:

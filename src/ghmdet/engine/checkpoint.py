@@ -83,7 +83,10 @@ def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, A
         raise GhmdetError(
             f"{last}: a detector without its training state cannot be resumed; start it by --weights"
         )
-    saved = training["arguments"]
+    saved = dict(training["arguments"])
+    # A setting that has gone since and was off says nothing.
+    known = arguments["augment"]
+    saved["augment"] = {name: value for name, value in saved["augment"].items() if name in known or value}
     changed = [
         f"{name} {arguments[name]} (the run has {saved.get(name)})"
         for name in arguments
