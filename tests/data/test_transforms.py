@@ -123,7 +123,7 @@ def test_eval_resizes_boxes_with_the_picture() -> None:
 
 @pytest.mark.parametrize("sides", [(107, 111), (107, 123), (111, 107), (320, 239), (500, 333)])
 def test_a_picture_is_resampled_once(sides: tuple[int, int]) -> None:
-    """What evaluation's resize gives, the detector takes as it is, though float rounding leaves a side a pixel short."""
+    """Though float rounding may leave a side a pixel short, the detector takes what evaluation's resize gives."""
     model = replace(PRESETS["nano"], min_size=240, max_size=320, mean=(0.0,) * 3, std=(1.0,) * 3)
     image, target = eval_transforms(240, 320)(*picture(*sides, (0, 0, 9, 9)))
     pixels = image.as_subclass(Tensor).float() / 255
