@@ -136,7 +136,8 @@ class EvalTransforms:
     def output_size(self, image: Tensor, target: Target) -> tuple[int, int]:
         """Height and width of the result: of the original picture's, whatever was cut from it since."""
         original = target.get("original_size")
-        return resized_size(*(image.shape[-2:] if original is None else original.tolist()), *self.limits)
+        height, width = image.shape[-2:] if original is None else original.tolist()
+        return resized_size(height, width, *self.limits)
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         """Picture and boxes at that size."""
