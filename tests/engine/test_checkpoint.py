@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ghmdet import Detector
+from ghmdet.cli import main
 from ghmdet.engine.checkpoint import load_checkpoint, run_arguments, save_checkpoint, saved_run
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
@@ -32,12 +38,95 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off", b"\x80\x02}q\x00."])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"a\.pt") as error:
-        load_checkpoint(tmp_path / "a.pt")
-    assert "\n" not in str(error.value)
+def saved(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "a zip of something else")
+    return buffer.getvalue()
+
+
+WHOLE = saved({"format": "ghmdet-detector", "weights": torch.arange(300.0)})
+NO_CHECKPOINTS = {
+    "empty": b"",
+    "text": b"not a checkpoint",
+    "log": b"step,epoch,lr,loss,classification,bbox_regression,grad_norm\n1,1,0.00015,1.46,0.41,1.05,6.18\n",
+    "short": b"1",
+    "cut zip": b"PK\x03\x04 cut off",
+    "zip of something else": zipped(),
+    "old pickle": b"\x80\x02}q\x00.",
+    "picture": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    **{f"first {share} %": WHOLE[: len(WHOLE) * share // 100] for share in (1, 10, 50, 90, 99)},
+    "a list": saved([1, 2]),
+    "a number": saved(3),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_a_file_that_is_no_checkpoint_is_one_line_wherever_a_checkpoint_is_read(
+    name: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(NO_CHECKPOINTS[name])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt").write_bytes(NO_CHECKPOINTS[name])
+    commands = {
+        path: (["predict", path, squares], ["val", path, squares], ["train", squares, "--weights", path]),
+        tmp_path / "run" / "last.pt": (["train", squares, "--resume", "--out", tmp_path / "run"],),
+    }
+    for file, of_it in commands.items():
+        for command in of_it:
+            out = [] if "--out" in command else ["--out", tmp_path / "out"]
+            with pytest.raises(SystemExit) as stopped:
+                main([*map(str, command), *map(str, out)])
+            assert stopped.value.code == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"ghmdet: {file}: ") and said.count("\n") == 1
+            assert "not a checkpoint" in said or "not a dict" in said or "no detector" in said
+
+
+def test_no_damage_to_a_file_ends_in_another_error(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / "a.pt"
+    for _ in range(300):
+        damaged = np.frombuffer(WHOLE, dtype=np.uint8).copy()
+        damaged[random.integers(0, len(damaged), 3)] = random.integers(0, 256, 3)
+        noise = random.integers(32, 127, random.integers(1, 60), dtype=np.uint8)
+        for content in (damaged, noise):
+            path.write_bytes(content.tobytes())
+            with contextlib.suppress(CheckpointError):
+                load_checkpoint(path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="this is a folder"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"config": 3},
+        {"config": {"backbone": "resnet18"}, "classes": 3},
+        {"config": {"backbone": 7}},
+        {"config": {"backbone": "resnet18", "extra_levels": "two"}},
+        {"model": [1]},
+        {"model": {"head": 1}},
+        {"classes": "cat"},
+        {"version": 2},
+    ],
+)
+def test_a_detector_whose_parts_do_not_fit_together_is_named(
+    damage: dict[str, object], run: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "a.pt", {**load_checkpoint(run / "best.pt"), **damage})
+    with pytest.raises(CheckpointError, match=r"a\.pt: "):
+        Detector.load(tmp_path / "a.pt", device="cpu")
 
 
 def test_bare_weights_are_told_where_to_go(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
-from ghmdet.errors import GhmdetError
+from ghmdet.engine.settings import check_numbers
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.models import RetinaNet, model_from_state
 
@@ -74,8 +74,6 @@ def detect(
         advance: called with the number of pictures just finished.
         batches: stop after so many batches; by default after all.
     """
-    if batch_size < 1 or workers < 0:
-        raise GhmdetError(f"batch size {batch_size} and workers {workers}: give at least 1 and 0")
     was_training = model.training
     model.eval()
     dataset = DetectionDataset(
@@ -128,6 +126,7 @@ def validate(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
+    check_numbers(batch_size=batch_size, workers=workers)
     chosen = choose_device(device, precision)
     model = (
         model_from_state(load_checkpoint(checkpoint)).to(chosen.type).to(memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_l
 from ghmdet.engine.evaluate import original_results
 from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
+from ghmdet.engine.settings import check_numbers
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import RetinaNet
 from ghmdet.models.anchors import anchors_inside, make_anchors
@@ -119,6 +120,7 @@ def measure_checkpoint(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
+    check_numbers(workers=workers)
     detector = Detector.load(checkpoint, device=device, precision="fp32")
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())

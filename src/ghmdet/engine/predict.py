@@ -20,6 +20,7 @@ from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.evaluate import coco_results
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
+from ghmdet.engine.settings import check_numbers
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.models import RetinaNet, model_from_state
 
@@ -116,8 +117,7 @@ def predict(
             cannot be read.
         CheckpointError: the checkpoint cannot be read.
     """
-    if batch_size < 1:
-        raise GhmdetError(f"batch size {batch_size}: give at least 1")
+    check_numbers(threshold=threshold, batch_size=batch_size)
     pictures, out = Path(pictures), Path(out)
     root = pictures if pictures.is_dir() else pictures.parent
     if out.resolve() == root.resolve():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -12,6 +13,34 @@ from ghmdet.data.transforms import AugmentConfig
 from ghmdet.errors import GhmdetError
 
 EPOCHS = 30
+VALIDATIONS = 10
+"""About so many validations a run has, where nothing else is asked for."""
+
+WHOLE_NUMBERS = {
+    "size": (1, 20_000),
+    "epochs": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "accumulate": (1, 10**6),
+    "seed": (0, 2**32 - 1),  # what numpy's generator takes
+    "workers": (0, 1000),
+    "val_every": (1, 10**6),
+    "patience": (0, 10**6),
+}
+NUMBERS = {
+    "anchor_base": (0.01, 1000.0),
+    "anchor_ratios": (0.01, 100.0),
+    "cls_weight": (0.0, 1e9),
+    "box_weight": (0.0, 1e9),
+    "lr": (1e-12, 1e3),
+    "backbone_lr": (0.0, 1e6),
+    "weight_decay": (0.0, 1e6),
+    "warmup": (0.0, 0.999),
+    "clip_norm": (1e-12, 1e9),
+    "ema": (0.0, 0.999999),
+    "checkpoint_minutes": (0.0, 1e9),
+    "threshold": (0.0, 1.0),
+}
+"""The least and the greatest value of each numeric option of the commands that train, detect and score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +71,9 @@ class TrainConfig:
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
     epochs: int | None = None
-    """Passes over the training pictures; by default 30, or what fits into `budget`."""
+    """Passes over the training pictures; by default 30, or as many as fit into `budget`."""
     budget: str | None = None
-    """Time for the whole run, such as 90s, 20m or 1.5h: as many epochs as fit are planned, and it ends within it."""
+    """Time for the whole run, such as 90s, 20m or 1.5h: it trains as long as it can and ends within it."""
     batch_size: int = 16
     """Pictures in a batch, over all processes together."""
     accumulate: int = 1
@@ -76,7 +105,7 @@ class TrainConfig:
     val_split: str = "val"
     """Name of the part to choose the best checkpoint on."""
     val_every: int | None = None
-    """Epochs between two validations; by default about ten in a run."""
+    """Epochs between two validations; by default so many that a run has at most ten."""
     patience: int = 0
     """Stop after this many epochs without a better AP; 0 never stops early."""
     checkpoint_minutes: float = 10.0
@@ -85,30 +114,9 @@ class TrainConfig:
     """Also write for TensorBoard: all numbers, spectra, what the detector sees (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise GhmdetError(f"{_option(name)} {value}: give a whole number of at least 1")
-        for name in ("lr", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a number above 0")
-        for name in (
-            "cls_weight",
-            "box_weight",
-            "weight_decay",
-            "backbone_lr",
-            "patience",
-            "seed",
-            "workers",
-            "checkpoint_minutes",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise GhmdetError(f"{_option(name)} {value}: give a number of at least 0")
-        for name in ("warmup", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise GhmdetError(f"{_option(name)} {getattr(self, name)}: give a number in [0, 1)")
-
+        check_numbers(
+            **{name: value for name, value in vars(self).items() if name in WHOLE_NUMBERS | NUMBERS}
+        )
         if self.budget is not None:
             seconds_of(self.budget)
             if self.epochs is not None:
@@ -122,26 +130,42 @@ class TrainConfig:
         return EPOCHS if self.epochs is None else self.epochs
 
 
+def check_numbers(**options: float | tuple[float, ...] | None) -> None:
+    """Raise GhmdetError for a value of a numeric option that cannot be used, naming it and its mend.
+
+    options: each a number, several, or None where it was not given.
+    """
+    for name, given in options.items():
+        low, high = WHOLE_NUMBERS.get(name) or NUMBERS[name]
+        for value in given if isinstance(given, tuple) else (given,):
+            fits = value is None or low <= value <= high
+            if not fits or (name in WHOLE_NUMBERS and not isinstance(value, int | None)):
+                kind = "a whole number" if name in WHOLE_NUMBERS else "a number"
+                raise GhmdetError(
+                    f"--{name.replace('_', '-')} {value}: give {kind} from {low:.10g} to {high:.10g}"
+                )
+
+
 def validate_every(epochs: int) -> int:
-    """Epochs between two validations where nothing else was asked for: about ten in a run."""
-    return max(1, epochs // 10)
+    """Epochs between two validations where nothing else was asked for: at most `VALIDATIONS` in a run.
+
+    >>> validate_every(9), validate_every(30), validate_every(31)
+    (1, 3, 4)
+    """
+    return math.ceil(epochs / VALIDATIONS)
 
 
 def seconds_of(budget: str) -> float:
     """The seconds of a time such as 90s, 20m or 1.5h.
 
     Raises:
-        GhmdetError: not a time, or none at all.
+        GhmdetError: not a time, none at all, or more than a year.
 
     >>> seconds_of("20m"), seconds_of("1.5h")
     (1200.0, 5400.0)
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
     seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if not 0 < seconds < float("inf"):
-        raise GhmdetError(f"--budget {budget}: give a time such as 90s, 20m or 1.5h")
+    if not 0 < seconds <= 366 * 24 * 3600:
+        raise GhmdetError(f"--budget {budget}: give a time such as 90s, 20m or 1.5h, a year at most")
     return seconds
-
-
-def _option(field: str) -> str:
-    return "--" + field.replace("_", "-")

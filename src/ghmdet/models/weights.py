@@ -54,7 +54,7 @@ def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -
     try:
         model = RetinaNet(ModelConfig.from_dict(state["config"]), state["classes"], loss)
         model.load_network(state["model"])
-    except (KeyError, TypeError, GhmdetError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the detector's state does not fit together: {error}") from error
     return model.eval()
 
