@@ -42,8 +42,8 @@ from ghmdet.data import (
     train_transforms,
 )
 from ghmdet.data.dataset import Draw
+from ghmdet.engine.detect import coco_results
 from ghmdet.engine.device import choose_device, keep_freed_memory
-from ghmdet.engine.evaluate import coco_results
 from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.evaluation.score import score

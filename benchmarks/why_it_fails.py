@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import Place
-from ghmdet.engine.predict import to_tensor
+from ghmdet.engine.detect import to_tensor
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import Trainer
 from ghmdet.models import RetinaNet

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from ghmdet import Detector
 from ghmdet.data import DetectionData, read_data
 from ghmdet.draw import draw_detections
+from ghmdet.engine.detect import to_tensor
 from ghmdet.engine.observation import measure_spectrum
-from ghmdet.engine.predict import to_tensor
 from ghmdet.report.curves import CENTRES, NAMES, gradient_shares
 from ghmdet.spectrum import REGIONS
 

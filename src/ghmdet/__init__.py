@@ -12,13 +12,13 @@ from ghmdet import clock as clock  # before all that takes time
 
 if TYPE_CHECKING:
     from ghmdet import functional as functional
-    from ghmdet.engine.predict import Detector
+    from ghmdet.engine.detect import Detector
     from ghmdet.losses import GHMC, GHMR
     from ghmdet.spectrum import GradientSpectrum
 
 __all__ = ["GHMC", "GHMR", "Detector", "GradientSpectrum", "functional"]
 
-_HOMES = {"Detector": "engine.predict", "GHMC": "losses", "GHMR": "losses", "GradientSpectrum": "spectrum"}
+_HOMES = {"Detector": "engine.detect", "GHMC": "losses", "GHMR": "losses", "GradientSpectrum": "spectrum"}
 
 
 def __getattr__(name: str) -> Any:

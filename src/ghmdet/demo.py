@@ -11,8 +11,8 @@ from ghmdet.data import DetectionData, read_data
 from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.draw import contact_sheet, draw_side_by_side, save_jpeg
 from ghmdet.engine.checkpoint import run_arguments, saved_run
+from ghmdet.engine.detect import Detector, to_tensor
 from ghmdet.engine.evaluate import validate
-from ghmdet.engine.predict import Detector, to_tensor
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError

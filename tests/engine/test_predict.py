@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from ghmdet import Detector
+from ghmdet.data import read_data
+from ghmdet.engine.detect import detect, to_tensor
 from ghmdet.engine.evaluate import validate
-from ghmdet.engine.predict import KnownImages, predict, to_tensor
+from ghmdet.engine.predict import KnownImages, predict
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.evaluation.score import score
 
@@ -31,11 +33,77 @@ def test_every_form_of_a_picture_gives_the_same_detections(detector: Detector, s
         assert (found["scores"].diff() <= 0).all()
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(detector: Detector, squares: Path) -> None:
-    paths = [squares / "images" / f"val_{i}.png" for i in range(3)]
+def shapes(squares: Path, folder: Path) -> list[Path]:
+    """Pictures of five shapes, three of them of one padded size."""
+    folder.mkdir()
+    whole = Image.open(squares / "images" / "val_0.png")
+    for number, (width, height) in enumerate(((96, 72), (60, 72), (96, 40), (96, 71), (80, 60))):
+        whole.crop((0, 0, width, height)).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=1e-3)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(
+    detector: Detector, squares: Path, tmp_path: Path
+) -> None:
+    paths = shapes(squares, tmp_path / "shapes")
     alone = [detector.predict(path)[0] for path in paths]
-    for one, together in zip(alone, detector.predict(paths), strict=True):
-        assert torch.allclose(one["boxes"], together["boxes"], atol=1e-3)
+    assert all(len(found["scores"]) for found in alone)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [2, 1]):
+        for index, found in zip(order, detector.predict([paths[i] for i in order]), strict=True):
+            assert_alike(found, alone[index])
+
+
+def test_the_results_of_a_folder_and_of_a_data_set_do_not_depend_on_the_batch_size(
+    run: Path, detector: Detector, squares: Path, tmp_path: Path
+) -> None:
+    paths = shapes(squares, tmp_path / "shapes")
+    truth = {
+        "images": [
+            {
+                "id": i,
+                "file_name": path.name,
+                "width": Image.open(path).width,
+                "height": Image.open(path).height,
+            }
+            for i, path in enumerate(paths)
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}],
+    }
+    annotations = tmp_path / "shapes" / "instances_val.json"
+    annotations.write_text(json.dumps(truth))
+    data = read_data(annotations, "val")
+    predicted, detected = [], []
+    for batch_size in (1, 2, 5):
+        out = tmp_path / f"out{batch_size}"
+        predicted.append(
+            predict(
+                run / "best.pt",
+                tmp_path / "shapes",
+                out,
+                batch_size=batch_size,
+                device="cpu",
+                precision="fp32",
+            )
+        )
+        detected.append(detect(detector.model, data, device=detector.device, batch_size=batch_size))
+    for found in (predicted, detected):
+        assert len(found[0]) > 5
+        for other in found[1:]:
+            assert [(one["image_id"], one["category_id"]) for one in other] == [
+                (one["image_id"], one["category_id"]) for one in found[0]
+            ]
+            assert [one["score"] for one in other] == pytest.approx(
+                [one["score"] for one in found[0]], abs=1e-5
+            )
 
 
 @pytest.mark.parametrize(
@@ -93,6 +161,40 @@ def test_pictures_are_never_overwritten_nor_their_drawings_looked_at_again(
     for _ in range(2):
         predict(run / "best.pt", tmp_path, out=tmp_path / "out", device="cpu", precision="fp32")
         assert {entry.name for entry in (tmp_path / "out").iterdir()} == {"a.png.jpg", "predictions.json"}
+
+
+def test_every_picture_has_a_drawing_of_its_own_and_folders_are_no_pictures(
+    run: Path, squares: Path, tmp_path: Path
+) -> None:
+    names = ["a.png", "a.png.jpg", "b.png", "b.png.jpg/c.png", "folder.jpg/d.jpg", "e.jpeg", "e.JPG", "e"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(squares / "images" / "val_0.png").convert("RGB").save(
+            tmp_path / "in" / name, "PNG" if name.endswith("png") else "JPEG"
+        )
+    results = predict(run / "best.pt", tmp_path / "in", tmp_path / "out", device="cpu", precision="fp32")
+    assert {result["file_name"] for result in results} == set(names) - {"e"}
+    written = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*"))
+    assert [path.as_posix() for path in written if (tmp_path / "out" / path).is_file()] == [
+        "a.png.jpg",
+        "a.png.jpg.jpg",
+        "b.png.jpg/c.png.jpg",
+        "b.png.jpg.jpg",
+        "e.JPG",
+        "e.jpeg.jpg",
+        "folder.jpg/d.jpg",
+        "predictions.json",
+    ]
+
+
+@pytest.mark.parametrize("out", [".", "in", "in/.."])
+def test_a_folder_that_holds_the_pictures_is_not_drawn_into(
+    run: Path, squares: Path, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(squares / "images" / "val_0.png", tmp_path / "in" / "a.png")
+    with pytest.raises(GhmdetError, match="would be overwritten: give another folder"):
+        predict(run / "best.pt", tmp_path / "in", tmp_path / out, device="cpu")
 
 
 def test_one_broken_picture_loses_nothing_of_the_others(run: Path, squares: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from ghmdet.cli import main
 from ghmdet.data import read_data
 from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.engine.checkpoint import save_checkpoint
+from ghmdet.engine.detect import Detector, to_tensor
 from ghmdet.engine.observation import measure_spectrum
-from ghmdet.engine.predict import Detector, to_tensor
 from ghmdet.models import RetinaNet, model_state, preset
 from ghmdet.spectrum import SpectrumCounts, count_batch
 

@@ -15,9 +15,9 @@ from ghmdet.compare.page import draw_figures, markdown, table
 from ghmdet.compare.paired import Floats, average_precision, interval, over_classes, resamples
 from ghmdet.compare.plan import Plan, Run
 from ghmdet.data import DetectionData
+from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import measure_spectrum
-from ghmdet.engine.predict import Detector
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.errors import GhmdetError

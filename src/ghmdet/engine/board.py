@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ghmdet.data import DetectionData
 from ghmdet.draw import contact_sheet, draw_side_by_side
-from ghmdet.engine.predict import to_tensor
+from ghmdet.engine.detect import to_tensor
 from ghmdet.spectrum import BACKGROUND, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
 Draw = Callable[[SpectrumCounts], Figure]

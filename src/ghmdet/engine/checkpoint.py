@@ -13,6 +13,7 @@ import torch
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import write_atomic
+from ghmdet.models import RetinaNet, model_from_state
 from ghmdet.models.state import read_state
 from ghmdet.models.weights import is_model_state
 
@@ -37,6 +38,19 @@ def load_checkpoint(path: Path | str) -> Mapping[str, Any]:
             " (bare weights of a backbone go to `ghmdet train --weights`)"
         )
     return state
+
+
+def load_detector(path: Path | str) -> tuple[RetinaNet, tuple[int, ...] | None]:
+    """The detector in a checkpoint, in eval mode on the CPU, and the COCO category id of each of its labels.
+
+    Raises:
+        CheckpointError: there is no such file, or its detector cannot be built.
+    """
+    state = load_checkpoint(path)
+    try:
+        return model_from_state(state), state.get("category_ids")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 MAY_CHANGE = {"workers", "checkpoint_minutes", "tensorboard", "patience", "val_every"}

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader, read_data
-from ghmdet.engine.evaluate import original_results
-from ghmdet.engine.predict import Detector
+from ghmdet.engine.detect import Detector, original_results
 from ghmdet.engine.progress import counting
 from ghmdet.engine.settings import check_numbers
 from ghmdet.errors import CheckpointError, GhmdetError

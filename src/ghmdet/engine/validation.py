@@ -12,8 +12,8 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import Place, save_checkpoint
+from ghmdet.engine.detect import detect
 from ghmdet.engine.device import Device, peak_memory
-from ghmdet.engine.evaluate import detect
 from ghmdet.engine.run_folder import CsvLog, draw_curves
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.models import RetinaNet, model_state

@@ -1,0 +1,190 @@
+"""A trained detector, ready to look at pictures or at a whole data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
+from ghmdet.data.images import picture_tensor, read_picture
+from ghmdet.engine.checkpoint import load_detector
+from ghmdet.engine.device import Device, choose_device
+from ghmdet.errors import DataError
+from ghmdet.models import RetinaNet
+from ghmdet.models.preprocess import resized_size
+
+Picture = Path | str | Image.Image | NDArray[np.uint8] | Tensor
+
+
+class Detector:
+    """A trained detector, ready to look at pictures.
+
+    Attributes:
+        model: the network, in eval mode on its device.
+        classes: the name of each label.
+        category_ids: the COCO category id of each label, as in the data it was trained on.
+    """
+
+    def __init__(
+        self, model: RetinaNet, category_ids: Sequence[int] | None = None, device: Device | None = None
+    ) -> None:
+        self.device = device or choose_device()
+        self.model = model.to(self.device.type).to(memory_format=torch.channels_last).eval()
+        self.classes = model.classes
+        self.category_ids = tuple(category_ids or range(1, len(model.classes) + 1))
+
+    @classmethod
+    def load(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Detector:
+        """The detector in a checkpoint that training wrote (`best.pt` or `last.pt`).
+
+        Raises:
+            CheckpointError: the file is missing or is not such a checkpoint.
+            GhmdetError: the device is not there.
+        """
+        model, category_ids = load_detector(path)
+        return cls(model, category_ids, choose_device(device, precision))
+
+    @torch.inference_mode()
+    def predict(self, images: Picture | Sequence[Picture]) -> list[dict[str, Tensor]]:
+        """Detect on pictures of any sizes; what is found on one does not depend on the others.
+
+        Args:
+            images: a picture or several: file names, Pillow pictures, uint8 arrays [H, W, 3] RGB, or float tensors
+                [3, H, W] in 0..1.
+
+        Returns:
+            For each picture a dict of CPU tensors, best first: boxes [n, 4] xyxy in its pixels, scores [n] in 0..1,
+            labels [n] (indices into `classes`).
+
+        Raises:
+            DataError: a file that cannot be read, or an array of another form.
+        """
+        single = not isinstance(images, Sequence) or isinstance(images, str)
+        pictures: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
+        return _detect_batch(self.model, [to_tensor(picture) for picture in pictures], self.device)
+
+
+def to_tensor(picture: Any) -> Tensor:
+    """A picture in any of the forms that `Detector.predict` takes, as a float tensor [3, H, W] in 0..1, RGB, upright.
+
+    Raises:
+        DataError: a file that cannot be read, or an array of another form.
+    """
+    if isinstance(picture, Tensor):
+        return picture
+    if isinstance(picture, str | Path):
+        return read_picture(Path(picture)).float() / 255
+    if isinstance(picture, Image.Image):
+        return picture_tensor(picture).float() / 255
+    array = np.asarray(picture)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise DataError(
+            f"a picture of shape {array.shape} and type {array.dtype}: give uint8 [H, W, 3], a float tensor [3, H, W]"
+            " in 0..1, a Pillow picture or a file name"
+        )
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+@torch.inference_mode()
+def detect(
+    model: RetinaNet,
+    data: DetectionData,
+    *,
+    device: Device,
+    batch_size: int = 16,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    advance: Callable[[int], None] = lambda pictures: None,
+    batches: int | None = None,
+) -> list[dict[str, Any]]:
+    """Detect on this rank's share of the pictures of `data`, in original pixels, as COCO results.
+
+    Args:
+        model: a detector on `device`; its mode is restored.
+        data: the pictures; their boxes are not looked at.
+        device: device and precision to run with.
+        batch_size: pictures at a time.
+        workers: processes that read pictures.
+        rank: which share, of `world_size` equal ones.
+        world_size: how many processes share the pictures.
+        advance: called with the number of pictures just finished.
+
+    Raises:
+        DataError: a picture that cannot be read.
+    """
+    was_training = model.training
+    model.eval()
+    dataset = DetectionDataset(
+        data, eval_transforms(model.config.min_size, model.config.max_size), cache=False
+    )
+    loader = make_loader(
+        dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size
+    )
+    results = []
+    for images, targets in islice(loader, batches):
+        found = _detect_batch(model, images, device)
+        for image, target, detections in zip(images, targets, found, strict=True):
+            results += original_results(detections, image, target, data.category_ids)
+        advance(len(images))
+    model.train(was_training)
+    return results
+
+
+def _detect_batch(model: RetinaNet, images: Sequence[Tensor], device: Device) -> list[dict[str, Tensor]]:
+    """The detections of each picture, on the CPU; pictures of one padded size go through the network together.
+
+    Padded to the size of a larger neighbour, a picture has other statistics in each GroupNorm, and so other scores.
+    """
+    config = model.config
+    together: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        size = resized_size(image.shape[-2], image.shape[-1], config.min_size, config.max_size)
+        together.setdefault(tuple(math.ceil(side / config.size_divisible) for side in size), []).append(index)
+    found: dict[int, dict[str, Tensor]] = {}
+    for indices in together.values():
+        with device.autocast():
+            batch = model([images[index].to(device.type, non_blocking=True) for index in indices])
+        for index, detections in zip(indices, batch, strict=True):
+            found[index] = {
+                name: value.cpu() if name == "labels" else value.float().cpu()
+                for name, value in detections.items()
+            }
+    return [found[index] for index in range(len(images))]
+
+
+def original_results(
+    detections: dict[str, Tensor], image: Tensor, target: dict[str, Any], category_ids: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """The detections on an image [3, H, W] of a `DetectionDataset`, as COCO results in the file's own pixels."""
+    to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
+    boxes = detections["boxes"].float().cpu() * to_original.flip(0).repeat(2)
+    return coco_results(detections | {"boxes": boxes}, target["image_id"], category_ids)
+
+
+def coco_results(
+    detections: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """One picture's detections (boxes [n, 4] xyxy pixels, scores [n], labels [n]) as COCO results (xywh boxes)."""
+    boxes = detections["boxes"].float().cpu()
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(value, 3) for value in box],
+            "score": round(certainty, 6),
+        }
+        for box, label, certainty in zip(
+            xywh.tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True
+        )
+    ]
