@@ -88,7 +88,7 @@ def test_the_results_of_a_folder_and_of_a_data_set_do_not_depend_on_the_batch_si
             predict(
                 run / "best.pt",
                 tmp_path / "shapes",
-                out,
+                out=out,
                 batch_size=batch_size,
                 device="cpu",
                 precision="fp32",
@@ -172,7 +172,7 @@ def test_every_picture_has_a_drawing_of_its_own_and_folders_are_no_pictures(
         Image.open(squares / "images" / "val_0.png").convert("RGB").save(
             tmp_path / "in" / name, "PNG" if name.endswith("png") else "JPEG"
         )
-    results = predict(run / "best.pt", tmp_path / "in", tmp_path / "out", device="cpu", precision="fp32")
+    results = predict(run / "best.pt", tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
     assert {result["file_name"] for result in results} == set(names) - {"e"}
     written = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*"))
     assert [path.as_posix() for path in written if (tmp_path / "out" / path).is_file()] == [
@@ -194,7 +194,7 @@ def test_a_folder_that_holds_the_pictures_is_not_drawn_into(
     (tmp_path / "in").mkdir()
     shutil.copy(squares / "images" / "val_0.png", tmp_path / "in" / "a.png")
     with pytest.raises(GhmdetError, match="would be overwritten: give another folder"):
-        predict(run / "best.pt", tmp_path / "in", tmp_path / out, device="cpu")
+        predict(run / "best.pt", tmp_path / "in", out=tmp_path / out, device="cpu")
 
 
 def test_one_broken_picture_loses_nothing_of_the_others(run: Path, squares: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_numbers_of_the_other_commands_are_looked_at_before_any_work(
     options: dict[str, float], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(GhmdetError, match=said):
-        predict(tmp_path / "no.pt", tmp_path, tmp_path / "out", **options)  # type: ignore[arg-type]
+        predict(tmp_path / "no.pt", tmp_path, out=tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("workers", -1), ("workers", 10**9)])
@@ -109,7 +109,7 @@ def test_batches_and_workers_of_a_validation_are_looked_at_before_any_work(
 ) -> None:
     said = f"--{name.replace('_', '-')} {value}: give a whole number from"
     with pytest.raises(GhmdetError, match=said):
-        validate(tmp_path / "no.pt", tmp_path, "val", **{name: value})
+        validate(tmp_path / "no.pt", tmp_path, **{name: value})
     if name == "workers":
         with pytest.raises(GhmdetError, match=said):
             measure_checkpoint(tmp_path / "no.pt", tmp_path, "val", workers=value)

@@ -50,8 +50,8 @@ class Detector:
             CheckpointError: the file is missing or is not such a checkpoint.
             GhmdetError: the device is not there.
         """
-        model, category_ids = load_detector(path)
-        return cls(model, category_ids, choose_device(device, precision))
+        chosen = choose_device(device, precision)
+        return cls(*load_detector(path), chosen)
 
     @torch.inference_mode()
     def predict(self, images: Picture | Sequence[Picture]) -> list[dict[str, Tensor]]:
