@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from ghmdet import GHMC, GHMR, functional
@@ -140,11 +142,66 @@ def test_accumulated_calls_move_the_average_once_a_step(name):
 
 
 @every_module
-def test_half_precision_models_keep_exact_statistics(name):
-    model = nn.Sequential(nn.Linear(3, 3), MODULES[name]()).half()
-    loss, (inputs, targets) = model[1], batch(0)
-    value = loss(inputs.half(), targets)
-    assert value.dtype == torch.float32 and all(b.dtype != torch.float16 for b in loss.buffers())
+@pytest.mark.parametrize("how", ["half", "default dtype", "assign"])
+def test_half_precision_models_keep_exact_statistics(name, how):
+    inputs, targets = batch(0, 40_000)  # more examples than half precision can count
+    plain, loss = MODULES[name](), MODULES[name]()
+    if how == "half":
+        loss = nn.Sequential(nn.Linear(3, 3), loss).half()[1]
+    elif how == "default dtype":
+        torch.set_default_dtype(torch.float16)
+        try:
+            loss = MODULES[name]()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    else:
+        loss.load_state_dict({k: v.half() for k, v in loss.state_dict().items()}, assign=True)
+    for _ in range(2):
+        value = loss(inputs.half(), targets)
+        assert value.dtype == torch.float32 and value == plain(inputs.half(), targets)
+    for key, buffer in loss.state_dict().items():
+        assert buffer.dtype == plain.state_dict()[key].dtype and torch.equal(buffer, plain.state_dict()[key])
+    assert loss.spectrum.compute().examples.sum() == 120_000
+
+
+def largest_weights(loss: GHMC, sizes: list[tuple[int, int]]) -> list[float]:
+    """The most that an example weighs in each call: batches of so many examples, of which so many are positives."""
+    largest = []
+    for examples, positives in sizes:
+        inputs = torch.linspace(-6, 6, examples)[:, None].requires_grad_()
+        targets = (torch.arange(examples) < positives).float()[:, None]
+        loss(inputs, targets).backward()
+        largest.append((inputs.grad / (inputs.detach().sigmoid() - targets)).abs().max().item())
+    return largest
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=8),
+    momentum=st.floats(0, 0.95),
+)
+def test_no_example_weighs_more_than_its_share_of_the_average_positives(sizes, momentum):
+    sizes = [(examples, min(examples, positives)) for examples, positives in sizes]
+    weights = largest_weights(GHMC(momentum=momentum), sizes)
+    for t, (examples, positives) in enumerate(sizes, start=1):
+        ages = [momentum ** (t - s) for s in range(1, t + 1)]
+        average_n, average_p = (
+            sum(age * size[i] for age, size in zip(ages, sizes, strict=False)) / sum(ages) for i in (0, 1)
+        )
+        bound = average_n / examples / max(average_p, 1)
+        assert weights[t - 1] <= bound * (1 + 1e-4)
+        # By the batch's own positives.
+        if positives and average_p >= 1:
+            assert bound <= average_n / examples / ((1 - momentum) * positives) * (1 + 1e-6)
+
+
+def test_a_batch_with_more_positives_than_the_average_lets_an_example_weigh_up_to_four_times_one_over_them():
+    alike = largest_weights(GHMC(), [(1000, 40)] * 20)
+    assert max(alike) == pytest.approx(1 / 40, rel=1e-3)
+    more = largest_weights(GHMC(), [(1000, 1)] * 20 + [(1000, 40)])
+    assert 3.6 / 40 < more[-1] <= 4 / 40
+    smaller = largest_weights(GHMC(), [(1000, 1)] * 20 + [(250, 40)])  # and by N of the average over its own
+    assert 11 / 40 < smaller[-1] <= 4 * (0.75 * 4 + 0.25) / 40
 
 
 @every_module

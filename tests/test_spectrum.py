@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -139,24 +141,121 @@ def test_a_copy_goes_on_as_the_original(copy_of):
         assert torch.equal(original.update(c).table, other.update(c).table)
 
 
+def half(spectrum: GradientSpectrum, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: value.to(dtype) for name, value in spectrum.state_dict().items()}
+
+
+def assign(spectrum: GradientSpectrum, dtype: torch.dtype) -> None:
+    """As model hubs set what they read from a file."""
+    for name, value in half(spectrum, dtype).items():
+        setattr(spectrum, name, value)
+
+
+def cast_in_place(spectrum: GradientSpectrum, dtype: torch.dtype) -> None:
+    """As sharded training does with its `buffer_dtype`."""
+    for buffer in spectrum.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+
+
+NARROWING = {
+    "to": lambda s, dtype: s.to(dtype),
+    "load_state_dict": lambda s, dtype: s.load_state_dict(half(s, dtype)),
+    "load_state_dict, assign": lambda s, dtype: s.load_state_dict(half(s, dtype), assign=True),
+    "setattr": assign,
+    "data": cast_in_place,
+}
+
+
+def check_dtypes(spectrum: GradientSpectrum) -> None:
+    dtypes = {name: value.dtype for name, value in spectrum.state_dict().items()}
+    floats = dict.fromkeys(["total", "mass", "pending"], torch.float32)
+    assert dtypes == {**floats, "calls": torch.int64}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_counts_stay_float32_when_the_model_changes_precision(dtype):
-    spectrum = GradientSpectrum(2)
-    spectrum.update(counts(123457, 3))
-    spectrum.to(dtype)
-    assert spectrum.total.dtype == torch.float32
-    assert spectrum.compute().regions.tolist() == [[123457, 3]]
-    assert set(spectrum.state_dict()) == {"total", "mass", "pending", "calls"}
+def test_statistics_are_float32_whatever_the_default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        spectrum = GradientSpectrum(2, momentum=0.5)
+        check_dtypes(spectrum)
+        spectrum.update(RegionCounts(torch.tensor([[100_003.0, 3, 100_006, 2]], dtype=torch.float32)))
+        spectrum.reset()
+        spectrum.update(RegionCounts(torch.tensor([[100_003.0, 3, 100_006, 2]], dtype=torch.float32)))
+    finally:
+        torch.set_default_dtype(before)
+    check_dtypes(spectrum)
+    assert spectrum.compute().regions.tolist() == [[100_003, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("how", NARROWING)
+def test_statistics_are_float32_whatever_is_done_to_the_model(how, dtype):
+    spectrum = GradientSpectrum(2, momentum=0.5, accumulation_steps=2)
+    for _ in range(3):
+        spectrum.update(counts(2048, 512))  # numbers that half precision has too
+    NARROWING[how](spectrum, dtype)
+    assert spectrum.compute().regions.tolist() == [[2048, 512]]
+    for _ in range(3):
+        average = spectrum.update(counts(100_003, 3))
+    check_dtypes(spectrum)
+    # Steps of 2048 twice, of their mean, and of 100003; the first two calls counted before.
+    expected = (0.25 * 2048 + 0.5 * (2048 + 100_003) / 2 + 100_003) / 1.75
+    assert average.regions[0, 0].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", NARROWING)
+def test_statistics_too_large_for_half_precision_are_kept_or_begin_anew(how):
+    spectrum = GradientSpectrum(2, momentum=0.5)
+    spectrum.update(counts(123_457, 3))
+    NARROWING[how](spectrum, torch.float16)
+    kept = [[123_457, 3]] if how == "to" else [[0, 0]]
+    assert spectrum.compute().regions.tolist() == kept
+    average = spectrum.update(counts(123_457, 3))
+    check_dtypes(spectrum)
+    assert average.regions.tolist() == [[123_457, 3]] and spectrum.mass == (1.5 if how == "to" else 1)
+
+
+def fill_freed_memory_with_nan() -> None:
+    junk = [torch.full((size,), torch.nan) for size in (1, 1, 2, 4, 4, 8, 64) for _ in range(20)]
+    del junk
+
+
+def test_memory_without_values_holds_empty_statistics():
+    with torch.device("meta"):
+        model = torch.nn.Sequential(GradientSpectrum(2, momentum=0.5))
+    fill_freed_memory_with_nan()
+    model.to_empty(device="cpu")
+    assert all((buffer == 0).all() for buffer in model.buffers())
+    assert model[0].update(counts(5, 1)).regions.tolist() == [[5, 1]]
+    fill_freed_memory_with_nan()
+    model.to_empty(device="cpu")  # what has values keeps them
+    assert model[0].compute().regions.tolist() == [[5, 1]]
+    model[0].reset_parameters()  # the name by which sharded training asks for it
+    assert model[0].compute().regions.tolist() == [[0, 0]]
+    check_dtypes(model[0])
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    spectrum = GradientSpectrum(np.int64(2), num_classes=np.int32(1), accumulation_steps=np.uint8(2))
+    assert repr(spectrum) == repr(GradientSpectrum(2, accumulation_steps=2))
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: GradientSpectrum(0), "bins must be a whole number of at least 1, not 0"),
         (lambda: GradientSpectrum(3, momentum=1.0), r"momentum must lie in \[0, 1\), not 1.0"),
         (lambda: GradientSpectrum(3, momentum=-0.1), r"momentum must lie in \[0, 1\), not -0.1"),
-        (lambda: GradientSpectrum(3, num_classes=0), "num_classes must be at least 1, not 0"),
-        (lambda: GradientSpectrum(3, accumulation_steps=0), "accumulation_steps must be at least 1, not 0"),
+        (lambda: GradientSpectrum(3, momentum=float("nan")), r"momentum must lie in \[0, 1\), not nan"),
+        *(
+            (
+                partial(GradientSpectrum, **{"bins": 3, name: value}),
+                f"{name} must be a whole number of at least 1, not {value!r}",
+            )
+            for name in ("bins", "num_classes", "accumulation_steps")
+            for value in (0, -1, 2.5, 2.0, True, "2", None)
+        ),
         (
             lambda: GradientSpectrum(3).update(counts(1, 2)),
             "1 classes and 2 regions .* 1 classes and 3 regions",

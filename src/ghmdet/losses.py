@@ -16,14 +16,16 @@ from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, worl
 class _Harmonized(nn.Module):
     """What both losses are: weights from a spectrum, over elements, their gradient norms and their plain losses."""
 
-    per_class = False
+    guard: MinCount
+    """The floor of the guarded form, which is the default."""
+    guarded_normalize: str
 
     def __init__(
         self,
         bins: int,
         momentum: float,
-        normalize: str,
-        min_count: MinCount,
+        normalize: str | None,
+        min_count: MinCount | None,
         num_classes: int | None,
         accumulation_steps: int,
         compat: str | None,
@@ -35,25 +37,36 @@ class _Harmonized(nn.Module):
         check_impl(impl)
         if compat not in (None, "mmdet"):
             raise unknown_name("compat", str(compat), ["mmdet"])
-        if compat and (normalize, min_count, num_classes, accumulation_steps) != ("occupied", 0.0, None, 1):
+        self.min_count: MinCount = (0.0 if compat else self.guard) if min_count is None else min_count
+        if normalize is None:
+            normalize = "occupied" if self.min_count == 0.0 else self.guarded_normalize
+        self.normalize = normalize
+        check_options(bins, normalize, self.min_count, positives=self.guard == "positives")
+        if compat and (normalize, self.min_count, num_classes, accumulation_steps) != (
+            "occupied",
+            0.0,
+            None,
+            1,
+        ):
             raise GhmdetError(
                 'compat="mmdet" has fixed settings: leave normalize, min_count, per_class and accumulation_steps'
             )
-        self.bins = bins
-        self.normalize = normalize
-        self.min_count: MinCount = min_count
+        self.per_class = num_classes is not None
         self.compat = compat
         self.reduction = reduction
         self.impl = impl
         self.spectrum: GradientSpectrum = (PeerSpectrum if compat else GradientSpectrum)(
-            bins, momentum=momentum, num_classes=num_classes or 1, accumulation_steps=accumulation_steps
+            bins,
+            momentum=momentum,
+            num_classes=1 if num_classes is None else num_classes,
+            accumulation_steps=accumulation_steps,
         )
+        self.bins = self.spectrum.bins
 
     def _harmonize(self, given: Given, kernel: Kernel) -> Tensor:
         class_count(given.inputs, self.per_class)
         run = passes(self.impl, given, kernel, self.bins, self.per_class)
-        batch = run.count()
-        batch = RegionCounts(batch.table.to(self.spectrum.total.dtype))
+        batch = RegionCounts(run.count().table.float())
         ranks = 1
         # As in SyncBatchNorm, ranks agree in training only: in evaluation they may not all be here.
         if self.spectrum.moves and not self.compat:
@@ -88,6 +101,9 @@ class GHMC(_Harmonized):
     counts are summed over the ranks in training: with "sum" the ranks add up to one process on the joined batch,
     with "mean" they average to it.
 
+    In the guarded form an example weighs at most 1/P̄ with P̄ the *average* number of positives, where batches have as
+    many examples: at most 1 / (1 − momentum) times 1/P of its own batch.
+
     - `bins`: M, the number of unit regions. `momentum`: of the moving average, in [0, 1).
     - `min_count`: the examples that a region counts as at least: "positives" (the guarded form
       Σ L_CE / max(R(g), P), the default, since the published form fails on small data: docs/small-data.md), a number,
@@ -109,6 +125,9 @@ class GHMC(_Harmonized):
     tensor(0.9629, grad_fn=<DivBackward0>)
     """
 
+    guard: MinCount = "positives"
+    guarded_normalize = "none"
+
     def __init__(
         self,
         bins: int = 30,
@@ -123,11 +142,6 @@ class GHMC(_Harmonized):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        if min_count is None:
-            min_count = 0.0 if compat else "positives"
-        if normalize is None:
-            normalize = "occupied" if min_count == 0.0 else "none"
-        check_options(bins, normalize, min_count)
         if per_class != (num_classes is not None):
             raise GhmdetError(
                 f"per_class={per_class} with num_classes={num_classes}: a density for each class needs their number, "
@@ -136,28 +150,16 @@ class GHMC(_Harmonized):
         super().__init__(
             bins, momentum, normalize, min_count, num_classes, accumulation_steps, compat, reduction, impl
         )
-        self.per_class = per_class
 
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
         """The form of the article and its authors: one density, no floor, 30 regions, momentum 0.75."""
-        return cls(
-            30,
-            0.75,
-            "occupied",
-            min_count=0.0,
-            accumulation_steps=accumulation_steps,
-            reduction=reduction,
-        )
+        return cls(min_count=0.0, accumulation_steps=accumulation_steps, reduction=reduction)
 
     @classmethod
     def guarded(cls, num_classes: int, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
         """The form for small and imbalanced data: Σ L_CE / max(R(g), P) for each class, averaged over the classes."""
         return cls(
-            30,
-            0.75,
-            "none",
-            min_count="positives",
             per_class=True,
             num_classes=num_classes,
             accumulation_steps=accumulation_steps,
@@ -190,6 +192,9 @@ class GHMR(_Harmonized):
     tensor(0.0082, grad_fn=<DivBackward0>)
     """
 
+    guard: MinCount = "mean"
+    guarded_normalize = "all"
+
     def __init__(
         self,
         mu: float = 0.02,
@@ -204,11 +209,6 @@ class GHMR(_Harmonized):
         impl: str = "auto",
     ) -> None:
         check_positive("mu", mu)
-        if min_count is None:
-            min_count = 0.0 if compat else "mean"
-        if normalize is None:
-            normalize = "occupied" if min_count == 0.0 else "all"
-        check_options(bins, normalize, min_count, positives=False)
         super().__init__(
             bins, momentum, normalize, min_count, None, accumulation_steps, compat, reduction, impl
         )
@@ -217,15 +217,7 @@ class GHMR(_Harmonized):
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMR:
         """The form of the article and its authors: no floor, μ = 0.02, 10 regions, momentum 0.7."""
-        return cls(
-            0.02,
-            10,
-            0.7,
-            "occupied",
-            min_count=0.0,
-            accumulation_steps=accumulation_steps,
-            reduction=reduction,
-        )
+        return cls(min_count=0.0, accumulation_steps=accumulation_steps, reduction=reduction)
 
     def forward(
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None

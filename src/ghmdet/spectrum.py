@@ -1,8 +1,9 @@
-"""The gradient-norm histogram: what a loss's batches average to, what a pass over data counts, and how ranks agree."""
+"""The histogram of gradient norms: as the moving average of a loss's batches, and as the counts of a pass over data."""
 
 from __future__ import annotations
 
 import io
+import operator
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.functional.density import RegionCounts, check_bins
+from ghmdet.functional.density import RegionCounts, check_whole
 from ghmdet.functional.gradient_norm import asl1_gradient_norm
 
 Ints = NDArray[np.int64]
@@ -30,7 +31,7 @@ BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 22  # elements at a time: what a CPU's cache
 
 
 def world_size() -> int:
-    """The number of ranks."""
+    """The number of ranks of a distributed run; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -44,7 +45,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 class GradientSpectrum(nn.Module):
-    """A moving average of :class:`RegionCounts`, kept in float32 buffers (so in the state dict).
+    """A moving average of :class:`RegionCounts`, kept in buffers (so in the state dict).
 
     After t optimizer steps with counts c_1 … c_t and momentum m it is Σ_s m^(t−s) c_s / Σ_s m^(t−s): linear in the
     counts, without the pull of a zero start, and decaying in regions that stay empty. With `accumulation_steps` k, the
@@ -52,6 +53,9 @@ class GradientSpectrum(nn.Module):
 
     - `bins`: M, the number of unit regions. `num_classes`: rows of the table, 1 when the density is joint.
     - `momentum`: in [0, 1); 0 keeps nothing of earlier batches.
+
+    The buffers are float32 whatever the model's precision: in half precision counts round from 2048 on and overflow at
+    65,504. What was read from a file of such numbers and has overflowed is forgotten, and the average begins anew.
 
     Raises ValueError for options out of range and for counts of another shape or device.
 
@@ -71,20 +75,16 @@ class GradientSpectrum(nn.Module):
         self, bins: int, *, momentum: float = 0.0, num_classes: int = 1, accumulation_steps: int = 1
     ) -> None:
         super().__init__()
-        check_bins(bins)
         if not 0 <= momentum < 1:
             raise GhmdetError(f"momentum must lie in [0, 1), not {momentum!r}")
-        if num_classes < 1:
-            raise GhmdetError(f"num_classes must be at least 1, not {num_classes!r}")
-        if accumulation_steps < 1:
-            raise GhmdetError(f"accumulation_steps must be at least 1, not {accumulation_steps!r}")
-        self.bins = bins
+        self.bins = check_whole("bins", bins)
         self.momentum = momentum
-        self.num_classes = num_classes
-        self.accumulation_steps = accumulation_steps
-        self.register_buffer("total", torch.zeros(num_classes, bins + 2))
-        self.register_buffer("mass", torch.zeros(()))
-        self.register_buffer("pending", torch.zeros(num_classes, bins + 2))
+        self.num_classes = check_whole("num_classes", num_classes)
+        self.accumulation_steps = check_whole("accumulation_steps", accumulation_steps)
+        table = torch.zeros(self.num_classes, self.bins + 2, dtype=torch.float32)
+        self.register_buffer("total", table)
+        self.register_buffer("mass", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("pending", table.clone())
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -132,14 +132,15 @@ class GradientSpectrum(nn.Module):
         for buffer in self.buffers():
             buffer.zero_()
 
+    reset_parameters = reset  # the name by which sharded training asks for first values
+
     def extra_repr(self) -> str:
         """The settings, for `print`."""
-        return (
-            f"bins={self.bins}, momentum={self.momentum}, num_classes={self.num_classes}, "
-            f"accumulation_steps={self.accumulation_steps}"
-        )
+        names = ("bins", "momentum", "num_classes", "accumulation_steps")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _current(self) -> tuple[Tensor, Tensor]:
+        self._widen()
         call = self.calls % self.accumulation_steps
         unfinished = call > 0
         total = torch.where(
@@ -148,6 +149,7 @@ class GradientSpectrum(nn.Module):
         return total, torch.where(unfinished, self.momentum * self.mass + 1, self.mass)
 
     def _check(self, counts: RegionCounts) -> None:
+        self._widen()
         if counts.table.shape != self.total.shape:
             rows, columns = counts.table.shape
             raise GhmdetError(
@@ -161,14 +163,32 @@ class GradientSpectrum(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientSpectrum:
-        # .half() and .to(bfloat16) reach every floating-point buffer, and counts overflow or round there.
-        before = dict(self.named_buffers(recurse=False))
+        # Only the device is taken of what half(), to_empty() and the like make of a buffer.
+        before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
             after = self._buffers[name]
-            if after is not None and after.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(after.device)
+            assert buffer is not None and after is not None
+            self._buffers[name] = (
+                torch.zeros_like(buffer, device=after.device) if buffer.is_meta else buffer.to(after.device)
+            )
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._widen(loaded=True)
+
+    @torch.no_grad()
+    def _widen(self, loaded: bool = False) -> None:
+        """Float32 again where something has set narrower buffers, by assignment or in place."""
+        dtypes = {name: torch.int64 if name == "calls" else torch.float32 for name in self._buffers}
+        if not loaded and all(getattr(self, name).dtype == dtype for name, dtype in dtypes.items()):
+            return
+        finite = self.total.isfinite().all() & self.pending.isfinite().all() & self.mass.isfinite()
+        for name, dtype in dtypes.items():
+            buffer = getattr(self, name)
+            kept = torch.where(finite, buffer.to(dtype), 0)
+            self._buffers[name] = kept if buffer.dtype != dtype else buffer.copy_(kept)
 
 
 class PeerSpectrum(GradientSpectrum):
@@ -224,14 +244,10 @@ class SpectrumCounts:
     """[E, K, L, M], the sum of their gr: what they have of authentic smooth L1's gradient."""
 
     def __post_init__(self) -> None:
-        epochs = len(self.pictures)
         cells = (len(self.classes), len(self.strides), REGIONS)
-        for name, shape in (
-            ("examples", (epochs, 2, *cells)),
-            ("gradient", (epochs, 2, *cells)),
-            ("boxes", (epochs, *cells)),
-            ("box_gradient", (epochs, *cells)),
-        ):
+        for name in _ARRAYS[1:]:
+            kinds = () if name.startswith("box") else (2,)
+            shape = (len(self.pictures), *kinds, *cells)
             if getattr(self, name).shape != shape:
                 raise GhmdetError(
                     f"'{name}' of a spectrum is {getattr(self, name).shape}, where {shape} fits its pictures, "
@@ -241,46 +257,31 @@ class SpectrumCounts:
     @classmethod
     def empty(cls, classes: Sequence[str], strides: Sequence[int]) -> SpectrumCounts:
         """One epoch in which nothing was seen yet."""
-        cells = (len(classes), len(strides), REGIONS)
-        return cls(
-            tuple(classes),
-            tuple(strides),
-            np.zeros(1, np.int64),
-            np.zeros((1, 2, *cells), np.int64),
-            np.zeros((1, 2, *cells)),
-            np.zeros((1, *cells), np.int64),
-            np.zeros((1, *cells)),
-        )
+        return SpectrumSums(classes, strides, torch.device("cpu")).counts()
 
     def __add__(self, other: SpectrumCounts) -> SpectrumCounts:
         """The counts of both, epoch by epoch. Raises GhmdetError unless classes, levels and epochs are the same."""
-        self._check_alike(other)
         if len(self.pictures) != len(other.pictures):
             raise GhmdetError(
                 f"spectra of {len(self.pictures)} and {len(other.pictures)} epochs do not add up"
             )
-        return SpectrumCounts(
-            self.classes, self.strides, *(a + b for a, b in zip(self._arrays(), other._arrays(), strict=True))
-        )
+        return self._joined(operator.add, other)
 
     @classmethod
     def stack(cls, parts: Sequence[SpectrumCounts]) -> SpectrumCounts:
         """One spectrum with all epochs, in the order given (at least one part; classes and levels must agree)."""
-        for part in parts[1:]:
-            parts[0]._check_alike(part)
-        arrays = zip(*(part._arrays() for part in parts), strict=True)
-        return cls(parts[0].classes, parts[0].strides, *(np.concatenate(each) for each in arrays))
+        return parts[0]._joined(lambda *arrays: np.concatenate(arrays), *parts[1:])
 
     def __getitem__(self, epochs: slice) -> SpectrumCounts:
         """Some of the epochs."""
-        return SpectrumCounts(self.classes, self.strides, *(array[epochs] for array in self._arrays()))
+        return self._joined(operator.itemgetter(epochs))
 
     def save(self, path: Path | str) -> Path:
         """Write it as a compressed .npz, whole or not at all; the path. Raises OSError."""
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         buffer = io.BytesIO()
-        named: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         np.savez_compressed(
-            buffer, classes=np.array(self.classes), strides=np.array(self.strides, np.int64), **named
+            buffer, classes=np.array(self.classes), strides=np.array(self.strides, np.int64), **arrays
         )
         return write_atomic(path, buffer.getvalue())
 
@@ -296,14 +297,15 @@ class SpectrumCounts:
                 f"{path}: not a spectrum ({error}): give a spectrum.npz of `ghmdet spectrum`"
             ) from None
 
-    def _arrays(self) -> list[NDArray[Any]]:
-        return [getattr(self, name) for name in _ARRAYS]
-
-    def _check_alike(self, other: SpectrumCounts) -> None:
-        for name in ("classes", "strides"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise GhmdetError(f"spectra with {name} {mine} and {theirs} cannot be put together")
+    def _joined(self, function: Callable[..., NDArray[Any]], *others: SpectrumCounts) -> SpectrumCounts:
+        """The spectrum with what `function` makes of each array of this one and of others alike."""
+        for other in others:
+            for name in ("classes", "strides"):
+                mine, theirs = getattr(self, name), getattr(other, name)
+                if mine != theirs:
+                    raise GhmdetError(f"spectra with {name} {mine} and {theirs} cannot be put together")
+        arrays = (function(*(getattr(one, name) for one in (self, *others))) for name in _ARRAYS)
+        return SpectrumCounts(self.classes, self.strides, *arrays)
 
 
 _ARRAYS = tuple(field.name for field in fields(SpectrumCounts))[2:]
@@ -318,13 +320,17 @@ class SpectrumSums:
     def __init__(self, classes: Sequence[str], strides: Sequence[int], device: torch.device) -> None:
         self.classes, self.strides = tuple(classes), tuple(strides)
         k, cells = len(classes), (len(strides), REGIONS)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
         # What must not count (a third kind, the boxes of label K) has a place that is not read.
         self.tables = {
-            "pictures": torch.zeros(1, dtype=torch.int64, device=device),
-            "examples": torch.zeros(3, k, *cells, dtype=torch.int64, device=device),
-            "gradient": torch.zeros(3, k, *cells, dtype=torch.float64, device=device),
-            "boxes": torch.zeros(k + 1, *cells, dtype=torch.int64, device=device),
-            "box_gradient": torch.zeros(k + 1, *cells, dtype=torch.float64, device=device),
+            "pictures": zeros(1),
+            "examples": zeros(3, k, *cells),
+            "gradient": zeros(3, k, *cells, dtype=torch.float64),
+            "boxes": zeros(k + 1, *cells),
+            "box_gradient": zeros(k + 1, *cells, dtype=torch.float64),
         }
 
     @torch.no_grad()
@@ -374,17 +380,8 @@ class SpectrumSums:
 
     def counts(self) -> SpectrumCounts:
         """What was counted so far, one epoch; waits for the device."""
-        k = len(self.classes)
-        read = {name: table.to("cpu", copy=True).numpy() for name, table in self.tables.items()}
-        return SpectrumCounts(
-            self.classes,
-            self.strides,
-            read["pictures"],
-            read["examples"][None, :2],
-            read["gradient"][None, :2],
-            read["boxes"][None, :k],
-            read["box_gradient"][None, :k],
-        )
+        pictures, *tables = (table.to("cpu", copy=True).numpy() for table in self.tables.values())
+        return SpectrumCounts(self.classes, self.strides, pictures, *(table[None, :-1] for table in tables))
 
 
 def count_batch(

@@ -153,6 +153,14 @@ def test_positives_of_each_class_are_a_moving_average():
     torch.testing.assert_close(got, (plain / average.clamp(min=1)).mean())
 
 
+def test_positives_of_each_class_are_counted_beyond_float32():
+    loss = DetectionLoss(LossConfig("ce-per-class"), 1)
+    many = 2**24 + 2  # adding ones to a float32 ends at 2**24
+    assert loss._class_positives(torch.zeros(many, dtype=torch.int64)).tolist() == [many]
+    loss.counts.total = loss.counts.total.half()
+    assert loss._class_positives(torch.zeros(5000, dtype=torch.int64)).tolist() == [5000]
+
+
 def test_losses_are_float32_under_autocast():
     *_, wanted, logits, deltas = scene()
     expected = compute("ghm-c", "ghm-r", logits.bfloat16(), deltas.bfloat16(), wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -250,7 +251,7 @@ def check_options(
     bins: int, normalize: str, min_count: MinCount, method: str = "unit-region", positives: bool = True
 ) -> None:
     """Raise for an option of the harmonizing weights that is misspelt or out of range; without `positives`, no P."""
-    check_bins(bins)
+    check_whole("bins", bins)
     _check_method(method)
     if normalize not in NORMALIZE:
         raise unknown_name("normalize", normalize, NORMALIZE)
@@ -265,10 +266,11 @@ def check_options(
         raise GhmdetError(f'min_count must be at least 0, "positives" or "mean", not {min_count!r}')
 
 
-def check_bins(bins: int) -> None:
-    """Raise unless `bins` is a whole number of at least 1."""
-    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-        raise GhmdetError(f"bins must be a whole number of at least 1, not {bins!r}")
+def check_whole(name: str, value: object) -> int:
+    """An option as an int; raises unless it is a whole number (also numpy's) of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise GhmdetError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return int(value)
 
 
 def _check_method(method: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghmdet import functional
@@ -143,12 +144,11 @@ class DetectionLoss(nn.Module):
 
     def _class_positives(self, labels: Tensor) -> Tensor:
         """The positives of each class, [K], over the ranks as in `forward`; a moving average in training."""
-        spectrum = self.counts
-        table = spectrum.total.new_zeros(spectrum.num_classes + 1, spectrum.bins + 2)
-        background = spectrum.num_classes
+        spectrum, background = self.counts, self.counts.num_classes
+        counts = torch.zeros(background + 1, dtype=torch.int64, device=labels.device)
         places = torch.where(labels < 0, background, labels)
-        table[:, -1].index_add_(0, places, table.new_ones(()).expand(len(places)))
-        table = table[:background]
+        counts.index_add_(0, places, counts.new_ones(1).expand(len(places)))
+        table = F.pad(counts[:-1, None].float(), (spectrum.bins + 1, 0))  # positives are the last column
         ranks = 1
         if spectrum.moves:
             table, ranks = sum_over_ranks(table), world_size()
