@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from ghmdet.evaluation.matching import BINS, calibration, evaluate, matches_of
+from ghmdet.evaluation.matching import Reliability, evaluate, matches_of, reliability
 from ghmdet.evaluation.score import THRESHOLD, Metrics, metrics_of
-from ghmdet.evaluation.tables import Flags, Floats, Ints, read_tables
+from ghmdet.evaluation.tables import Annotations, Flags, Floats, Ints, Results, read_tables
 
 ERRORS = {
     "Cls": "wrong class",
@@ -37,14 +35,6 @@ class Curve(TypedDict):
     precision75: list[float]
 
 
-class Reliability(TypedDict):
-    """Detections in ten regions of equal score, by their 11 edges: how many, and the share that hit (None: none)."""
-
-    edges: list[float]
-    share: list[float | None]
-    detections: list[int]
-
-
 class Findings(NamedTuple):
     """What :func:`find` found.
 
@@ -62,9 +52,7 @@ class Findings(NamedTuple):
     reliability: Reliability | None
 
 
-def find(
-    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
-) -> Findings:
+def find(annotations: Annotations, results: Results) -> Findings:
     """How good detections are and what is wrong with them; takes and raises as :func:`ghmdet.evaluation.score.score`.
 
     Returns:
@@ -97,20 +85,6 @@ def find(
         scores=scores,
         hit=hit,
         reliability=reliability(scores, hit),
-    )
-
-
-def reliability(scores: Floats, hit: Flags) -> Reliability | None:
-    """What share of the detections [n] of about a score hit; None where a score lies outside 0..1.
-
-    >>> reliability(np.array([0.96, 0.92, 0.1]), np.array([True, False, False]))["share"][8:]
-    [None, 0.5]
-    """
-    found = calibration(scores, hit)
-    return found and Reliability(
-        edges=[round(i / BINS, 3) for i in range(BINS + 1)],
-        share=[one["avg_accuracy"] if one["count"] else None for one in found[1]],
-        detections=[one["count"] for one in found[1]],
     )
 
 

@@ -67,10 +67,9 @@ def hard_examples(picture: int, found: Scored, objects: Scored, crowds: Floats) 
     unlabelled = (found.scores >= HARD) & ~in_crowd & (own.max(axis=1, initial=0) < ON_LABEL)
     hard: list[Hard] = []
     for i in np.flatnonzero(unlabelled).tolist():
-        if others[i].max(initial=0) >= ON_OTHER:
-            hard.append(_hard(picture, found, i, OTHER, int(objects.labels[others[i].argmax()])))
-        else:
-            hard.append(_hard(picture, found, i, NOTHING))
+        on_other = others[i].max(initial=0) >= ON_OTHER
+        other = int(objects.labels[others[i].argmax()]) if on_other else None
+        hard.append(_hard(picture, found, i, OTHER if on_other else NOTHING, other))
     on = np.where(own >= ON_OTHER, found.scores[:, None], 0.0)  # [n, m]
     best = np.maximum(objects.scores, on.max(axis=0, initial=0.0))
     objects = objects._replace(scores=best)

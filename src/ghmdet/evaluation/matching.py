@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import hotcoco
 import numpy as np
 from hotcoco.metrics import calibration_curve, calibration_error
 from hotcoco.primitives import bbox_iou
 
-from ghmdet.evaluation.tables import CocoTables, Flags, Floats, Ints, read_tables
+from ghmdet.evaluation.tables import Annotations, CocoTables, Flags, Floats, Ints, Results, read_tables
 
 THRESHOLDS: list[float] = hotcoco.Params("bbox").iou_thrs  # .50, .55 … .95
-BINS = 10  # of equal width over the scores 0..1
+BINS = 10  # of the scores
 
 
 def evaluate(tables: CocoTables, at: Sequence[float] = (), kept: Flags | None = None) -> Any:
@@ -98,9 +97,7 @@ class ClassMatches(NamedTuple):
     boxes: Ints
 
 
-def matches(
-    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
-) -> dict[str, ClassMatches]:
+def matches(annotations: Annotations, results: Results) -> dict[str, ClassMatches]:
     """COCO's matching by class name, for boxes of all sizes together; arguments and errors as in `score`."""
     tables = read_tables(annotations, results)
     found = matches_of(evaluate(tables, THRESHOLDS))
@@ -113,14 +110,34 @@ def matches(
     return by_class
 
 
-def calibration(score: Floats, hit: Flags) -> tuple[float, list[dict[str, Any]]] | None:
-    """The expected calibration error of detections [n] and its ten bins; None where a score lies outside 0..1.
+class Reliability(TypedDict):
+    """Detections in ten regions of equal width over their scores 0..1, between the 11 edges.
 
-    The error is the mean over the detections of |mean score - share that hit| in their bin.
+    share: of those in each, how many hit (None: there are none). detections: how many there are in each. ECE: expected
+    calibration error, the mean over all detections of |mean score - share| in their region.
     """
-    if ((score < 0) | (score > 1)).any():
+
+    edges: list[float]
+    share: list[float | None]
+    detections: list[int]
+    ECE: float | None
+
+
+def reliability(scores: Floats, hit: Flags) -> Reliability | None:
+    """What share of the detections [n] of about a score hit; None where a score lies outside 0..1.
+
+    >>> reliability(np.array([0.96, 0.92, 0.1]), np.array([True, False, False]))["share"][8:]
+    [None, 0.5]
+    """
+    if ((scores < 0) | (scores > 1)).any():
         return None
-    return calibration_error(score, hit, BINS)[0], calibration_curve(score, hit, BINS)
+    bins = calibration_curve(scores, hit, BINS)
+    return Reliability(
+        edges=[i / BINS for i in range(BINS + 1)],
+        share=[one["avg_accuracy"] if one["count"] else None for one in bins],
+        detections=[one["count"] for one in bins],
+        ECE=calibration_error(scores, hit, BINS)[0] if len(scores) else None,
+    )
 
 
 def overlaps(boxes: Floats, others: Floats, *, crowds: bool = False) -> Floats:

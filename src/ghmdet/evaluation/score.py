@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ghmdet.evaluation.matching import Matches, calibration, evaluate, matches_of
-from ghmdet.evaluation.tables import CocoTables, Flags, Floats, read_tables
+from ghmdet.evaluation.matching import Matches, evaluate, matches_of, reliability
+from ghmdet.evaluation.tables import Annotations, CocoTables, Flags, Floats, Results, read_tables
 from ghmdet.files import write_atomic
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -54,7 +54,8 @@ class ClassMetrics(TypedDict):
 class Metrics:
     """COCO's twelve box figures in 0..1, None where the annotations hold nothing to measure it on.
 
-    scores: what the scores are worth, all classes' detections taken together.
+    scores: what the scores are worth, all classes' detections taken together. problems: each record of the annotations
+    that was left out or mended, and why.
     """
 
     AP: float | None
@@ -74,9 +75,10 @@ class Metrics:
     detections: int
     scores: ScoreUse
     per_class: dict[str, ClassMetrics]
+    problems: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values, ready for JSON: the twelve, the counts, scores, and per_class by name."""
+        """The figures as plain values, ready for JSON: the twelve, the counts, scores, per_class by name, problems."""
         return asdict(self)
 
     def save_json(self, path: Path | str) -> Path:
@@ -87,8 +89,11 @@ class Metrics:
         """The figures as lines of plain text for a terminal."""
         per_class, uses = self.per_class.items(), {"all classes": self.scores}
         uses |= {name: one["scores"] for name, one in per_class}
+        head = f"{self.images} images, {self.boxes} boxes, {self.detections} detections"
+        if self.problems:
+            head += f"\nannotations left out or mended: {len(self.problems)}, first: {self.problems[0]}"
         parts = [
-            f"{self.images} images, {self.boxes} boxes, {self.detections} detections",
+            head,
             *(
                 _table(("", *half), [["", *(getattr(self, n) for n in half)]])
                 for half in (SUMMARY[:6], SUMMARY[6:])
@@ -117,15 +122,14 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def score(
-    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
-) -> Metrics:
+def score(annotations: Annotations, results: Results) -> Metrics:
     """COCO's average precision and recall of boxes, equal to pycocotools' COCOeval(iouType="bbox").
 
     Args:
         annotations: a COCO annotations file or its content: `images` [{id}], `categories` [{id, name}] and
             `annotations` [{image_id, category_id, bbox [x, y, width, height] in pixels, iscrowd, area}].
-            Without `area` it is width × height, without `iscrowd` it is 0.
+            Without `area` it is width × height, without `iscrowd` it is 0. They are read as for training: a record
+            that makes no sense is left out and named in the figures' `problems`.
         results: a COCO results file or its content, [{image_id, category_id, bbox, score}]. An empty
             list scores 0.
 
@@ -134,7 +138,8 @@ def score(
         is found in it is no mistake.
 
     Raises:
-        DataError: names the file, the record, the value and the mend of the first mistake.
+        DataError: the annotations are no COCO annotations; or it names the file, the record, the value and the mend of
+            the first mistake in the results.
 
     >>> truth = {"images": [{"id": 1}], "categories": [{"id": 7, "name": "bus"}],
     ...          "annotations": [{"image_id": 1, "category_id": 7, "bbox": [10, 10, 50, 40]}]}
@@ -184,18 +189,20 @@ def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Matches) 
             scores=score_use(scores[mine], hit[mine], int(boxes.sum())),
         )
     boxes = int((~tables.crowd).sum())
+    figures = [
+        *(precision[..., 0, 2], precision[0, ..., 0, 2], precision[5, ..., 0, 2]),
+        *(precision[..., size, 2] for size in (1, 2, 3)),
+        *(recall[..., 0, most] for most in (0, 1, 2)),
+        *(recall[..., size, 2] for size in (1, 2, 3)),
+    ]
     return Metrics(
-        AP=_mean(precision[..., 0, 2]),
-        AP50=_mean(precision[0, ..., 0, 2]),
-        AP75=_mean(precision[5, ..., 0, 2]),
-        **{f"AP{size}": _mean(precision[..., i, 2]) for i, size in enumerate("sml", start=1)},
-        **{f"AR{most}": _mean(recall[..., 0, i]) for i, most in enumerate((1, 10, 100))},
-        **{f"AR{size}": _mean(recall[..., i, 2]) for i, size in enumerate("sml", start=1)},
+        **dict(zip(SUMMARY, map(_mean, figures), strict=True)),
         images=tables.images,
         boxes=boxes,
         detections=len(tables.dt_score),
         scores=score_use(scores, hit, boxes),
         per_class=per_class,
+        problems=tables.problems,
     )
 
 
@@ -225,9 +232,9 @@ def score_use(scores: Floats, hit: Flags, boxes: int) -> ScoreUse:
     best = int(f1.argmax())
     kept = int((scores >= THRESHOLD).sum())
     found = int(hits[kept - 1]) if kept else 0
-    calibrated = calibration(scores, hit)
+    calibrated = reliability(scores, hit)
     return ScoreUse(
-        ECE=calibrated and calibrated[0],
+        ECE=calibrated and calibrated["ECE"],
         precision=found / kept if kept else None,
         recall=found / boxes,
         F1=2 * found / (kept + boxes),

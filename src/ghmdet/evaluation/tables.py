@@ -1,29 +1,36 @@
-"""COCO annotations and results as columns of numbers, checked; the first mistake is named."""
+"""COCO annotations and results as columns of numbers, checked; the first mistake of the results is named."""
 
 from __future__ import annotations
 
-import json
+import itertools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ghmdet.data.coco import load_json, read_annotations
+from ghmdet.data.values import number, numbers, shown, whole
 from ghmdet.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Annotations = Path | str | Mapping[str, Any]  # a COCO annotations file or its content
+Results = Path | str | Sequence[Mapping[str, Any]]  # a COCO results file or its content
 
 
 @dataclass(frozen=True)
 class CocoTables:
     """Annotations (`gt_`, n rows) and results (`dt_`, m rows), with ranks 0, 1 … in ascending order for the ids.
 
-    images: how many there are. labels: each class's name. image, class: ranks. box: xywh pixels [., 4].
+    images: how many there are. labels: each class's name. image, class: ranks. box: xywh pixels [., 4]. problems: what
+    was left out of the annotations or mended, and why.
     """
 
     images: int
@@ -37,189 +44,76 @@ class CocoTables:
     dt_class: Ints
     dt_box: Floats
     dt_score: Floats
+    problems: list[str]
 
 
-def read_tables(
-    annotations: Path | str | Mapping[str, Any], results: Path | str | Sequence[Mapping[str, Any]]
-) -> CocoTables:
-    """The columns of COCO annotations and results, given as files or as their content.
+def read_tables(annotations: Annotations, results: Results) -> CocoTables:
+    """The columns of COCO annotations, as training reads them, and of results.
 
     Raises:
-        DataError: names the file, the record, the value and the mend of the first mistake.
+        DataError: the annotations are no COCO annotations; or it names the file, the record, the value and the mend of
+            the first mistake in the results.
     """
-    truth, name = _load(annotations, "annotations")
-    image_ids, categories = _images(truth, name), _categories(truth, name)
-    records = _list(truth, "annotations", name)
-    where = f"{name}: annotations"
-    gt_image = _ranks(records, "image_id", where, image_ids, "the file's images")
-    gt_class = _ranks(records, "category_id", where, list(categories), "the file's categories")
-    gt_box = _boxes(records, where)
-    product = (gt_box[:, 2] * gt_box[:, 3]).tolist()
-    areas = [{"area": r.get("area", a)} for r, a in zip(records, product, strict=True)]
-    gt_area = _column(areas, "area", where)
-    crowd = np.array([bool(r.get("iscrowd")) for r in records], dtype=bool)
-
-    found, name = _load(results, "results")
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        raise DataError(
-            f"{name}: {_kind(found)} where a list of {{image_id, category_id, bbox, score}} belongs: "
-            "give the COCO results list itself"
-        )
-    where = f"{name}: results"
-    dt_image = _ranks(found, "image_id", where, image_ids, "the annotations' images")
-    dt_class = _ranks(found, "category_id", where, list(categories), "the annotations' categories")
+    truth = read_annotations(annotations)
+    if not truth.images:
+        raise DataError(str(truth.problems[0]))
+    images: dict[int | None, int] = {image_id: rank for rank, image_id in enumerate(sorted(truth.images))}
+    classes: dict[int | None, int] = {category_id: rank for rank, category_id in enumerate(truth.categories)}
+    times = Counter(truth.categories.values())
+    with np.errstate(over="ignore"):
+        product = truth.box[:, 2] * truth.box[:, 3]
+    column = partial(_column, *_results(results))
     return CocoTables(
-        images=len(image_ids),
-        labels=[label for _, label in sorted(categories.items())],
-        gt_image=gt_image,
-        gt_class=gt_class,
-        gt_box=gt_box,
-        gt_area=gt_area,
-        crowd=crowd,
-        dt_image=dt_image,
-        dt_class=dt_class,
-        dt_box=_boxes(found, where),
-        dt_score=_column(found, "score", where),
+        images=len(images),
+        labels=[f"{label} ({i})" if times[label] > 1 else label for i, label in truth.categories.items()],
+        gt_image=np.array([images[image_id] for image_id in truth.images])[truth.image],
+        gt_class=np.searchsorted(list(truth.categories), truth.category),
+        gt_box=truth.box,
+        gt_area=np.where(np.isnan(truth.area), product, truth.area),
+        crowd=truth.crowd,
+        dt_image=column("image_id", *_rank(images)).astype(np.int64),
+        dt_class=column("category_id", *_rank(classes)).astype(np.int64),
+        dt_box=column("bbox", _box, "[x, y, width, height], finite, no size below 0").reshape(-1, 4),
+        dt_score=column("score", _finite, "a finite number"),
+        problems=[str(problem) for problem in truth.problems],
     )
 
 
-# ---- whole columns at once; only a failure looks for its record
-
-
-def _load(source: Any, kind: str) -> tuple[Any, str]:
-    if not isinstance(source, (str, Path)):
-        return source, f"{kind} given in memory"
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): give a COCO {kind} file") from None
-    if not text.strip():
+def _results(source: Results) -> tuple[Sequence[Any], str]:
+    """The list of results, and its name in errors."""
+    content, name = source, "results given in memory"
+    if isinstance(source, (str, Path)):
+        content, name = load_json(Path(source)), str(source)
+    if not isinstance(content, Sequence) or isinstance(content, str):
         raise DataError(
-            f"{path}: the file is empty: give a COCO {kind} file (no detections at all are written [])"
+            f"{name}: {shown(content)} where a list of {{image_id, category_id, bbox, score}} belongs: "
+            "give the COCO results list itself (no detections at all are written [])"
         )
-    try:
-        return json.loads(text), str(path)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error}): give a COCO {kind} file") from None
+    return content, name
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"an object with {', '.join(map(repr, list(value)[:5])) or 'no keys'}"
-    return f"{type(value).__name__} {_clip(value)}"
+def _column(records: Sequence[Any], name: str, key: str, read: Callable[[Any], Any], want: str) -> Floats:
+    """What `read` makes of each record's `key`; raises for the first that has none or of which it makes None."""
+    values = [read(r[key]) if isinstance(r, (dict, Mapping)) and key in r else None for r in records]
+    if None in values:
+        i = values.index(None)
+        here = isinstance(records[i], Mapping) and key in records[i]
+        what = f"'{key}' is {shown(records[i][key])}" if here else f"no '{key}' in {shown(records[i])}"
+        raise DataError(f"{name}: results[{i}]: {what}: write {want}")
+    return np.array(values, dtype=np.float64)
 
 
-def _clip(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _rank(ids: Mapping[int | None, int]) -> tuple[Callable[[Any], int | None], str]:
+    """The function that reads an id as its rank, and what is wanted, in words."""
+    some = [str(number) for number in itertools.islice(ids, 5)] + ["..."] * (len(ids) > 5)
+    return lambda value: ids.get(whole(value)), f"one that the annotations have ({', '.join(some)})"
 
 
-def _list(truth: Any, key: str, name: str) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(truth, Mapping):
-        raise DataError(
-            f"{name}: {_kind(truth)} where an object with 'images', 'annotations' and 'categories' belongs: "
-            "give COCO annotations"
-        )
-    if not isinstance(truth.get(key), Sequence):
-        raise DataError(
-            f"{name}: no list '{key}' (it has {', '.join(map(repr, truth))}): give COCO annotations"
-        )
-    values: Sequence[Mapping[str, Any]] = truth[key]
-    return values
+def _finite(value: object) -> float | None:
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
 
 
-def _images(truth: Any, name: str) -> list[int]:
-    images = _list(truth, "images", name)
-    if not images:
-        raise DataError(
-            f"{name}: 'images' is empty: list the images that were searched, also those without boxes"
-        )
-    ids: list[int] = _column(images, "id", f"{name}: images", whole=True).tolist()
-    return _unique(ids, f"{name}: images")
-
-
-def _categories(truth: Any, name: str) -> dict[int, str]:
-    categories = _list(truth, "categories", name)
-    if not categories:
-        raise DataError(f"{name}: 'categories' is empty: list each class as {{id, name}}")
-    where = f"{name}: categories"
-    ids = _unique(_column(categories, "id", where, whole=True).tolist(), where)
-    names = {i: str(category.get("name", i)) for i, category in zip(ids, categories, strict=True)}
-    repeated = {label for label, times in Counter(names.values()).items() if times > 1}
-    return {i: f"{label} ({i})" if label in repeated else label for i, label in names.items()}
-
-
-def _unique(ids: list[int], where: str) -> list[int]:
-    value, times = Counter(ids).most_common(1)[0]
-    if times > 1:
-        second = [i for i, other in enumerate(ids) if other == value][1]
-        raise DataError(f"{where}[{second}]: 'id' {value} is used twice: give each its own")
-    return ids
-
-
-def _ranks(
-    records: Sequence[Mapping[str, Any]], key: str, where: str, known: Sequence[int], what: str
-) -> Ints:
-    """For each record the place of its id among the known ones in ascending order, [n]."""
-    ids, order = _column(records, key, where, whole=True), np.array(sorted(known))
-    strange = np.flatnonzero(~np.isin(ids, order))
-    if strange.size:
-        i = int(strange[0])
-        some = ", ".join(map(str, order[:5])) + (", ..." if len(known) > 5 else "")
-        raise DataError(
-            f"{where}[{i}]: '{key}' {int(ids[i])} is not among {what} ({some}; {strange.size} such records): "
-            "use the ids of the annotations file"
-        )
-    return np.searchsorted(order, ids).astype(np.int64)
-
-
-def _boxes(records: Sequence[Mapping[str, Any]], where: str) -> Floats:
-    boxes = _column(records, "bbox", where, (4,))
-    inverted = np.flatnonzero((boxes[:, 2:] < 0).any(axis=1))
-    if inverted.size:
-        i = int(inverted[0])
-        raise DataError(
-            f"{where}[{i}]: 'bbox' {boxes[i].tolist()} has a negative size: write [x, y, width, height]"
-        )
-    return boxes
-
-
-def _column(
-    records: Sequence[Mapping[str, Any]],
-    key: str,
-    where: str,
-    shape: tuple[int, ...] = (),
-    *,
-    whole: bool = False,
-) -> npt.NDArray[Any]:
-    """The finite (if `whole`, integral) values of `key` [n, *shape]; raises at the first record without."""
-    try:
-        values = np.array([record[key] for record in records])
-        if not len(records):
-            values = values.reshape(0, *shape)
-        right = values.dtype.kind in "iuf" and values.shape[1:] == shape
-    except (KeyError, TypeError, ValueError, IndexError):
-        right = False
-    if right and np.isfinite(values).all() and not (whole and (values != np.trunc(values)).any()):
-        return values.astype(np.int64 if whole else np.float64)
-    for i, record in enumerate(records):
-        _check_value(record, key, f"{where}[{i}]", shape, whole)
-    raise DataError(f"{where}: the values of '{key}' do not make one table: write plain numbers")
-
-
-def _check_value(record: Any, key: str, where: str, shape: tuple[int, ...], whole: bool) -> None:
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where}: {_clip(record)} where an object belongs: write one object a record")
-    if key not in record:
-        raise DataError(f"{where}: no '{key}' (it has {', '.join(map(repr, record))}): add it")
-    value = record[key]
-    want = f"a list of {shape[0]} numbers" if shape else "a whole number" if whole else "a number"
-    try:
-        array = np.array(value)
-    except ValueError:  # a ragged list
-        array = np.array(None)
-    if array.dtype.kind not in "iuf" or array.shape != shape or (whole and np.any(array != np.trunc(array))):
-        raise DataError(f"{where}: '{key}' is {_clip(value)}: write {want}")
-    if not np.isfinite(array).all():
-        raise DataError(f"{where}: '{key}' is {_clip(value)}, which is not finite: write {want}")
+def _box(value: object) -> list[float] | None:
+    box = numbers(value)
+    return box if box and len(box) == 4 and min(box[2:]) >= 0 and math.isfinite(sum(box)) else None

@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ghmdet.evaluation.findings import reliability
+from ghmdet.evaluation.matching import reliability
 from ghmdet.files import write_atomic
 from ghmdet.report.curves import (
     CENTRES,
