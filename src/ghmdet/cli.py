@@ -9,16 +9,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+from cyclopts import App, CycloptsError, UnknownCommandError
 
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.options import parser
 
-app = App(
+app = parser(
     name="ghmdet",
     help="Gradient-harmonized one-stage object detection, for badly imbalanced training data.",
-    help_format="markdown",
-    default_parameter=Parameter(negative_iterable=(), parse="^(?!say$)"),  # `say` stays `print`
-    result_action="return_value",
     suppress_keyboard_interrupt=False,  # what it says, how to go on, is for `main` to print
 )
 data_app = App(name="data", help="Look at data sets and make new ones.")

@@ -18,15 +18,16 @@ import torch
 from engine_cases import TINY
 from ghmdet.cli import app
 from ghmdet.compare import run as engine
-from ghmdet.compare.arms import read_arms, train_command
+from ghmdet.compare.arms import read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
-from ghmdet.compare.run import carry_out, missing_commands, plan_comparison
+from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import read_data
 from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import write_json
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import DIVERGED, Trainer, train
 from ghmdet.errors import GhmdetError
+from ghmdet.spectrum import SpectrumCounts
 
 SHORT = replace(TINY, epochs=1, val_every=None)
 
@@ -38,7 +39,38 @@ def quiet(line: str) -> None:
 def make_plan(
     data: Path, out: Path, arms: str = "ce,ghm", seeds: int = 2, grid: str = "none", **other: Any
 ) -> Plan:
-    return plan_comparison(data, out, replace(SHORT, **other), arms=arms, seeds=seeds, weights_grid=grid)
+    """The plan of a comparison, kept in `out`."""
+    config = replace(SHORT, **other)
+    plan = Plan(
+        data=data,
+        out=out,
+        base=config,
+        arms=read_arms(arms, config),
+        seeds=range(seeds),
+        grid=read_grid(grid),
+        tune_epochs=None,
+    )
+    plan.keep(read_data(data, "train"))
+    return plan
+
+
+def judged(plan: Plan, arms: str = "ce,ghm", grid: str = "none", **other: Any) -> dict[str, Any]:
+    """What the comparison of a plan comes to."""
+    figures = compare(
+        plan.data,
+        out=plan.out,
+        arms=arms,
+        seeds=len(plan.seeds),
+        weights_grid=grid,
+        config=plan.base,
+        **{"say": quiet, **other},
+    )
+    assert figures is not None
+    return figures
+
+
+def final_runs(plan: Plan, arm: str, weight: float) -> list[Run]:
+    return [plan._run(arm, weight, seed) for seed in plan.seeds]
 
 
 @pytest.fixture
@@ -46,9 +78,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Runs are trained in this process, which is faster; the list of those trained."""
     trained = []
 
-    def train_here(run: Run, stop: StopSignal, show: Callable[[Run], None]) -> str:
+    def train_here(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
         trained.append(run)
-        show(run)
+        show(str(run))
         try:
             train(run.data, run.out, run.config, resume=True, say=quiet)
         except GhmdetError as error:
@@ -63,35 +95,38 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
 
 def test_arms_by_short_names_and_from_a_file(tmp_path: Path) -> None:
-    assert [(arm.name, arm.config.cls_loss) for arm in read_arms("ce, ghm,focal-per-class", TINY)] == [
-        ("ce", "ce"),
-        ("ghm", "ghm-c"),
-        ("focal-per-class", "focal-per-class"),
-    ]
+    arms = read_arms("ce, ghm,focal-per-class", TINY)
+    assert {name: config.cls_loss for name, config in arms.items()} == {
+        "ce": "ce",
+        "ghm": "ghm-c",
+        "focal-per-class": "focal-per-class",
+    }
     file = tmp_path / "arms.yaml"
     file.write_text(
         "plain: {cls_loss: ce, cls_weight: 0.2}\nflips: {cls_loss: ghm, hflip: 0, scale: [1, 1.5], epochs: 2}\n"
     )
-    plain, flips = read_arms(str(file), TINY)
-    assert plain.config == replace(TINY, cls_loss="ce", cls_weight=0.2)
     augment = replace(TINY.augment, hflip=0, scale=(1, 1.5))
-    assert flips.config == replace(TINY, cls_loss="ghm-c", epochs=2, augment=augment)
+    assert read_arms(str(file), TINY) == {
+        "plain": replace(TINY, cls_loss="ce", cls_weight=0.2),
+        "flips": replace(TINY, cls_loss="ghm-c", epochs=2, augment=augment),
+    }
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("a: {cls_los: ce}", "did you mean 'cls_loss'?"),
-        ("a: {hflp: 0}", "did you mean 'hflip'?"),
-        ("a: {cls_loss: gmh}", "did you mean 'ghm'?"),
-        ("a: {epochs: ten}", "'epochs' is 'ten': write a whole number"),
-        ("a: {lr: fast}", "'lr' is 'fast': write a number"),
-        ("a: {scale: 2}", "write a list of 2 numbers"),
-        ("a: {scale: [1, 2, 3]}", "write a list of 2 numbers"),
-        ("a: {anchor_ratios: [a]}", "write a list of numbers"),
-        ("a: {size: 96.5}", "write a whole number"),
-        ("a: {weights: 1}", "write text"),
+        ("a: {cls_los: ce}", "arm 'a': Unknown option: --cls-los. Did you mean --cls-loss?"),
+        ("a: {hflp: 0}", "Did you mean --hflip?"),
+        ("a: {cls_loss: gmh}", "did you mean 'ghm-c'?"),
+        ("a: {epochs: ten}", '--epochs: unable to convert "ten" into int'),
+        ("a: {lr: fast}", '--lr: unable to convert "fast" into float'),
+        ("a: {scale: 2}", "--scale requires 2 positional arguments"),
+        ("a: {scale: [1, 2, 3]}", "Unused Tokens: ['3']"),
+        ("a: {anchor_ratios: [a]}", '--anchor-ratios: unable to convert "a"'),
+        ("a: {size: 96.5}", '--size: unable to convert "96.5" into int'),
+        ("a: {model: nanno}", "arm 'a': unknown model 'nanno': did you mean 'nano'?"),
         ("a: {lr: -1}", "arm 'a': --lr -1"),
+        ("a: {lr: {b: 1}}", "--lr: unable to convert"),
         ("a: {seed: 1}", "'seed' is nothing in which arms"),
         ("a: {cls_weight: 0}", "give one above 0"),
         ("../a: {cls_loss: ce}", "arm '../a'"),
@@ -110,7 +145,7 @@ def test_a_mistake_in_an_arm_is_named(tmp_path: Path, content: str, said: str) -
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
-        ("ce,gmh", "did you mean 'ghm'?"),
+        ("ce,gmh", "--arms 'gmh': unknown class loss 'gmh': did you mean 'ghm-c'?"),
         ("ce,ce", "there twice"),
         (",", "no arm"),
         ("no.yaml", "cannot be read"),
@@ -132,7 +167,8 @@ def test_a_command_gives_the_settings_back() -> None:
         workers=0,
         tensorboard=True,
     )
-    command = shlex.split(shlex.join(train_command(Path("my data"), Path("x"), config)))
+    run = Run("arm", Path("my data"), Path("x"), config, tuning=False)
+    command = shlex.split(shlex.join(run.command))
     _, bound, _ = app.parse_args(command, exit_on_error=False, print_error=False)
     assert bound.arguments["config"] == config
     assert bound.arguments["resume"] is True
@@ -148,7 +184,7 @@ def test_arms_of_one_seed_start_from_the_same_weights_and_see_the_same_batches(
     plan = make_plan(squares, tmp_path / "c", arms="ce,ghm,ohem-per-class")
     starts, batches = [], []
     for arm in plan.arms:
-        run = plan.final_runs(arm, 0.1)[1]
+        run = final_runs(plan, arm, 0.1)[1]
         trainer = Trainer(run.data, run.out, run.config, False, quiet)
         starts.append({name: value.clone() for name, value in trainer.model.named_parameters()})
         batches.append(list(trainer.data.loader)[:2])
@@ -200,31 +236,30 @@ def test_a_grid_grows_until_its_best_weight_is_bracketed(
     squares: Path, tmp_path: Path, best_weight: float, settled: float, tried: list[float], at_edge: bool
 ) -> None:
     plan = make_plan(squares, tmp_path, grid="0.05,0.1,0.2")
-    arm = plan.arms[0]
-    while missing := plan.tune(arm).missing:
-        assert plan.missing(arm) == list(missing)
-        for run in missing:
+    while plan.stand("ce").weight is None:
+        for run in plan.stand("ce").missing:
+            assert run.tuning
             assert run.config.cls_weight is not None
             end(run, 0.5 - 0.1 * abs(np.log10(run.config.cls_weight / best_weight)))
-    tuning = plan.tune(arm)
-    assert tuning.weight == pytest.approx(settled)
-    assert list(tuning.grid) == pytest.approx(tried)
-    assert tuning.at_edge is at_edge
-    assert [run.config.cls_weight for run in plan.missing(arm)] == [tuning.weight] * 2
-    assert [run.config.seed for run in plan.missing(arm)] == [0, 1]
+    standing = plan.stand("ce")
+    assert standing.weight == pytest.approx(settled)
+    assert list(standing.grid) == pytest.approx(tried)
+    assert standing.at_edge is at_edge
+    assert standing.missing == standing.runs == tuple(final_runs(plan, "ce", standing.weight))
+    assert [run.config.seed for run in standing.runs] == [0, 1]
 
 
 def test_a_weight_that_diverges_is_worse_than_any_and_equal_ones_leave_the_middle(
     squares: Path, tmp_path: Path
 ) -> None:
     plan = make_plan(squares, tmp_path, arms="ce,ghm", grid="0.1,0.2,0.4")
-    for run, AP in zip(plan.tune(plan.arms[0]).missing, (0.0, 0.0, 0.0), strict=True):
+    for run, AP in zip(plan.stand("ce").missing, (0.0, 0.0, 0.0), strict=True):
         end(run, AP)
-    assert plan.tune(plan.arms[0]).weight == 0.2
-    for run, diverged_AP in zip(plan.tune(plan.arms[1]).missing, (0.1, 0.2, None), strict=True):
+    assert plan.stand("ce").weight == 0.2
+    for run, diverged_AP in zip(plan.stand("ghm").missing, (0.1, 0.2, None), strict=True):
         end(run, diverged_AP)
-    assert plan.tune(plan.arms[1]).grid == {0.1: 0.1, 0.2: 0.2, 0.4: None}
-    assert plan.tune(plan.arms[1]).weight == 0.2
+    assert plan.stand("ghm").grid == {0.1: 0.1, 0.2: 0.2, 0.4: None}
+    assert plan.stand("ghm").weight == 0.2
 
 
 def test_an_arm_fails_where_every_weight_diverges_and_a_fixed_weight_is_not_tuned(
@@ -232,13 +267,12 @@ def test_an_arm_fails_where_every_weight_diverges_and_a_fixed_weight_is_not_tune
 ) -> None:
     (tmp_path / "arms.yml").write_text("free: {cls_loss: ce}\nfixed: {cls_loss: ce, cls_weight: 0.3}\n")
     plan = make_plan(squares, tmp_path / "c", arms=str(tmp_path / "arms.yml"), grid="0.1,0.2")
-    free, fixed = plan.arms
-    assert plan.tune(fixed).weight == 0.3
-    assert [run.stage for run in plan.missing(fixed)] == ["final", "final"]
-    for run in plan.tune(free).missing:
+    assert plan.stand("fixed").weight == 0.3
+    assert plan.stand("fixed").missing == tuple(final_runs(plan, "fixed", 0.3))
+    for run in plan.stand("free").missing:
         end(run, None)
-    assert "every weight of the grid diverged, first: the loss is not finite" in plan.tune(free).failed
-    assert plan.missing(free) == []
+    assert plan.stand("free").failed == "every weight of the grid diverged, first: the loss is not finite"
+    assert plan.stand("free").missing == ()
 
 
 def test_more_seeds_and_arms_may_join_but_other_settings_may_not(squares: Path, tmp_path: Path) -> None:
@@ -261,8 +295,12 @@ def test_more_seeds_and_arms_may_join_but_other_settings_may_not(squares: Path, 
         ({"seeds": 0}, "--seeds 0"),
         ({"grid": "0,1"}, "weights above 0"),
         ({"grid": "low"}, "weights above 0"),
-        ({"cls_loss": "ce"}, "give --arms ce"),
-        ({"val_every": 1}, "judges the last one"),
+        ({"grid": "0.1,nan"}, "weights above 0"),
+        ({"tune_epochs": 0}, "--tune-epochs 0"),
+        ({"split": "train"}, "--split train: the arms are trained on it"),
+        ({"cls_loss": "ce"}, "--cls-loss ce: the arms are the losses: give --arms"),
+        ({"val_every": 1}, "--val-every 1: a comparison judges the last epoch"),
+        ({"patience": 2}, "--patience 2: a comparison judges the last epoch"),
         ({"epochs": None, "budget": "1m"}, "--budget 1m: as many epochs as fit"),
         ({"model": "nanno"}, "did you mean 'nano'?"),
     ],
@@ -270,8 +308,10 @@ def test_more_seeds_and_arms_may_join_but_other_settings_may_not(squares: Path, 
 def test_an_option_that_cannot_be_used_is_named_before_any_work(
     squares: Path, tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
+    given = {name: options.pop(name) for name in ("seeds", "split", "tune_epochs") if name in options}
+    given["weights_grid"] = options.pop("grid", "none")
     with pytest.raises(GhmdetError, match=re.escape(said)):
-        make_plan(squares, tmp_path / "c", **options)
+        compare(squares, out=tmp_path / "c", config=replace(SHORT, **options), **given)
     assert not (tmp_path / "c").exists()
 
 
@@ -285,7 +325,7 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     )
     out = tmp_path / "c"
     plan = make_plan(squares, out, arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2,0.4")
-    result = carry_out(plan, say=quiet).figures
+    result = judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")
     assert json.loads(json.dumps(result)) == json.loads((out / "comparison.json").read_text())
 
     ghm, ce, wild = (result["arms"][name] for name in ("ghm", "ce", "wild"))
@@ -313,14 +353,14 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     assert 0 <= difference["probability_better"] <= 1
     assert result["made"]["versions"]["torch"]
     page = (out / "comparison.md").read_text()
-    assert "| ce | 0.2 |" in page
+    assert re.search(r"^\| ce +\| 0\.2 +\| 0\.", page, re.MULTILINE)
     assert "'wild' failed" in page
     assert (out / "comparison_ap.png").stat().st_size > 5000
     assert (out / "comparison_spectra.png").stat().st_size > 5000
 
     # The tuning never saw the judged part, and the judged weights are the last.
     tuned, final = (
-        [run for run in in_process if run.stage == stage and run.arm == "ghm"] for stage in ("tune", "final")
+        [run for run in in_process if run.tuning is tuning and run.arm == "ghm"] for tuning in (True, False)
     )
     assert {run.data for run in tuned} == {plan.tuning_file}
     assert all(run.config.val_every == run.config.epochs for run in final)
@@ -328,11 +368,16 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     made = len(in_process)
     predictions = out / "runs/final/ce/weight0.2-seed0/val/predictions.json"
     before = predictions.stat().st_mtime_ns
-    assert missing_commands(plan) == []
-    assert carry_out(plan, say=quiet).figures["arms"] == result["arms"]
+    assert plan.commands() == []
+    assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
     assert len(in_process) == made
     assert [run.arm for run in in_process].count("wild") == 1
     assert predictions.stat().st_mtime_ns == before
+    # What `ghmdet val` left there of another checkpoint is not taken for the judged one's.
+    write_json(predictions, [])
+    kept = predictions.with_name("metrics.json")
+    write_json(kept, json.loads(kept.read_text()) | {"checkpoint": str(predictions.parents[1] / "best.pt")})
+    assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
 
 
 def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
@@ -347,18 +392,20 @@ def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
     truth["categories"] = [{"id": 1, "name": "blue"}, {"id": 2, "name": "red"}]
     file.write_text(json.dumps(truth))
     plan = make_plan(data, tmp_path / "c")
+    nothing = SpectrumCounts.empty(("red", "blue"), (8,))
     for arm, classes in zip(plan.arms, ([2], [1, 2]), strict=True):
         found = [
             {key: record[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
             for record in truth["annotations"]
             if record["category_id"] in classes
         ]
-        for run in plan.final_runs(arm, 0.1):
+        for run in final_runs(plan, arm, 0.1):
             end(run, 0.1)
             write_json(run.out / "val" / "predictions.json", found)
-            write_json(run.out / "val" / "metrics.json", {})
-            write_json(run.out / "val" / "spectrum.json", {"objects": [1, 2], "background": [3, 4]})
-    arms = carry_out(plan, say=quiet).figures["arms"]
+            about = {"checkpoint": str(run.out / "last.pt"), "data": str(data), "split": "val"}
+            write_json(run.out / "val" / "metrics.json", about)
+            nothing.save(run.out / "val" / "spectrum.npz")
+    arms = judged(plan)["arms"]
     assert arms["ce"]["per_class"]["red"]["AP"]["values"] == pytest.approx([1, 1])
     assert arms["ce"]["per_class"]["blue"]["AP"]["values"] == [0, 0]
     assert arms["ghm"]["per_class"]["blue"]["difference"]["mean"] == pytest.approx(1)
@@ -372,28 +419,39 @@ def test_one_seed_says_that_intervals_are_over_images_only_and_a_failed_first_ar
 ) -> None:
     said: list[str] = []
     plan = make_plan(squares, tmp_path / "c", seeds=1)
-    end(plan.final_runs(plan.arms[0], 0.1)[0], None)
-    result = carry_out(plan, say=said.append).figures
+    end(final_runs(plan, "ce", 0.1)[0], None)
+    result = judged(plan, say=said.append)
     assert result["statistics"]["over"] == "images only: one seed"
     assert result["arms"]["ghm"]["AP"]["std"] is None
     assert result["arms"]["ghm"]["difference"] is None
-    assert "One seed: the intervals say nothing" in "\n".join(said)
-    assert "'ce' failed, so there is nothing to take differences from" in "\n".join(said)
+    assert "One seed says nothing of another: give --seeds 3 or more." in "\n".join(said)
+    assert "'ce' failed, so no differences are taken from it" in "\n".join(said)
 
 
 def test_commands_listed_and_run_elsewhere_are_taken_as_done(squares: Path, tmp_path: Path) -> None:
     plan = make_plan(squares, tmp_path / "c", arms="ghm", seeds=2)
-    first, second = missing_commands(plan)
+    listed: list[str] = []
+    compare(
+        squares,
+        out=plan.out,
+        arms="ghm",
+        seeds=2,
+        weights_grid="none",
+        list_commands=True,
+        config=SHORT,
+        say=listed.append,
+    )
+    first, second = listed
     assert first.startswith(f"ghmdet train {squares} --out ")
     subprocess.run([sys.executable, "-m", *shlex.split(first)], check=True, capture_output=True, cwd=tmp_path)
-    assert missing_commands(plan) == [second]
+    assert plan.commands() == [second]
 
 
 def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: Path, tmp_path: Path) -> None:
     plan = make_plan(squares, tmp_path / "c", arms="ghm", seeds=1, epochs=30)
-    (run,) = plan.missing(plan.arms[0])
+    (run,) = plan.stand("ghm").missing
 
-    def stop_after_steps(run: Run) -> None:
+    def stop_after_steps(about: str) -> None:
         log = run.out / "log.csv"
         stop.asked = stop.asked or (log.exists() and log.read_text().count("\n") > 2)
 
@@ -402,4 +460,4 @@ def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: P
     assert "--resume continues" in reason
     state = torch.load(run.out / "last.pt", weights_only=True)["training"]["place"]
     assert 0 < state["step"] < 90
-    assert missing_commands(plan) == [shlex.join(["ghmdet", *run.command])]
+    assert plan.commands() == [shlex.join(["ghmdet", *run.command])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +18,20 @@ DRAWS_PER_RESAMPLE = 20  # Student's t has long tails: their quantiles need more
 AT_ONCE = 4_000_000  # numbers in a table that is worked on
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean, its 95 % interval, and the probability that what it estimates is above zero."""
 
     mean: float
     low: float
     high: float
-    probability_above: float
+    probability_better: float
 
 
 def resamples(images: int, times: int, seed: int = 0) -> Floats:
-    """How often each image is drawn when as many as there are are drawn with replacement, [times, images]."""
+    """How often each image is there, [1 + times, images]: once, then as drawn with replacement."""
     random = np.random.default_rng(seed)
-    return random.multinomial(images, np.full(images, 1 / images), size=times).astype(np.float64)
+    drawn = random.multinomial(images, np.full(images, 1 / images), size=times)
+    return np.concatenate([np.ones((1, images)), drawn])
 
 
 def average_precision(matches: Mapping[str, ClassMatches], counts: Floats) -> Floats:
@@ -44,17 +44,16 @@ def average_precision(matches: Mapping[str, ClassMatches], counts: Floats) -> Fl
     Returns:
         NaN where a multiset has no box of a class to find.
     """
-    return np.stack([_class_precision(one, counts) for one in matches.values()], axis=1)
+    found = []
+    for one in matches.values():
+        rows = max(1, AT_ONCE // max(1, len(one.image)))
+        parts = [_class_precision(one, counts[i : i + rows]) for i in range(0, len(counts), rows)]
+        found.append(np.concatenate(parts))
+    return np.stack(found, axis=1)
 
 
 def _class_precision(matches: ClassMatches, counts: Floats) -> Floats:
-    """Average precision of one class, [R, 10], a part of the R rows at a time."""
-    rows = max(1, AT_ONCE // max(1, len(matches.image)))
-    parts = [_rows_precision(matches, counts[i : i + rows]) for i in range(0, len(counts), rows)]
-    return np.concatenate(parts)
-
-
-def _rows_precision(matches: ClassMatches, counts: Floats) -> Floats:
+    """Average precision of one class, [R, 10]."""
     boxes = counts @ matches.boxes  # [R]
     weight = counts[:, matches.image]  # [R, n]
     any_ignored = bool(matches.ignored.any())
@@ -65,8 +64,6 @@ def _rows_precision(matches: ClassMatches, counts: Floats) -> Floats:
             found_so_far = (weight * ~ignored).cumsum(axis=1)
         # Precision falls between hits and recall rises only there: the hits say everything.
         at = np.flatnonzero(hit & ~ignored)
-        if not len(at):
-            continue
         hits = weight[:, at].cumsum(axis=1)
         precision = hits / np.maximum(found_so_far[:, at], 1)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -78,29 +75,28 @@ def _rows_precision(matches: ClassMatches, counts: Floats) -> Floats:
     return precisions
 
 
-def over_classes(precisions: Floats) -> Floats:
-    """The mean over classes and thresholds, [R], of [R, classes, 10]: COCO's AP, NaN where no class has a box."""
-    by_class = precisions.mean(axis=2)
+def over_classes(by_class: Floats) -> Floats:
+    """The mean over the last axis of what is defined there (not NaN); NaN where nothing is."""
     defined = ~np.isnan(by_class)
-    total = np.where(defined, by_class, 0).sum(axis=1)
-    return np.where(defined.any(axis=1), total / np.maximum(defined.sum(axis=1), 1), np.nan)
+    total = np.where(defined, by_class, 0).sum(axis=-1)
+    return np.where(defined.any(axis=-1), total / np.maximum(defined.sum(axis=-1), 1), np.nan)
 
 
-def interval(values: Floats, resampled: Floats, seed: int = 0) -> Interval:
+def interval(figure: Floats, seed: int = 0) -> Interval:
     """The mean over seeds with a 95 % interval for new images and new seeds.
 
-    Two independent causes of error are added. The images': the bootstrap, `resampled` around its own mean. The
-    seeds': of S seeds with standard deviation s, s/√S times Student's t with S - 1 degrees of freedom. A bootstrap over
-    three seeds would be far too narrow: its variance is (S - 1)/S of the right one, and it does not know how
+    Two independent causes of error are added. The images': the bootstrap, the resampled figures around their own mean.
+    The seeds': of S seeds with standard deviation s, s/√S times Student's t with S - 1 degrees of freedom. A bootstrap
+    over three seeds would be far too narrow: its variance is (S - 1)/S of the right one, and it does not know how
     uncertain s is. With one seed the second part is missing: the interval is over images only.
 
     Args:
-        values: [S], a figure of each seed, or the paired difference of two arms.
-        resampled: [R, S], the same figure on R resamples of the images, the same for every seed and arm.
+        figure: [1 + R, S], a figure of each seed, or the paired difference of two arms: on the images as they are, then
+            on R resamples, the same ones for every seed and arm.
         seed: of the draws.
     """
-    seeds, mean = len(values), float(values.mean())
-    images = resampled.mean(axis=1)
+    values, mean, seeds = figure[0], float(figure[0].mean()), figure.shape[1]
+    images = figure[1:].mean(axis=1)
     images = images[~np.isnan(images)]
     draws = np.repeat(images - images.mean(), DRAWS_PER_RESAMPLE) + mean
     if seeds > 1:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ghmdet.compare.arms import Arm, settings, train_command
+from ghmdet.compare.arms import settings, words
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import MAY_CHANGE
 from ghmdet.engine.run_folder import CsvLog, write_json
@@ -18,6 +18,7 @@ from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import DIVERGED
 from ghmdet.engine.validation import COLUMNS
 from ghmdet.errors import GhmdetError
+from ghmdet.models import CLS_LOSSES
 
 EXTENSIONS = 3
 """How often a grid is extended by a factor of two where its best weight lies at the edge."""
@@ -25,11 +26,10 @@ HELD_OUT = 4
 """One training picture in this many is held out to judge weights on."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a run that is over has come to: its AP on the part it was validated on, or why it has none."""
 
-    AP: float | None
+    AP: float | None = None
     minutes: float = 0.0
     memory: float | None = None
     failed: str = ""
@@ -37,46 +37,50 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a comparison: a `ghmdet train` command of its own."""
+    """One training run of a comparison, for tuning an arm or to be judged: a `ghmdet train` command of its own."""
 
     arm: str
-    stage: str
     data: Path
     out: Path
     config: TrainConfig
+    tuning: bool
 
     @property
     def command(self) -> list[str]:
-        """The words after `ghmdet` that train it, or go on with it."""
-        return train_command(self.data, self.out, self.config)
+        """The words after `ghmdet` that train it, or go on with it; a report of each run would be too much."""
+        where = ["train", str(self.data), "--out", str(self.out)]
+        return [*where, "--resume", "--no-report", *words(settings(self.config))]
 
     def outcome(self) -> Outcome | None:
         """What it has come to; None while it is not over."""
         diverged = self.out / DIVERGED
         if diverged.exists():
-            return Outcome(None, failed=diverged.read_text(encoding="utf-8").strip())
+            return Outcome(failed=diverged.read_text(encoding="utf-8").strip())
         rows = CsvLog(self.out / "metrics.csv", COLUMNS).rows()
         if not rows or int(rows[-1]["epoch"]) < self.config.total_epochs:
             return None
-        last = rows[-1]
-        memory = float(last["memory"]) if last["memory"] else None
-        return Outcome(float(last["AP"] or 0), float(last["seconds"]) / 60, memory)
+        AP, seconds, memory = (rows[-1][name] for name in ("AP", "seconds", "memory"))
+        return Outcome(float(AP or 0), float(seconds) / 60, float(memory) if memory else None)
 
     def __str__(self) -> str:
-        return f"{self.arm}, weight {self.config.cls_weight:g}, seed {self.config.seed}" + (
-            " (tuning)" if self.stage == "tune" else ""
-        )
+        tuning = " (tuning)" if self.tuning else ""
+        return f"{self.arm}, weight {self.config.cls_weight:g}, seed {self.config.seed}{tuning}"
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """An arm's class-loss weight, and the AP that each weight had on the held-out pictures (None: it diverged)."""
+class Standing:
+    """Where an arm stands.
+
+    weight: of its class loss, once it is settled. grid: the AP of each weight on the held-out pictures, None where it
+    diverged. runs: those to be judged. missing: those that can be made now. failed: why the arm has no result.
+    """
 
     weight: float | None = None
     grid: dict[float, float | None] = field(default_factory=dict)
     at_edge: bool = False
-    failed: str = ""
+    runs: tuple[Run, ...] = ()
     missing: tuple[Run, ...] = ()
+    failed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,155 +90,132 @@ class Plan:
     data: Path
     out: Path
     base: TrainConfig
-    arms: tuple[Arm, ...]
-    seeds: int
+    arms: dict[str, TrainConfig]
+    seeds: range
     grid: tuple[float, ...] | None
     tune_epochs: int | None
 
-    @cached_property
+    @property
     def tuning_file(self) -> Path:
         """The COCO annotations that tuning trains on; those it is judged on lie beside it."""
         return self.out / "data" / "instances_train.json"
 
-    def tune(self, arm: Arm) -> Tuning:
-        """Where the tuning of an arm stands: the runs that it needs next, or the weight that it settled on.
+    def stand(self, arm: str) -> Standing:
+        """Where an arm stands, as its runs' folders say."""
+        tuned = self._tune(arm)
+        if tuned.weight is None:
+            return tuned
+        runs = tuple(self._run(arm, tuned.weight, seed) for seed in self.seeds)
+        outcomes = {run: run.outcome() for run in runs}
+        for run, outcome in outcomes.items():
+            if outcome and outcome.failed:
+                return replace(tuned, failed=f"{run}: {outcome.failed}")
+        return replace(tuned, runs=runs, missing=tuple(run for run in runs if not outcomes[run]))
+
+    def _tune(self, arm: str) -> Standing:
+        """The weight that an arm settled on, or the runs that this needs next.
 
         The weight is the one with the best AP over the held-out pictures. Where it is the least or the greatest of the
         grid, half or twice of it joins the grid, at most `EXTENSIONS` times.
         """
-        if arm.config.cls_weight is not None or self.grid is None:
-            fixed = arm.config.cls_weight
-            return Tuning(arm.default_weight() if fixed is None else fixed)
+        config = self.arms[arm]
+        if config.cls_weight is not None or self.grid is None:
+            return Standing(CLS_LOSSES[config.cls_loss] if config.cls_weight is None else config.cls_weight)
         weights = sorted(self.grid)
         for extended in range(EXTENSIONS + 1):
-            runs = {weight: self._tuning_run(arm, weight) for weight in weights}
+            runs = {weight: self._run(arm, weight, self.seeds[0], tuning=True) for weight in weights}
             over = {weight: outcome for weight, run in runs.items() if (outcome := run.outcome())}
-            if len(over) < len(runs):
-                return Tuning(missing=tuple(run for weight, run in runs.items() if weight not in over))
-            scores = {weight: outcome.AP for weight, outcome in over.items()}
-            if all(score is None for score in scores.values()):
+            if missing := tuple(run for weight, run in runs.items() if weight not in over):
+                return Standing(missing=missing)
+            grid = {weight: outcome.AP for weight, outcome in over.items()}
+            if all(AP is None for AP in grid.values()):
                 reason = over[weights[0]].failed
-                return Tuning(grid=scores, failed=f"every weight of the grid diverged, first: {reason}")
-            best = _best(list(scores.values()))
+                return Standing(grid=grid, failed=f"every weight of the grid diverged, first: {reason}")
+            best = _best(list(grid.values()))
             if 0 < best < len(weights) - 1 or extended == EXTENSIONS:
                 break
             weights = [weights[0] / 2, *weights] if best == 0 else [*weights, weights[-1] * 2]
-        return Tuning(weights[best], scores, at_edge=best in (0, len(weights) - 1))
+        return Standing(weights[best], grid, at_edge=best in (0, len(weights) - 1))
 
-    def _tuning_run(self, arm: Arm, weight: float) -> Run:
-        seed = self.base.seed
-        epochs = self.tune_epochs or arm.config.total_epochs
-        config = self._run_config(arm, weight, seed)
-        config = replace(config, epochs=epochs, val_every=epochs, train_split="train", val_split="val")
-        return Run(arm.name, "tune", self.tuning_file, self._folder("tune", arm, weight, seed), config)
-
-    def final_runs(self, arm: Arm, weight: float) -> list[Run]:
-        """The runs that are judged: everything in the training part, one run a seed."""
-        return [
-            Run(
-                arm.name,
-                "final",
-                self.data,
-                self._folder("final", arm, weight, seed),
-                self._run_config(arm, weight, seed),
-            )
-            for seed in self._seeds(self.seeds)
-        ]
-
-    def missing(self, arm: Arm) -> list[Run]:
-        """The runs of an arm that can be made now; none where all are over or one diverged."""
-        tuning = self.tune(arm)
-        if tuning.missing or tuning.weight is None:
-            return list(tuning.missing)
-        runs = self.final_runs(arm, tuning.weight)
-        outcomes = [run.outcome() for run in runs]
-        if any(outcome and outcome.failed for outcome in outcomes):
-            return []
-        return [run for run, outcome in zip(runs, outcomes, strict=True) if outcome is None]
-
-    def later(self, arm: Arm) -> int:
-        """How many more runs of an arm follow those of `missing`, if its grid need not be extended."""
-        return self.seeds if self.tune(arm).missing else 0
-
-    def _seeds(self, count: int) -> range:
-        return range(self.base.seed, self.base.seed + count)
-
-    def _folder(self, stage: str, arm: Arm, weight: float, seed: int) -> Path:
-        return self.out / "runs" / stage / arm.name / f"weight{weight:g}-seed{seed}"
-
-    def _run_config(self, arm: Arm, weight: float, seed: int) -> TrainConfig:
+    def _run(self, arm: str, weight: float, seed: int, *, tuning: bool = False) -> Run:
+        config = self.arms[arm]
+        epochs = (tuning and self.tune_epochs) or config.total_epochs
         # Validated once, after the last epoch: no choice among checkpoints is made on the judged pictures.
-        return replace(arm.config, cls_weight=weight, seed=seed, val_every=arm.config.total_epochs)
+        config = replace(config, cls_weight=weight, seed=seed, epochs=epochs, val_every=epochs)
+        data, stage = self.data, "final"
+        if tuning:
+            config = replace(config, train_split="train", val_split="val")
+            data, stage = self.tuning_file, "tune"
+        return Run(
+            arm, data, self.out / "runs" / stage / arm / f"weight{weight:g}-seed{seed}", config, tuning
+        )
+
+    def commands(self) -> list[str]:
+        """The commands that can be run now, in any order; an arm's final runs follow once its grid is done."""
+        missing = [run for arm in self.arms for run in self.stand(arm).missing]
+        return [shlex.join(["ghmdet", *run.command]) for run in missing]
 
     def keep(self, train: DetectionData) -> None:
         """Write the plan into `out`, and the pictures for tuning; seeds and arms may join those of before.
 
         Raises:
-            GhmdetError: the folder holds something else, or a comparison with other settings, which are named.
+            GhmdetError: the folder holds something else, or a comparison with another setting, which is named.
         """
         file = self.out / "plan.json"
         if self.out.is_file():
             raise GhmdetError(f"--out {self.out} is a file: give a folder")
         if not file.exists() and self.out.exists() and any(self.out.iterdir()):
             raise GhmdetError(f"--out {self.out} holds something else: give a new folder")
-        now = self._as_kept(train)
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
-        if other := _differences(before, now):
-            raise GhmdetError(
-                f"{self.out} holds a comparison with other settings: {'; '.join(other)}: give another --out"
-            )
+        now = json.loads(json.dumps(self._described(train)))
+        try:
+            before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        except ValueError as error:
+            raise GhmdetError(f"{file}: not JSON ({error}): give another --out") from None
+        arms = before["arms"] | now["arms"]
+        # An arm that only one of them has is no difference.
+        there, here = (_flat(plan | {"arms": arms | plan["arms"]}) for plan in (before, now))
+        for name in [*here, *there]:
+            values = [plan.get(name, "as by default") for plan in (here, there)]
+            if values[0] != values[1]:
+                raise GhmdetError(
+                    f"{self.out} holds a comparison with other settings: {name} {values[0]} (there {values[1]}):"
+                    " give another --out"
+                )
         if self.grid is not None and not self.tuning_file.exists():
             fit, held_out = tuning_parts(train)
             write_json(self.tuning_file.with_name("instances_val.json"), _part(train, held_out))
             write_json(self.tuning_file, _part(train, fit))
-        write_json(file, now | {"arms": before["arms"] | now["arms"]})
+        write_json(file, now | {"arms": arms})
 
-    def _as_kept(self, train: DetectionData) -> dict[str, Any]:
-        kept = {
-            "classes": list(train.classes),
+    def _described(self, train: DetectionData) -> dict[str, Any]:
+        def kept(config: TrainConfig) -> dict[str, Any]:
+            return {name: value for name, value in settings(config).items() if name not in MAY_CHANGE}
+
+        return {
+            "classes": train.classes,
             "training pictures": len(train.records),
             "training boxes": len(train.records.boxes),
-            "settings": _kept(self.base),
+            "settings": kept(self.base),
             "weights grid": self.grid,
             "tune epochs": self.tune_epochs,
             "tune seeds": 1,  # could be more in earlier versions
-            "arms": {arm.name: _kept(arm.config) for arm in self.arms},
+            "arms": {name: kept(config) for name, config in self.arms.items()},
         }
-        plain: dict[str, Any] = json.loads(json.dumps(kept))
-        return plain
 
 
-def _kept(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in settings(config).items() if name not in MAY_CHANGE}
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words what the two have otherwise; arms that only one of them has are no difference."""
-    if settings_differ := _other_values(before["settings"], now["settings"]):
-        return settings_differ
-    found = _other_values(
-        {key: value for key, value in before.items() if key not in ("settings", "arms")},
-        {key: value for key, value in now.items() if key not in ("settings", "arms")},
-    )
-    for arm in now["arms"].keys() & before["arms"].keys():
-        found += _other_values(before["arms"][arm], now["arms"][arm], f"arm '{arm}': ")
-    return found
-
-
-def _other_values(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [
-        f"{where}{name} {now.get(name, 'as by default')} (there {before.get(name, 'as by default')})"
-        for name in names
-    ]
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    arms = {f"arm '{arm}': {name}": value for arm, own in plan["arms"].items() for name, value in own.items()}
+    return {**plan["settings"], **plan, "settings": None, "arms": None, **arms}
 
 
 def _best(scores: list[float | None]) -> int:
-    """The place of the best score; of equal ones that nearest the middle."""
+    """The place of the best score; of equal ones that nearest the middle.
+
+    >>> _best([0.1, 0.3, 0.3, 0.3, None])
+    2
+    """
     middle = (len(scores) - 1) / 2
-    return max(
-        range(len(scores)), key=lambda i: (-1.0 if (score := scores[i]) is None else score, -abs(i - middle))
-    )
+    return max((score, -abs(i - middle), i) for i, score in enumerate(scores) if score is not None)[2]
 
 
 def tuning_parts(data: DetectionData) -> tuple[list[int], list[int]]:
@@ -252,7 +233,7 @@ def tuning_parts(data: DetectionData) -> tuple[list[int], list[int]]:
 
     def order(index: int) -> tuple[int, int]:
         labels = data.records[index].labels
-        return (int(rarity[labels].min()) if len(labels) else len(counts)), len(labels)
+        return int(rarity[labels].min(initial=len(counts))), len(labels)
 
     ordered = sorted(range(len(data.records)), key=order)
     held_out = sorted(ordered[HELD_OUT - 1 :: HELD_OUT])
@@ -266,12 +247,10 @@ def tuning_parts(data: DetectionData) -> tuple[list[int], list[int]]:
 
 def _part(data: DetectionData, indices: list[int]) -> dict[str, Any]:
     """Some of the pictures as COCO annotations, whose file names are absolute."""
-    ids = set(data.records.image_ids[indices].tolist())
-    paths = {record.image_id: str(record.path.absolute()) for record in data.records}
     coco = data.to_coco()
-    return coco | {
-        "images": [
-            image | {"file_name": paths[image["id"]]} for image in coco["images"] if image["id"] in ids
-        ],
-        "annotations": [record for record in coco["annotations"] if record["image_id"] in ids],
-    }
+    images = [
+        coco["images"][index] | {"file_name": str(data.records[index].path.absolute())} for index in indices
+    ]
+    ids = {image["id"] for image in images}
+    annotations = [record for record in coco["annotations"] if record["image_id"] in ids]
+    return coco | {"images": images, "annotations": annotations}

@@ -4,195 +4,161 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ghmdet.compare.arms import Arm, settings
-from ghmdet.compare.page import draw_figures, markdown, table
+from ghmdet.compare.arms import settings
 from ghmdet.compare.paired import Floats, average_precision, interval, over_classes, resamples
-from ghmdet.compare.plan import Plan, Run
+from ghmdet.compare.plan import Plan, Run, Standing
 from ghmdet.data import DetectionData
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import provenance, write_json
+from ghmdet.engine.run_folder import provenance
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.matching import matches
-from ghmdet.files import write_atomic
+from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts
 
 RESAMPLES = 1000
 SPECTRUM_PICTURES = 100
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What `comparison.json` holds (docs/compare.md says what each entry is)."""
+class Judged(NamedTuple):
+    """The average precision of an arm's S seeds by class: on the images as they are and on R resamples of them.
 
-    figures: dict[str, Any]
+    AP: [1 + R, S, K], over the ten IoU thresholds. AP50: [S, K], of the images as they are.
+    """
 
-    def table(self) -> str:
-        """The arms as lines of plain text for a terminal."""
-        return table(self.figures)
+    AP: Floats
+    AP50: Floats
 
-    def save(self, out: Path) -> list[Path]:
-        """Write comparison.json, comparison.md and the pictures into `out`; their paths."""
-        write_json(out / "comparison.json", self.figures)
-        pictures = draw_figures(out, self.figures)
-        page = write_atomic(out / "comparison.md", markdown(self.figures, pictures))
-        return [out / "comparison.json", page, *pictures]
+    def figure(self, k: int | None = None) -> Floats:
+        """The AP of class k, or over all classes, [1 + R, S]."""
+        return over_classes(self.AP) if k is None else self.AP[..., k]
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """An arm's average precision: each seed's by class and IoU threshold [S, K, 10], and of resamples [R, S, K]."""
-
-    observed: Floats
-    resampled: Floats
-
-
-def compare_runs(
+def judge(
     plan: Plan, judged: DetectionData, failed: dict[str, str], say: Callable[[str], None]
-) -> Comparison:
-    """Judge the last weights of every final run on `judged` and put the figures together.
-
-    Detections and spectra are kept in the run's folder, under the name of the part, and not made again.
+) -> tuple[dict[str, Any], dict[str, SpectrumCounts]]:
+    """Judge the last weights of every final run; detections and spectra are kept in the run's folder.
 
     Args:
         plan: all of whose runs are over, but for those of arms that failed.
-        judged: the part to judge on.
+        judged: the part of the data to judge on.
         failed: why an arm has no figures, for those that did not diverge.
         say: takes each line meant for the user.
 
+    Returns:
+        What `comparison.json` holds, and the spectrum of each arm's first run.
+
     Raises:
-        GhmdetError: every arm failed.
+        GhmdetError: every arm failed; the first reason.
     """
-    counts = resamples(len(judged.records), RESAMPLES)
-    runs: dict[str, list[Run]] = {}
-    reasons: dict[str, str] = {}
-    for arm in plan.arms:
-        found = failed.get(arm.name) or _final_runs(plan, arm)
-        if isinstance(found, str):
-            reasons[arm.name] = found
-        else:
-            runs[arm.name] = found
-    if not runs:
-        raise GhmdetError(f"every arm failed; {next(iter(reasons))}: {next(iter(reasons.values()))}")
+    standing = {arm: plan.stand(arm) for arm in plan.arms}
+    failed = {name: each.failed for name, each in standing.items() if each.failed} | failed
+    first = next(iter(standing))
+    if len(failed) == len(standing):
+        raise GhmdetError(f"every arm failed; {first}: {failed[first]}")
     say(judged.describe())
-    arms = {}
+    counts = resamples(len(judged.records), RESAMPLES)
+    runs = {name: each.runs for name, each in standing.items() if name not in failed}
     with counting("runs judged", sum(map(len, runs.values()))) as advance:
-        for name, of_arm in runs.items():
-            arms[name] = _judge(of_arm, judged, counts, advance)
-    first = plan.arms[0].name
-    return Comparison(
-        {
-            "data": str(plan.data),
-            "split": judged.split,
-            "pictures": len(judged.records),
-            "boxes": judged.boxes_per_class(),
-            "first": first,
-            "seeds": list(range(plan.base.seed, plan.base.seed + plan.seeds)),
-            "weights_grid": plan.grid,
-            "statistics": {
-                "level": 0.95,
-                "resamples": RESAMPLES,
-                "over": "images and seeds" if plan.seeds > 1 else "images only: one seed",
-            },
-            "arms": {
-                arm.name: {"failed": reasons[arm.name], "settings": settings(arm.config)}
-                if arm.name in reasons
-                else _figures(plan, arm, runs[arm.name], arms[arm.name], arms.get(first), judged)
-                for arm in plan.arms
-            },
-            "made": provenance({"data": str(plan.data), "split": judged.split} | asdict(plan.base)),
-        }
-    )
-
-
-def _final_runs(plan: Plan, arm: Arm) -> list[Run] | str:
-    """The final runs of an arm, or why it has none."""
-    tuning = plan.tune(arm)
-    if tuning.weight is None:
-        return tuning.failed or "its weight is not settled"
-    runs = plan.final_runs(arm, tuning.weight)
-    for run in runs:
-        outcome = run.outcome()
-        if outcome is None or outcome.AP is None:
-            return f"{run}: {outcome.failed if outcome else 'not finished'}"
-    return runs
+        found = {name: _judge(of_arm, judged, counts, advance) for name, of_arm in runs.items()}
+    spectra = {name: _spectrum(of_arm[0], judged) for name, of_arm in runs.items()}
+    arms: dict[str, dict[str, Any]] = {name: {"settings": settings(own)} for name, own in plan.arms.items()}
+    for name, own in found.items():
+        compared = found.get(first) if name != first else None
+        arms[name] |= _figures(standing[name], own, compared, spectra[name], judged.classes)
+    for name, reason in failed.items():
+        arms[name]["failed"] = reason
+    figures = {
+        "data": str(plan.data),
+        "split": judged.split,
+        "pictures": len(judged.records),
+        "boxes": judged.boxes_per_class(),
+        "first": first,
+        "seeds": list(plan.seeds),
+        "weights_grid": plan.grid,
+        "statistics": {
+            "level": 0.95,
+            "resamples": RESAMPLES,
+            "over": "images and seeds" if len(plan.seeds) > 1 else "images only: one seed",
+        },
+        "arms": arms,
+        "made": provenance({"data": str(plan.data), "split": judged.split} | asdict(plan.base)),
+    }
+    return figures, spectra
 
 
 def _judge(
     runs: Sequence[Run], judged: DetectionData, counts: Floats, advance: Callable[[int], None]
-) -> _Judged:
-    observed, resampled = [], []
+) -> Judged:
+    AP, AP50 = [], []
     truth = judged.to_coco()
     for run in runs:
-        folder = run.out / judged.split
-        if not (folder / "metrics.json").exists():  # the last thing that `validate` writes
+        folder, config = run.out / judged.split, run.config
+        about = {"checkpoint": str(run.out / "last.pt"), "data": str(run.data), "split": judged.split}
+        kept = folder / "metrics.json"  # the last thing that `validate` writes
+        if not kept.exists() or not about.items() <= json.loads(kept.read_text(encoding="utf-8")).items():
             validate(
                 run.out / "last.pt",
                 run.data,
                 split=judged.split,
                 out=folder,
-                device=run.config.device,
-                precision=run.config.precision,
-                batch_size=run.config.batch_size,
-                workers=run.config.workers or 0,
+                batch_size=config.batch_size,
+                workers=config.workers or 0,
+                device=config.device,
+                precision=config.precision,
                 say=lambda line: None,
             )
         by_name = matches(truth, folder / "predictions.json")
-        found = {name: by_name[name] for name in judged.classes}
-        observed.append(average_precision(found, np.ones((1, len(judged.records))))[0])
-        resampled.append(average_precision(found, counts).mean(axis=2))
+        found = average_precision({name: by_name[name] for name in judged.classes}, counts)
+        AP.append(found.mean(axis=2))
+        AP50.append(found[0, :, 0])
         advance(1)
-    return _Judged(np.stack(observed), np.stack(resampled, axis=1))
+    return Judged(np.stack(AP, axis=1), np.stack(AP50))
 
 
 def _figures(
-    plan: Plan, arm: Arm, runs: Sequence[Run], own: _Judged, first: _Judged | None, judged: DetectionData
+    arm: Standing, own: Judged, first: Judged | None, spectrum: SpectrumCounts, classes: Sequence[str]
 ) -> dict[str, Any]:
-    tuning = plan.tune(arm)
-    outcomes = [outcome for run in runs if (outcome := run.outcome())]
-    compared = first if arm.name != plan.arms[0].name else None
+    """An arm's figures; `first` is what differences are taken from, if from anything."""
+
+    def difference(k: int | None = None) -> dict[str, float] | None:
+        return interval(own.figure(k) - first.figure(k))._asdict() if first else None
+
+    outcomes = [outcome for run in arm.runs if (outcome := run.outcome())]
     memory = [outcome.memory for outcome in outcomes if outcome.memory is not None]
-    own_AP = _AP_of(own)
+    bounds = interval(own.figure())
     return {
-        "settings": settings(arm.config),
-        "weight": tuning.weight,
-        "grid": {f"{weight:g}": score for weight, score in tuning.grid.items()} or None,
-        "weight_at_edge": tuning.at_edge,
-        "AP": _spread(own_AP[0]) | _interval(*own_AP),
-        "AP50": _spread(over_classes(own.observed[:, :, :1])),
-        "difference": _difference(own_AP, _AP_of(compared)) if compared else None,
+        "weight": arm.weight,
+        "grid": {f"{weight:g}": score for weight, score in arm.grid.items()} or None,
+        "weight_at_edge": arm.at_edge,
+        "AP": _spread(own.figure()[0]) | {"low": max(bounds.low, 0.0), "high": min(bounds.high, 1.0)},
+        "AP50": _spread(over_classes(own.AP50)),
+        "difference": difference(),
         "per_class": {
             name: {
-                "AP": _spread(own.observed[:, k].mean(axis=1)),
-                "AP50": _spread(own.observed[:, k, 0]),
-                "difference": _difference(_class_of(own, k), _class_of(compared, k)) if compared else None,
+                "AP": _spread(own.figure(k)[0]),
+                "AP50": _spread(own.AP50[:, k]),
+                "difference": difference(k),
             }
-            for k, name in enumerate(judged.classes)
-            if not np.isnan(own.observed[:, k]).any()
+            for k, name in enumerate(classes)
+            if not np.isnan(own.AP50[:, k]).any()
         },
         "cost": {
             "minutes": float(np.mean([outcome.minutes for outcome in outcomes])),
-            "memory": max(memory) if memory else None,
+            "memory": max(memory, default=None),
         },
-        "spectrum": _spectrum(runs[0], judged),
+        "spectrum": {
+            "pictures": int(spectrum.pictures[0]),
+            "objects": spectrum.examples[0, OBJECTS].sum(axis=(0, 1)).tolist(),
+            "background": spectrum.examples[0, BACKGROUND].sum(axis=(0, 1)).tolist(),
+        },
     }
-
-
-def _AP_of(arm: _Judged) -> tuple[Floats, Floats]:
-    """The AP of each seed, [S], and of each resample and seed, [R, S]."""
-    by_seed = [over_classes(arm.resampled[:, s, :, None]) for s in range(arm.resampled.shape[1])]
-    return over_classes(arm.observed), np.stack(by_seed, axis=1)
-
-
-def _class_of(arm: _Judged, k: int) -> tuple[Floats, Floats]:
-    return arm.observed[:, k].mean(axis=1), arm.resampled[:, :, k]
 
 
 def _spread(values: Floats) -> dict[str, Any]:
@@ -201,28 +167,12 @@ def _spread(values: Floats) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": deviation, "values": values.tolist()}
 
 
-def _interval(values: Floats, resampled: Floats) -> dict[str, float]:
-    found = interval(values, resampled)
-    return {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}
-
-
-def _difference(own: tuple[Floats, Floats], first: tuple[Floats, Floats]) -> dict[str, float]:
-    found = interval(own[0] - first[0], own[1] - first[1])
-    return {
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "probability_better": found.probability_above,
-    }
-
-
-def _spectrum(run: Run, judged: DetectionData) -> dict[str, Any]:
-    kept = run.out / judged.split / "spectrum.json"
-    if not kept.exists():
-        detector = Detector.load(run.out / "last.pt", device=run.config.device, precision="fp32")
-        counts = measure_spectrum(detector, judged, pictures=SPECTRUM_PICTURES).spectrum
-        background, objects = counts.examples[0].sum(axis=(1, 2)).tolist()
-        seen = int(counts.pictures[0])
-        write_json(kept, {"pictures": seen, "objects": objects, "background": background})
-    spectrum: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-    return spectrum
+def _spectrum(run: Run, judged: DetectionData) -> SpectrumCounts:
+    """The spectrum of a run's last weights on up to `SPECTRUM_PICTURES` pictures, measured once."""
+    kept = run.out / judged.split / "spectrum.npz"
+    if kept.exists():
+        return SpectrumCounts.load(kept)
+    detector = Detector.load(run.out / "last.pt", device=run.config.device, precision="fp32")
+    counts = measure_spectrum(detector, judged, pictures=SPECTRUM_PICTURES).spectrum
+    counts.save(kept)
+    return counts

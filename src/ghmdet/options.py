@@ -1,0 +1,27 @@
+"""How words become options, for the command line and for the arms of a comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cyclopts import App, ArgumentCollection, CoercionError, Parameter
+
+
+def parser(**more: Any) -> App:
+    """An app that gives back what its function returns, and reads numbers and lists as all of ours do."""
+    return App(
+        help_format="markdown",
+        default_parameter=Parameter(negative_iterable=(), parse="^(?!say$)"),  # `say` stays `print`
+        config=[_refuse_rounding],
+        result_action="return_value",
+        **more,
+    )
+
+
+def _refuse_rounding(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Cyclopts rounds where a whole number is wanted: 2.7 epochs would become 3."""
+    for argument in arguments:
+        if "int" in str(argument.hint):
+            for token in argument.tokens:
+                if "." in token.value:
+                    raise CoercionError(argument=argument, token=token, target_type=int)
