@@ -91,7 +91,12 @@ def simulated_run(
     image = np.repeat(np.arange(len(difficulty)), 12)[order]
     return {
         "one": ClassMatches(
-            image, hit.ravel()[order][None], np.zeros((1, hit.size), bool), np.full(len(difficulty), 5)
+            image=image,
+            hit=hit.ravel()[order][None],
+            ignored=np.zeros((1, hit.size), bool),
+            boxes=np.full(len(difficulty), 5),
+            score=scores.ravel()[order],
+            row=order,
         )
     }
 

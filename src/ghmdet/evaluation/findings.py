@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from ghmdet.evaluation.matching import Reliability, evaluate, matches_of, reliability
+from ghmdet.evaluation.matching import Reliability, counted, evaluate, match, reliability
 from ghmdet.evaluation.score import THRESHOLD, Metrics, metrics_of
 from ghmdet.evaluation.tables import Annotations, Flags, Floats, Ints, Results, read_tables
 
@@ -64,16 +64,15 @@ def find(annotations: Annotations, results: Results) -> Findings:
     tables = read_tables(annotations, results)
     evaluation, half = evaluate(tables), evaluate(tables, at=[0.5])
     evaluation.accumulate()
-    found = matches_of(half)
-    counts = ~found.ignored[0]
-    scores, hit = found.score[counts], found.hit[0, counts]
+    matches = match(tables, half)
+    scores, hit, rows = counted(matches)
     # hotcoco's matrix knows no crowds: what lies in them must not come to it. Its own limit is 100 an image.
-    kept = np.isin(np.arange(len(tables.dt_score)), found.row[counts]) & (tables.dt_score >= THRESHOLD)
+    kept = np.isin(np.arange(len(tables.dt_score)), rows) & (tables.dt_score >= THRESHOLD)
     confusion = evaluate(tables, kept=kept).confusion_matrix(iou_thr=0.5, max_det=max(1, int(kept.sum())))
     errors = half.tide_errors(pos_thr=0.5, bg_thr=0.1)
     return Findings(
         labels=tables.labels,
-        metrics=metrics_of(tables, evaluation.eval, found),
+        metrics=metrics_of(tables, evaluation.eval, matches),
         curves={
             label: _curve(evaluation.eval["precision"][:, :, k]) for k, label in enumerate(tables.labels)
         },

@@ -27,13 +27,13 @@ def evaluate(tables: CocoTables, at: Sequence[float] = (), kept: Flags | None = 
     # Ids become ranks 1..n, annotations' too: only their order matters (it settles ties between images),
     # float64 cannot hold every id, and pycocotools misjudges an annotation whose id is 0.
     coco = hotcoco.COCO.from_arrays(
-        [{"id": i + 1} for i in range(tables.images)],
+        [{"id": i + 1} for i in range(len(tables.truth.images))],
         [{"id": k + 1, "name": str(k)} for k in range(len(tables.labels))],
         tables.gt_image + 1,
         tables.gt_class + 1,
-        tables.gt_box,
+        tables.truth.box,
         area=tables.gt_area,
-        iscrowd=tables.crowd.astype(np.int64),
+        iscrowd=tables.truth.crowd.astype(np.int64),
     )
     rows = np.column_stack([tables.dt_image + 1, tables.dt_box, tables.dt_score, tables.dt_class + 1])
     evaluation = hotcoco.COCOeval(coco, coco.load_res(rows if kept is None else rows[kept]), "bbox")
@@ -45,69 +45,57 @@ def evaluate(tables: CocoTables, at: Sequence[float] = (), kept: Flags | None = 
     return evaluation
 
 
-class Matches(NamedTuple):
-    """The best 100 detections [n] of each image and class, and what each is at T thresholds of IoU.
-
-    image, label: ranks. row: the place in the results. hit: [T, n], whether it found a box. ignored: [T, n], whether it
-    counts neither way, as in a crowd.
-    """
-
-    image: Ints
-    label: Ints
-    row: Ints
-    score: Floats
-    hit: Flags
-    ignored: Flags
-
-
-def matches_of(evaluation: Any) -> Matches:
-    """The matches of an evaluation for boxes of all sizes together, by class, image and falling score."""
-    entries = [entry for entry in evaluation.eval_imgs if entry is not None]
-    sizes = [len(entry["dtScores"]) for entry in entries]
-
-    def repeated(key: str) -> Ints:
-        return np.repeat(np.array([entry[key] - 1 for entry in entries], dtype=np.int64), sizes)
-
-    def flags(key: str) -> Flags:
-        thresholds = range(len(evaluation.params.iouThrs))
-        return np.array(
-            [[value for entry in entries for value in entry[key][t]] for t in thresholds], dtype=bool
-        )
-
-    return Matches(
-        image=repeated("image_id"),
-        label=repeated("category_id"),
-        row=np.array([value - 1 for entry in entries for value in entry["dtIds"]], dtype=np.int64),
-        score=np.array([value for entry in entries for value in entry["dtScores"]], dtype=np.float64),
-        hit=flags("dtMatched"),
-        ignored=flags("dtIgnore"),
-    )
-
-
 class ClassMatches(NamedTuple):
-    """One class's detections [n], best first, and what each is at COCO's ten thresholds of IoU.
+    """One class's detections [n], the best 100 of each image, best first, and what each is at T thresholds of IoU.
 
-    image: the place of its image in ascending order of the ids. hit, ignored: [10, n], whether it found a box, and
-    whether it counts neither way (it lies in a crowd). boxes: [images], the boxes to find in each image.
+    image: the place of its image in ascending order of the ids. hit, ignored: [T, n], whether it found a box, and
+    whether it counts neither way (it lies in a crowd). boxes: [images], the boxes to find in each image. score: [n].
+    row: [n], its place in the results.
     """
 
     image: Ints
     hit: Flags
     ignored: Flags
     boxes: Ints
+    score: Floats
+    row: Ints
+
+
+def match(tables: CocoTables, evaluation: Any) -> list[ClassMatches]:
+    """What became of the detections of each class, from an evaluation for boxes of all sizes together."""
+    entries: list[list[dict[str, Any]]] = [[] for _ in tables.labels]
+    for entry in evaluation.eval_imgs:
+        if entry is not None:
+            entries[entry["category_id"] - 1].append(entry)
+    thresholds = range(len(evaluation.params.iouThrs))
+    found = []
+    for k, mine in enumerate(entries):
+        images = np.array([entry["image_id"] - 1 for entry in mine], dtype=np.int64)
+        score = np.array([value for entry in mine for value in entry["dtScores"]], dtype=np.float64)
+        row = np.array([number - 1 for entry in mine for number in entry["dtIds"]], dtype=np.int64)
+        hit, ignored = (
+            np.array([[value for entry in mine for value in entry[key][t]] for t in thresholds], dtype=bool)
+            for key in ("dtMatched", "dtIgnore")
+        )
+        to_find = tables.gt_image[~tables.truth.crowd & (tables.gt_class == k)]
+        boxes = np.bincount(to_find, minlength=len(tables.truth.images))
+        image = np.repeat(images, [len(entry["dtIds"]) for entry in mine])
+        best = np.argsort(-score, kind="stable")
+        found.append(ClassMatches(image[best], hit[:, best], ignored[:, best], boxes, score[best], row[best]))
+    return found
+
+
+def counted(half: Sequence[ClassMatches]) -> tuple[Floats, Flags, Ints]:
+    """The score of each detection of any class that counts at the first threshold, whether it hit, its row: [n]."""
+    kept = [(one, ~one.ignored[0]) for one in half]
+    score, hit, row = zip(*((one.score[k], one.hit[0, k], one.row[k]) for one, k in kept), strict=True)
+    return np.concatenate(score), np.concatenate(hit), np.concatenate(row)
 
 
 def matches(annotations: Annotations, results: Results) -> dict[str, ClassMatches]:
-    """COCO's matching by class name, for boxes of all sizes together; arguments and errors as in `score`."""
+    """Each class's matches by its name, at COCO's ten thresholds; arguments and errors as in `score`."""
     tables = read_tables(annotations, results)
-    found = matches_of(evaluate(tables, THRESHOLDS))
-    order = np.argsort(-found.score, kind="stable")
-    by_class = {}
-    for k, label in enumerate(tables.labels):
-        mine = order[found.label[order] == k]
-        boxes = np.bincount(tables.gt_image[~tables.crowd & (tables.gt_class == k)], minlength=tables.images)
-        by_class[label] = ClassMatches(found.image[mine], found.hit[:, mine], found.ignored[:, mine], boxes)
-    return by_class
+    return dict(zip(tables.labels, match(tables, evaluate(tables, THRESHOLDS)), strict=True))
 
 
 class Reliability(TypedDict):

@@ -10,12 +10,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ghmdet.evaluation.matching import Matches, evaluate, matches_of, reliability
+from ghmdet.evaluation.matching import ClassMatches, counted, evaluate, match, reliability
 from ghmdet.evaluation.tables import Annotations, CocoTables, Flags, Floats, Results, read_tables
 from ghmdet.files import write_atomic
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 THRESHOLD = 0.5  # where users of detectors cut
+_CLASS = ("class", "AP", "AP50", "boxes", "images")
+_SCORES = ("scores", "ECE", "precision", "recall", "F1", "best", "at")
 _LEGEND = (
     "AP, AR: mean over IoU .50 to .95; AP50, AP75: at that IoU; s, m, l: areas to 32², 96², above\n"
     "AR1, AR10, AR100: with that many detections per image and class; -: nothing to measure it on\n"
@@ -87,36 +89,28 @@ class Metrics:
 
     def table(self) -> str:
         """The figures as lines of plain text for a terminal."""
-        per_class, uses = self.per_class.items(), {"all classes": self.scores}
-        uses |= {name: one["scores"] for name, one in per_class}
-        head = f"{self.images} images, {self.boxes} boxes, {self.detections} detections"
+        counts = f"{self.images} images, {self.boxes} boxes, {self.detections} detections"
         if self.problems:
-            head += f"\nannotations left out or mended: {len(self.problems)}, first: {self.problems[0]}"
-        parts = [
-            head,
+            counts += f"\nannotations left out or mended: {len(self.problems)}, first: {self.problems[0]}"
+        classes = self.per_class.items()
+        uses = [("all classes", self.scores), *((name, one["scores"]) for name, one in classes)]
+        tables = [
             *(
-                _table(("", *half), [["", *(getattr(self, n) for n in half)]])
+                [("", *half), ("", *(getattr(self, name) for name in half))]
                 for half in (SUMMARY[:6], SUMMARY[6:])
             ),
-            _table(
-                ("class", "AP", "AP50", "boxes", "images"),
-                [[name, one["AP"], one["AP50"], one["boxes"], one["images"]] for name, one in per_class],
-            ),
-            _table(
-                ("scores", "ECE", "precision", "recall", "F1", "best", "at"),
-                [[name, *use.values()] for name, use in uses.items()],
-            ),
-            _LEGEND,
+            [_CLASS, *((name, one["AP"], one["AP50"], one["boxes"], one["images"]) for name, one in classes)],
+            [_SCORES, *((name, *use.values()) for name, use in uses)],
         ]
-        return "\n\n".join(parts)
+        return "\n\n".join([counts, *map(_aligned, tables), _LEGEND])
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Names on the left, figures on the right, None as -."""
-    width = max(len(row[0]) for row in [heads, *rows])
-    widths = [max(8, len(head) + 2) for head in heads[1:]]
+def _aligned(rows: Sequence[Sequence[Any]]) -> str:
+    """Lines of a name and figures below the first line, their heads; None is shown as -."""
+    width = max(len(row[0]) for row in rows)
+    widths = [max(8, len(head) + 2) for head in rows[0][1:]]
     lines = []
-    for name, *values in [heads, *rows]:
+    for name, *values in rows:
         shown = ("-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
         lines.append(f"{name:<{width}}" + "".join(f"{v:>{w}}" for v, w in zip(shown, widths, strict=True)))
     return "\n".join(lines)
@@ -151,7 +145,7 @@ def score(annotations: Annotations, results: Results) -> Metrics:
     tables = read_tables(annotations, results)
     evaluation = evaluate(tables)
     evaluation.accumulate()
-    return metrics_of(tables, evaluation.eval, matches_of(evaluate(tables, at=[0.5])))
+    return metrics_of(tables, evaluation.eval, match(tables, evaluate(tables, at=[0.5])))
 
 
 def score_files(
@@ -172,37 +166,33 @@ def score_files(
     return metrics
 
 
-def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Matches) -> Metrics:
-    """The figures, from an evaluation's accumulated `arrays` and the matches at IoU .50."""
+def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Sequence[ClassMatches]) -> Metrics:
+    """The figures, from an evaluation's accumulated `arrays` and each class's matches at IoU .50."""
     # precision [IoU 10, recall 101, class, size (all, s, m, l), detections (1, 10, 100)]; recall lacks axis 1
     precision, recall = arrays["precision"], arrays["recall"]
-    counts = ~half.ignored[0]
-    label, scores, hit = half.label[counts], half.score[counts], half.hit[0, counts]
-    per_class = {}
-    for k, name in enumerate(tables.labels):
-        mine, boxes = label == k, ~tables.crowd & (tables.gt_class == k)
-        per_class[name] = ClassMetrics(
-            AP=_mean(precision[:, :, k, 0, 2]),
-            AP50=_mean(precision[0, :, k, 0, 2]),
-            images=len(np.unique(tables.gt_image[boxes])),
-            boxes=int(boxes.sum()),
-            scores=score_use(scores[mine], hit[mine], int(boxes.sum())),
-        )
-    boxes = int((~tables.crowd).sum())
-    figures = [
-        *(precision[..., 0, 2], precision[0, ..., 0, 2], precision[5, ..., 0, 2]),
-        *(precision[..., size, 2] for size in (1, 2, 3)),
-        *(recall[..., 0, most] for most in (0, 1, 2)),
-        *(recall[..., size, 2] for size in (1, 2, 3)),
-    ]
+    boxes = sum(int(one.boxes.sum()) for one in half)
     return Metrics(
-        **dict(zip(SUMMARY, map(_mean, figures), strict=True)),
-        images=tables.images,
+        AP=_mean(precision[..., 0, 2]),
+        AP50=_mean(precision[0, ..., 0, 2]),
+        AP75=_mean(precision[5, ..., 0, 2]),
+        **{f"AP{size}": _mean(precision[..., i, 2]) for i, size in enumerate("sml", start=1)},
+        **{f"AR{most}": _mean(recall[..., 0, i]) for i, most in enumerate((1, 10, 100))},
+        **{f"AR{size}": _mean(recall[..., i, 2]) for i, size in enumerate("sml", start=1)},
+        images=len(tables.truth.images),
         boxes=boxes,
         detections=len(tables.dt_score),
-        scores=score_use(scores, hit, boxes),
-        per_class=per_class,
-        problems=tables.problems,
+        scores=score_use(*counted(half)[:2], boxes),
+        per_class={
+            label: ClassMetrics(
+                AP=_mean(precision[:, :, k, 0, 2]),
+                AP50=_mean(precision[0, :, k, 0, 2]),
+                images=int((half[k].boxes > 0).sum()),
+                boxes=int(half[k].boxes.sum()),
+                scores=score_use(*counted([half[k]])[:2], int(half[k].boxes.sum())),
+            )
+            for k, label in enumerate(tables.labels)
+        },
+        problems=[str(problem) for problem in tables.truth.problems],
     )
 
 

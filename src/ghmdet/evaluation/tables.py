@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ghmdet.data.coco import load_json, read_annotations
+from ghmdet.data.coco import CocoAnnotations, load_json, read_annotations
 from ghmdet.data.values import number, numbers, shown, whole
 from ghmdet.errors import DataError
 
@@ -27,24 +27,21 @@ Results = Path | str | Sequence[Mapping[str, Any]]  # a COCO results file or its
 
 @dataclass(frozen=True)
 class CocoTables:
-    """Annotations (`gt_`, n rows) and results (`dt_`, m rows), with ranks 0, 1 … in ascending order for the ids.
+    """Annotations (`truth` and `gt_`, n rows) and results (`dt_`, m rows).
 
-    images: how many there are. labels: each class's name. image, class: ranks. box: xywh pixels [., 4]. problems: what
-    was left out of the annotations or mended, and why.
+    labels: each class's name. image, class: ranks 0, 1 … of the ids in ascending order. area: square pixels. box: x, y,
+    width, height in pixels [m, 4].
     """
 
-    images: int
+    truth: CocoAnnotations
     labels: list[str]
     gt_image: Ints
     gt_class: Ints
-    gt_box: Floats
     gt_area: Floats
-    crowd: Flags
     dt_image: Ints
     dt_class: Ints
     dt_box: Floats
     dt_score: Floats
-    problems: list[str]
 
 
 def read_tables(annotations: Annotations, results: Results) -> CocoTables:
@@ -64,18 +61,15 @@ def read_tables(annotations: Annotations, results: Results) -> CocoTables:
         product = truth.box[:, 2] * truth.box[:, 3]
     column = partial(_column, *_results(results))
     return CocoTables(
-        images=len(images),
+        truth=truth,
         labels=[f"{label} ({i})" if times[label] > 1 else label for i, label in truth.categories.items()],
         gt_image=np.array([images[image_id] for image_id in truth.images])[truth.image],
         gt_class=np.searchsorted(list(truth.categories), truth.category),
-        gt_box=truth.box,
         gt_area=np.where(np.isnan(truth.area), product, truth.area),
-        crowd=truth.crowd,
         dt_image=column("image_id", *_rank(images)).astype(np.int64),
         dt_class=column("category_id", *_rank(classes)).astype(np.int64),
         dt_box=column("bbox", _box, "[x, y, width, height], finite, no size below 0").reshape(-1, 4),
         dt_score=column("score", _finite, "a finite number"),
-        problems=[str(problem) for problem in truth.problems],
     )
 
 
