@@ -21,7 +21,7 @@ ERRORS = {
 
 
 class ErrorKind(TypedDict):
-    """One of TIDE's kinds of error: how many detections (or missed boxes) have it, what AP50 would rise by without."""
+    """One of TIDE's kinds of error: how many detections (or missed boxes) have it, and what AP50 would gain without."""
 
     kind: str
     count: int
@@ -53,7 +53,7 @@ class Findings(NamedTuple):
 
 
 def find(annotations: Annotations, results: Results) -> Findings:
-    """How good detections are and what is wrong with them; takes and raises as :func:`ghmdet.evaluation.score.score`.
+    """How good detections are and what is wrong with them; arguments and errors as in `score`.
 
     Returns:
         The score's figures and each class's curve (None for a class without boxes). The confusion matrix of the

@@ -99,10 +99,10 @@ def matches(annotations: Annotations, results: Results) -> dict[str, ClassMatche
 
 
 class Reliability(TypedDict):
-    """Detections in ten regions of equal width over their scores 0..1, between the 11 edges.
+    """How often detections of about a score hit: the scores 0..1 in ten bins of equal width, between 11 edges.
 
-    share: of those in each, how many hit (None: there are none). detections: how many there are in each. ECE: expected
-    calibration error, the mean over all detections of |mean score - share| in their region.
+    detections: how many there are in each bin. share: the share of them that hit, None where there are none. ECE:
+    expected calibration error, the mean over all detections of |mean score - share| in their bin.
     """
 
     edges: list[float]
