@@ -15,7 +15,7 @@ from ghmdet.data import DetectionData, read_data
 from ghmdet.draw import draw_detections
 from ghmdet.engine.detect import to_tensor
 from ghmdet.engine.observation import measure_spectrum
-from ghmdet.report.curves import CENTRES, NAMES, gradient_shares
+from ghmdet.report.reweighting import CENTRES, GUARDED, PLAIN, gradient_shares
 from ghmdet.spectrum import REGIONS
 
 INK, BACKGROUND, POSITIVE = "#30343b", "#7a8ca3", "#e4572e"
@@ -43,7 +43,7 @@ def draw(detector: Detector, data: DetectionData, pictures: int, shown: int) -> 
     counts.legend(frameon=False)
 
     by_loss = gradient_shares(spectrum)
-    for name, colour in (("cross entropy", BACKGROUND), (NAMES["guarded"], POSITIVE)):
+    for name, colour in ((PLAIN, BACKGROUND), (GUARDED, POSITIVE)):
         shares.plot(CENTRES, 100 * by_loss[name].sum(axis=0), color=colour, linewidth=2.5, label=name)
     shares.set(xlabel="gradient norm g", title="share of the whole gradient, %", ylim=(0, None))
     shares.legend(frameon=False)

@@ -37,7 +37,7 @@ for parent, command, function in (
     (app, "val", "ghmdet.engine.evaluate:validate"),
     (app, "predict", "ghmdet.engine.predict:predict"),
     (app, "score", "ghmdet.evaluation.score:score_files"),
-    (app, "spectrum", "ghmdet.report.spectrum:write_spectrum"),
+    (app, "spectrum", "ghmdet.report.inspection:write_spectrum"),
     (app, "report", "ghmdet.report.page:write_report"),
     (app, "compare", "ghmdet.compare.run:compare"),
     (app, "demo", "ghmdet.demo:demo"),

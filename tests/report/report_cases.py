@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from ghmdet.evaluation.findings import ERRORS, find
+from ghmdet.engine.checkpoint import save_checkpoint
+from ghmdet.evaluation.findings import find
+from ghmdet.models import RetinaNet, model_state, preset
 from ghmdet.spectrum import REGIONS, SpectrumCounts
 from spectrum_cases import CLASSES, make_case
 
@@ -27,7 +30,7 @@ def make_run(
     inspected: SpectrumCounts | None = None,
     findings: dict[str, Any] | None = None,
 ) -> Path:
-    """A run of four epochs with twelve steps each, of which `best.pt` is empty and older than what was inspected."""
+    """A run of four epochs with twelve steps each; its best checkpoint is empty, its data has gone."""
     path.mkdir(parents=True)
     arguments = {
         "data": "sets/made-up",
@@ -47,9 +50,11 @@ def make_run(
     (path / "run.json").write_text(json.dumps(made))
     if logged:
         rows = [f"{s},{(s - 1) // 12 + 1},{2 / s},{1 / s},{1 / s}" for s in range(1, 49)]
-        (path / "log.csv").write_text("\n".join(["step,epoch,loss,classification,bbox_regression", *rows]))
+        (path / "log.csv").write_text(
+            "\n".join(["step,epoch,loss,classification,bbox_regression", *rows, ""])
+        )
         scores = [f"{12 * e},{e},{e},0.{e},0.{2 * e}" for e in range(1, 5)]
-        (path / "metrics.csv").write_text("\n".join(["step,epoch,seconds,AP,AP50", *scores]))
+        (path / "metrics.csv").write_text("\n".join(["step,epoch,seconds,AP,AP50", *scores, ""]))
         (path / "metrics.json").write_text(json.dumps(found(classes)["metrics"]))
     if training is not None:
         training.save(path / "spectrum.npz")
@@ -58,9 +63,18 @@ def make_run(
         (path / "inspection" / "crops").mkdir(parents=True)
         for one in findings["hardest"]:
             Image.new("RGB", (32, 32), "teal").save(path / "inspection" / one["crop"])
-        if inspected is not None:
-            inspected.save(path / "inspection" / "spectrum.npz")
+        (epochs(1) if inspected is None else inspected).save(path / "inspection" / "spectrum.npz")
         (path / "inspection" / "findings.json").write_text(json.dumps(findings))
+    return path
+
+
+def make_detector_run(path: Path, data: Path, bias: float) -> Path:
+    """The run, without logs, of an untrained detector whose scores are about sigmoid(bias)."""
+    torch.manual_seed(0)
+    model = RetinaNet(preset("nano", size=96), ("red", "blue"))
+    torch.nn.init.constant_(model.head.class_logits.bias, bias)
+    save_checkpoint(path / "best.pt", model_state(model) | {"category_ids": [1, 2]})
+    (path / "run.json").write_text(json.dumps({"arguments": {"data": str(data), "val_split": "val"}}))
     return path
 
 
@@ -111,7 +125,7 @@ def found(classes: Sequence[str] = CLASSES, without: Sequence[str] = (), hard: i
             "threshold": 0.5,
             "matrix": seen.confusion.tolist(),
         },
-        "errors": seen.errors or [{"kind": kind, "count": 0, "AP50_lost": 0.0} for kind in ERRORS.values()],
+        "errors": seen.errors,
         "reliability": seen.reliability,
         "in_words": ["A sentence of the inspection."],
         "hardest": hardest,

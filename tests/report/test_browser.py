@@ -113,8 +113,8 @@ def wait_for_drawings(page: Any) -> None:
     pytest.fail(f"{page.evaluate(missing)} drawings are not drawn after ten seconds")
 
 
-def bars(page: Any) -> list[str]:
-    return page.eval_on_selector_all(".drawn rect", "(all) => all.map((one) => one.getAttribute('height'))")
+def drawn(page: Any) -> list[str]:
+    return page.eval_on_selector_all(".drawn path", "(all) => all.map((one) => one.getAttribute('d'))")
 
 
 def press(page: Any, locator: Any, *keys: str) -> None:
@@ -145,19 +145,19 @@ def test_every_figure_and_picture_shows(made_up: Path, together: Path, open_page
         assert page.eval_on_selector_all(".crops img", "(all) => all.every((one) => one.naturalWidth > 0)")
 
 
-def test_the_slider_and_the_class_change_the_bars(made_up: Path, open_page: Open) -> None:
+def test_the_slider_and_the_class_change_the_figures(made_up: Path, open_page: Open) -> None:
     page = open_page(made_up)
     slider, status = page.get_by_role("slider", name="Epoch"), page.locator(".spectrum .now")
-    seen = [bars(page)]
-    assert len(seen[0]) == 30 * 5 and "Epoch 5 of 5" in status.inner_text()
+    seen = [drawn(page)]
+    assert len(seen[0]) == 3 * 2 and seen[0][0].count("H") == 30 and "Epoch 5 of 5" in status.inner_text()
     press(page, slider, "ArrowLeft")
-    seen.append(bars(page))
+    seen.append(drawn(page))
     assert "Epoch 4 of 5" in status.inner_text() and slider.get_attribute("aria-valuetext") == "epoch 4"
     slider.fill("0")
-    seen.append(bars(page))
+    seen.append(drawn(page))
     assert "Epoch 1 of 5" in status.inner_text()
     page.locator(".of").select_option(label="b")
-    seen.append(bars(page))
+    seen.append(drawn(page))
     assert "This class has" in status.inner_text()
     assert all(one != other for i, one in enumerate(seen) for other in seen[:i])
 

@@ -13,9 +13,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ghmdet.evaluation.matching import reliability
 from ghmdet.functional import naive, ohem_loss, sigmoid_focal_loss
 from ghmdet.report import figures
-from ghmdet.report.curves import focal_gradient
+from ghmdet.report.reweighting import focal_gradient
 from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, Case, Example, make_case
 
@@ -224,13 +225,15 @@ def test_reliability_is_the_share_that_hits_in_each_tenth() -> None:
     random = np.random.default_rng(0)
     scores = random.random(200) ** 2
     hit = random.random(200) < scores
-    left, right = figures.draw_reliability(scores, hit).axes
-    for tenth, height in enumerate(bars(left, "share that hits")):
+    found = reliability(scores, hit)
+    assert found
+    above, below = figures.draw_reliability(found).axes
+    for tenth, height in enumerate(bars(above, "share that hits")):
         mine = [h for s, h in zip(scores, hit, strict=True) if naive.region(s, 10) == tenth]
         assert height == pytest.approx(sum(mine) / len(mine))
     for name, kind in (("misses", False), ("hits", True)):
         mine = [s for s, h in zip(scores, hit, strict=True) if h == kind]
-        assert stairs(right, name) == by_region(mine, [1.0] * len(mine))
+        assert stairs(below, name) == by_region(mine, [1.0] * len(mine), 10)
 
 
 @pytest.mark.parametrize("draw", SPECTRUM_FIGURES, ids=lambda draw: draw.__name__)
@@ -246,7 +249,9 @@ def test_nothing_at_all_can_be_drawn_without_a_warning(
 def test_no_detections_can_be_drawn_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.save_figure(figures.draw_reliability(np.zeros(0), np.zeros(0, bool)), tmp_path / "figure")
+        nothing = reliability(np.zeros(0), np.zeros(0, bool))
+        assert nothing
+        figures.save_figure(figures.draw_reliability(nothing), tmp_path / "figure")
 
 
 def test_a_figure_is_saved_alike_each_time_and_its_text_is_text(tmp_path: Path) -> None:

@@ -9,35 +9,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_cases import make_detector_run
 
 from ghmdet.data import read_data
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.evaluate import validate
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
-from ghmdet.models import RetinaNet, model_state, preset
 from ghmdet.report.inspection import inspect_run
-from ghmdet.report.mistakes import said_of_errors, said_of_hardest
+from ghmdet.report.summary import said_of_errors, said_of_hardest
 from ghmdet.spectrum import SpectrumCounts
 
 KEYS = {
-    "checkpoint", "data", "split", "pictures", "classes", "metrics", "curves", "confusion", "errors", "reliability",
-    "scores", "in_words", "summary", "hardest", "hardest_total", "made",
+    "checkpoint", "data", "split", "made_of", "pictures", "classes", "metrics", "curves", "confusion", "errors",
+    "reliability", "in_words", "summary", "hardest", "hardest_total", "made",
 }  # fmt: skip
 
 
-def make_run(path: Path, data: Path, bias: float) -> Path:
-    """An untrained detector, whose scores are about sigmoid(bias), as a run."""
-    torch.manual_seed(0)
-    model = RetinaNet(preset("nano", size=96), ("red", "blue"))
-    torch.nn.init.constant_(model.head.class_logits.bias, bias)
-    save_checkpoint(path / "best.pt", model_state(model) | {"category_ids": [1, 2]})
-    (path / "run.json").write_text(json.dumps({"arguments": {"data": str(data), "val_split": "val"}}))
-    return path
-
-
 def quiet(run: Path, **options: Any) -> dict[str, Any]:
-    out = inspect_run(run, say=lambda line: None, **options)
-    found: dict[str, Any] = json.loads((out / "findings.json").read_text(), parse_constant=pytest.fail)
+    made = inspect_run(run, say=lambda line: None, **options).findings
+    text = (run / "inspection" / "findings.json").read_text()
+    found: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
+    assert found == json.loads(json.dumps(made, default=str))
     assert found.keys() == KEYS
     return found
 
@@ -61,7 +53,7 @@ def boxes_of(data: Path) -> list[dict[str, Any]]:
 
 
 def test_a_sure_detector_of_nothing_is_told_with_crops(squares: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", squares, bias=3.0)
+    run = make_detector_run(tmp_path / "run", squares, bias=3.0)
     found = quiet(run)
     out = run / "inspection"
     assert found["pictures"] == 4 and found["classes"] == ["red", "blue"] and found["split"] == "val"
@@ -80,19 +72,16 @@ def test_a_sure_detector_of_nothing_is_told_with_crops(squares: Path, tmp_path: 
     with Image.open(out / "crops" / "000.jpg") as crop:
         assert crop.format == "JPEG" and max(crop.size) == 160
     words = " ".join(found["in_words"])
-    assert (
-        f"{found['hardest_total']['no label here']:,} detections with a score of .5 or more lie where"
-        in words
-    )
+    assert f"where nothing is labelled: {found['hardest_total']['no label here']:,}. Look for" in words
     assert found["in_words"][0].startswith("4 pictures give")
 
     (run / "best.pt").rename(tmp_path / "kept.pt")
-    make_run(run, squares, bias=-20.0)
+    make_detector_run(run, squares, bias=-20.0)
     assert len(quiet(run)["hardest"]) == len(list((out / "crops").iterdir())) == 8
 
 
 def test_the_figures_are_those_of_val(squares: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", squares, bias=-1.0)
+    run = make_detector_run(tmp_path / "run", squares, bias=-1.0)
     found = quiet(run)
     metrics = validate(
         run / "best.pt", squares, out=tmp_path / "val", precision="fp32", say=lambda line: None
@@ -113,12 +102,13 @@ def test_no_detection_leaves_every_object_unseen_and_crops_show_them_upright(
         upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif, quality=95)
     file = data / "annotations" / "instances_val.json"
     file.write_text(file.read_text().replace("val_0.png", "val_0.jpg"))
-    run = make_run(tmp_path / "run", data, bias=-20.0)
+    run = make_detector_run(tmp_path / "run", data, bias=-20.0)
     found = quiet(run)
     assert found["metrics"]["detections"] == 0 and found["reliability"]["share"] == [None] * 10
     assert found["hardest_total"] == {"no label here": 0, "other label here": 0, "not seen": 8}
     assert (
-        "Of 8 labelled objects it does not see 8: their class scores at most .5 there." in found["in_words"]
+        said_of_hardest(found["hardest_total"], 8)[-1].endswith("8 of 8.")
+        and said_of_hardest(found["hardest_total"], 8)[-1] in found["in_words"]
     )
     truth = {tuple(one["bbox"]): one["category_id"] for one in boxes_of(data)}
     for one in found["hardest"]:
@@ -137,7 +127,7 @@ def test_a_class_without_boxes_and_one_picture(data: Path, tmp_path: Path) -> No
     first = boxes_of(data)[0]
     images = [{"id": first["image_id"], "file_name": "val_0.png", "width": 96, "height": 72}]
     change(data, annotations=[first], images=images)
-    found = quiet(make_run(tmp_path / "run", data, bias=3.0))
+    found = quiet(make_detector_run(tmp_path / "run", data, bias=3.0))
     assert found["pictures"] == 1 and found["curves"]["blue"] is None
     assert len(found["curves"]["red"]["precision"]) == 101
     assert found["metrics"]["per_class"]["blue"]["AP"] is None
@@ -146,7 +136,7 @@ def test_a_class_without_boxes_and_one_picture(data: Path, tmp_path: Path) -> No
 
 
 def test_a_part_without_objects(data: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", data, bias=3.0)
+    run = make_detector_run(tmp_path / "run", data, bias=3.0)
     crowds = [one | {"iscrowd": 1, "bbox": [0, 0, 96, 72]} for one in boxes_of(data)]
     for nothing in (crowds, []):
         change(data, annotations=nothing)
@@ -157,11 +147,11 @@ def test_a_part_without_objects(data: Path, tmp_path: Path) -> None:
     found = quiet(run)
     assert found["curves"]["blue"] is None and found["metrics"]["AP"] == 0
     assert found["hardest"] == [] and set(found["hardest_total"].values()) == {0}  # all else lies in crowds
-    assert "No detection with a score of .5 or more lies where nothing" in " ".join(found["in_words"])
+    assert "where nothing is labelled: 0." in " ".join(found["in_words"])
 
 
 def test_what_is_missing_or_broken_is_named(data: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", data, bias=0.0)
+    run = make_detector_run(tmp_path / "run", data, bias=0.0)
     moved = data.rename(tmp_path / "moved")
     with pytest.raises(
         GhmdetError, match=r"run\.json: the data it names, .*squares, is not there: give --data"
@@ -186,29 +176,28 @@ def test_what_is_missing_or_broken_is_named(data: Path, tmp_path: Path) -> None:
         if text:
             (run / "run.json").write_text(text)
         with pytest.raises(
-            GhmdetError, match=r"run\.json: does not say what the run was trained on .*give the folder"
+            GhmdetError, match=r"not a run|run\.json: (not|does not say what the run was trained on)"
         ):
             quiet(run)
 
 
 def test_words_fit_the_counts() -> None:
-    totals = {"no label here": 38, "other label here": 0, "not seen": 0}
+    totals = {"no label here": 1038, "other label here": 0, "not seen": 0}
     assert said_of_hardest(totals, 1200) == [
-        "38 detections with a score of .5 or more lie where nothing is labelled: look for missing labels.",
-        "It sees all 1,200 labelled objects, with a score above .5.",
+        "Detections that score .5 or more where nothing is labelled: 1,038. Look for missing labels.",
+        "Detections that score .5 or more on objects that are labelled as another class: 0.",
+        "Labelled objects that the detector does not see (their class scores at most .5 there): 0 of 1,200.",
     ]
-    assert said_of_hardest({"no label here": 1, "other label here": 2, "not seen": 3}, 9) == [
-        "1 detection with a score of .5 or more lies where nothing is labelled: look for missing labels.",
-        "2 detections with a score of .5 or more lie on what is labelled as another class: it mistakes them, or"
-        " the labels are wrong.",
-        "Of 9 labelled objects it does not see 3: their class scores at most .5 there.",
-    ]
-    assert len(said_of_hardest(dict.fromkeys(totals, 0), 0)) == 1
+    nothing, other, unseen = said_of_hardest({"no label here": 0, "other label here": 2, "not seen": 3}, 9)
+    assert nothing.endswith("where nothing is labelled: 0.")
+    assert other.endswith("another class: 2. The detector takes one for the other, or the label is wrong.")
+    assert unseen.endswith("3 of 9.")
+    assert len(said_of_hardest(totals, 0)) == 2
     errors: Any = [
         {"kind": "missed", "count": 90, "AP50_lost": 0.02},
         {"kind": "badly located", "count": 3, "AP50_lost": 0.12},
     ]
     assert said_of_errors(0.7, errors) == [
-        "AP50 is 70 of 100 points; the costliest mistakes are badly located boxes: 12.0 points."
+        "AP50 is 70 of 100 points. The costliest kind of error is 'badly located': 12.0 points."
     ]
     assert said_of_errors(None, errors) == [] == said_of_errors(0.7, [errors[0] | {"AP50_lost": 0.0}])

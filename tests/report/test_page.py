@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,11 @@ import numpy as np
 import pytest
 from report_cases import epochs, found, large, make_run
 
-from ghmdet.errors import CheckpointError, GhmdetError
-from ghmdet.report import page
-from ghmdet.report.curves import gradient_shares
+from ghmdet.errors import GhmdetError
 from ghmdet.report.page import write_report
-from ghmdet.report.run_files import read_run
-from ghmdet.report.training_spectrum import pulls, spectrum_json, training_words
+from ghmdet.report.reweighting import GUARDED, PUBLISHED, gradient_shares
+from ghmdet.report.run_files import read_curves
+from ghmdet.report.training import pulls, slider_json, training_words
 from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, make_case
 
@@ -84,7 +81,7 @@ def test_a_report_says_what_was_found(tmp_path: Path) -> None:
         "b 0 – – – – – –",  # a class without boxes
         "nothing there",
         "9 of 135 shown",
-        "called something else",
+        "with another class",
         "ghmdet train sets/made-up --seed 7",
         "seed 7",
         "python 3.12",
@@ -93,7 +90,7 @@ def test_a_report_says_what_was_found(tmp_path: Path) -> None:
     assert parsed.tags.count("img") == 9
     # Two learning curves, two of the last epoch, the six of the spectrum, precision over recall, calibration.
     assert parsed.tags.count("svg") == 12
-    assert "no spectrum" not in parsed.text and "missing" not in parsed.text.replace("missing label", "")
+    assert "kept no counts" not in parsed.text and "missing" not in parsed.text.replace("missing label", "")
 
 
 def test_names_that_are_markup_stay_names(tmp_path: Path) -> None:
@@ -118,25 +115,12 @@ def test_names_that_are_markup_stay_names(tmp_path: Path) -> None:
     [
         (
             {"logged": False},
-            [
-                "not been validated yet",
-                "not logged a step",
-                "kept no spectrum",
-                "No class was scored",
-                "no best.pt yet",
-            ],
+            ["not been validated yet", "not logged a step", "kept no counts", "no best.pt yet"],
         ),
-        (
-            {"inspected": epochs(1), "findings": found()},
-            ["kept no spectrum of its training", "The next section shows"],
-        ),
-        (
-            {"training": epochs(2)},
-            ["no precision-recall curves", "not counted", "not looked for", "pulled hardest"],
-        ),
-        ({"training": epochs(1)}, ["in the one epoch of this run"]),
+        ({"inspected": epochs(1), "findings": found()}, ["kept no counts", "Where the gradient comes from"]),
+        ({"training": epochs(1)}, ["in the one epoch of this run", "pulled hardest", "no best.pt yet"]),
         ({"training": epochs(2, absent=(0, 1, 2))}, ["background pulled hardest"]),
-        ({"training": SpectrumCounts.empty(CLASSES, STRIDES)}, ["kept no spectrum"]),
+        ({"training": SpectrumCounts.empty(CLASSES, STRIDES)}, ["kept no counts"]),
         ({"findings": found(without=CLASSES, hard=0)}, ["there is nothing to look at", "b 0 – –"]),
     ],
 )
@@ -145,33 +129,36 @@ def test_what_is_missing_is_said(tmp_path: Path, options: dict[str, Any], said: 
     assert not parsed.open
     for words in said:
         assert words in parsed.text
+    for address in parsed.addresses:
+        assert address.startswith("data:image/") or address[1:] in parsed.ids
 
 
 def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with (run / "log.csv").open("a") as log:
-        log.write("\n49,5,nan,inf,\n50,5")
+        log.write("49,5,nan,inf,\n50,5")
     with (run / "metrics.csv").open("a") as log:
-        log.write("\n60,5,5,nan,")
-    files = read_run(run, "run")
-    assert files.scores["AP"][0] == [1, 2, 3, 4] and files.scores["AP50"][1][-1] == 0.8
-    assert files.losses["whole"][1] == pytest.approx([2 / s for s in range(1, 49)])
-    assert files.losses["whole"][0][11] == 1  # the end of the first epoch
-    report(run)
+        log.write("60,5,5,nan,")
+    damage: list[str] = []
+    scores, losses, validated = read_curves(run, damage)
+    assert scores["AP"][0] == [1, 2, 3, 4] and scores["AP50"][1][-1] == 0.8 and validated == 5
+    assert losses["whole"][1] == pytest.approx([2 / s for s in range(1, 49)])
+    assert losses["whole"][0][11] == 1  # the end of the first epoch
+    assert damage == [f"{run / 'log.csv'}: 1 damaged row is left out"]
 
 
 def test_long_logs_are_thinned_to_means(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     rows = [f"{s},{(s - 1) // 500 + 1},{s},1,1" for s in range(1, 5002)]
     (run / "log.csv").write_text("\n".join(["step,epoch,loss,classification,bbox_regression", *rows]))
-    x, y = read_run(run, "run").losses["whole"]
-    assert len(x) <= 400 and y[0] == np.mean(range(1, 14)) and y[-1] > 4990
+    x, y = read_curves(run, [])[1]["whole"]
+    assert len(x) == 400 and y[0] == np.mean(range(1, 14)) and y[-1] > 4990
     assert x == pytest.approx([loss / 500 for loss in y])
 
 
 def test_who_pulled_is_the_sum_of_each_examples_gradient() -> None:
     case = make_case(0)
-    found = pulls(case.spectrum, "guarded")
+    found = pulls(case.spectrum, GUARDED)
     assert [one.epoch for one in found] == [1]
     total = sum(one.g for one in case.examples)
     expected = [
@@ -180,7 +167,7 @@ def test_who_pulled_is_the_sum_of_each_examples_gradient() -> None:
         for hard in (False, True)
     ]
     assert found[0].plain == pytest.approx(expected, rel=1e-5)
-    guarded = gradient_shares(case.spectrum)["GHM-C, guarded"]
+    guarded = gradient_shares(case.spectrum)[GUARDED]
     assert found[0].harmonized == pytest.approx(
         [guarded[kind, part].sum() for kind in (0, 1) for part in (slice(15), slice(15, 30))]
     )
@@ -195,25 +182,24 @@ def test_words_name_what_dominated() -> None:
     spectrum.gradient[0, 1, 0, 0, 3] = 2.0
     spectrum.boxes[0, 0, 0, 0] = 80
     spectrum.pictures[0] = 5
-    said = training_words(spectrum, "guarded", "ce")
-    assert said[0].startswith("At the end of training, hard background pulled hardest: 75 % of")
+    said = training_words(spectrum, GUARDED, "ce")
+    assert said[0].startswith("At the end of training, hard background pulled hardest, with 75 % of")
     assert "75 % of cross entropy's gradient came from 0.42 % of the examples in the last epoch" in said[1]
-    assert (
-        "Harmonizing would change that: it raises the objects' share of the gradient from 0.41 % to"
-        in said[2]
-    )
+    assert "Harmonizing would raise the objects' share of the gradient from 0.41 % to" in said[2]
 
 
 def test_the_sliders_numbers_are_the_counts() -> None:
     spectrum = epochs(3)
-    shown = json.loads(spectrum_json(spectrum, "guarded"))
+    shown = json.loads(slider_json(spectrum, GUARDED))
     assert shown["epochs"] == [1, 2, 3] and shown["classes"] == ["all classes", *CLASSES]
     counts = spectrum.examples.sum(axis=3).transpose(0, 2, 1, 3)  # [E, K, 2, M]
-    assert np.allclose(np.array(shown["counts"])[:, 1:], counts, rtol=0.005)
-    assert np.allclose(np.array(shown["counts"])[:, 0], counts.sum(axis=1), rtol=0.005)
+    logs = np.array(shown["counts"])
+    drawn = np.where(logs < 0, 0, 10 ** (logs / 1000))
+    assert np.allclose(drawn[:, 1:], counts, rtol=0.002)
+    assert np.allclose(drawn[:, 0], counts.sum(axis=1), rtol=0.002)
     for epoch in range(3):
         shares = gradient_shares(spectrum[epoch : epoch + 1])
-        for key, name in (("before", "cross entropy"), ("after", "GHM-C, guarded")):
+        for key, name in (("before", "cross entropy"), ("after", GUARDED)):
             assert np.allclose(np.array(shown[key])[epoch, 0] / 1000, shares[name], atol=5.1e-4)
     assert np.allclose(np.array(shown["share"])[:, 1:].sum(axis=1), 100, atol=1)
 
@@ -222,8 +208,8 @@ def test_a_resumed_runs_empty_epochs_are_not_shown() -> None:
     spectrum = epochs(3)
     for name in ("pictures", "examples", "gradient", "boxes", "box_gradient"):
         getattr(spectrum, name)[0] = 0
-    assert json.loads(spectrum_json(spectrum, "guarded"))["epochs"] == [2, 3]
-    assert [one.epoch for one in pulls(spectrum, "guarded")] == [2, 3]
+    assert json.loads(slider_json(spectrum, GUARDED))["epochs"] == [2, 3]
+    assert [one.epoch for one in pulls(spectrum, GUARDED)] == [2, 3]
 
 
 def test_a_long_training_on_many_pictures_stays_below_five_megabytes(tmp_path: Path) -> None:
@@ -233,7 +219,7 @@ def test_a_long_training_on_many_pictures_stays_below_five_megabytes(tmp_path: P
 
 
 def test_many_classes_are_cut_to_those_with_most_and_least(tmp_path: Path) -> None:
-    shown = json.loads(spectrum_json(large(epochs=1, classes=100, pictures=10), "published"))
+    shown = json.loads(slider_json(large(epochs=1, classes=100, pictures=10), PUBLISHED))
     assert len(shown["classes"]) == 81
     names = [f"c{k}" for k in range(30)]
     parsed = report(make_run(tmp_path / "run", classes=names, findings=found(names, without=names[:1])))
@@ -257,31 +243,9 @@ def test_what_is_no_run_is_named_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(GhmdetError, match=r"empty: not a run \(it has no run.json\)"):
         write_report([tmp_path / "empty"])
-    (run / "metrics.json").write_text("{")
-    with pytest.raises(GhmdetError, match=r"metrics.json: not JSON"):
+    (run / "run.json").write_text("{")
+    with pytest.raises(GhmdetError, match=r"run.json: not JSON"):
         write_report([run])
     with pytest.raises(GhmdetError, match="no run is given"):
         write_report([])
     assert not list(tmp_path.rglob("report.html"))
-
-
-def test_a_run_is_inspected_when_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path / "run", findings=found())
-    asked: list[Any] = []
-
-    def inspect(path: Path, **options: Any) -> None:
-        asked.append((options["data"], options["split"]))
-        raise CheckpointError("best.pt: the detector is broken (NaN)")
-
-    monkeypatch.setattr(page, "inspect_run", inspect)
-    report(run)
-    report(run, split="val", data=Path("sets/made-up"))
-    assert not asked
-    with pytest.raises(CheckpointError):
-        report(run, split="test")
-    os.utime(run / "best.pt", (2e9, 2e9))
-    parsed = report(run)
-    assert asked == [(None, "test"), (None, None)]
-    assert re.search(
-        r"findings of an earlier checkpoint.{1,40}could not be inspected: .*\(NaN\)", parsed.text
-    )

@@ -112,4 +112,4 @@ def test_one_picture_with_one_class_has_a_spectrum(scenes: Path, checkpoint: Pat
     summary = json.loads((tmp_path / "spectrum.json").read_text())
     assert summary["pictures"] == 1
     assert sum(one["objects"] > 0 for one in summary["classes"].values()) == 1
-    assert "No anchor answers for an object of" in " ".join(summary["in_words"])
+    assert "No anchor was matched to an object of" in " ".join(summary["in_words"])

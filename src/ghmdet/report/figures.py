@@ -1,4 +1,4 @@
-"""The figures of a spectrum: each function takes counts and returns a matplotlib Figure (docs/spectrum.md reads them).
+"""The figures: each function takes numbers and returns a matplotlib Figure (docs/spectrum.md explains them).
 
 Every histogram, bar, line and map has a label, by which tests find what is drawn.
 """
@@ -6,22 +6,27 @@ Every histogram, bar, line and map has a label, by which tests find what is draw
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ghmdet.evaluation.matching import reliability
+from ghmdet.evaluation.findings import Curve
+from ghmdet.evaluation.matching import Reliability
 from ghmdet.files import write_atomic
-from ghmdet.report.curves import (
+from ghmdet.report.reweighting import (
     CENTRES,
-    NAMES,
+    GUARDED,
+    PLAIN,
+    PUBLISHED,
     box_gradients,
     class_gradients,
     class_weights,
@@ -29,126 +34,117 @@ from ghmdet.report.curves import (
 )
 from ghmdet.spectrum import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
-INK, MUTED = "#30343b", "#7a8ca3"
-KINDS = (("background", MUTED), ("objects", "#e4572e"))
+INK, MUTED, ACCENT = "#000000", "#7a8ca3", "#e4572e"
+KINDS = {"background": MUTED, "objects": ACCENT}
 LOSSES = {
-    "cross entropy": INK,
+    PLAIN: INK,
     "focal": "#2e86ab",
     "OHEM": "#c99a1c",
-    NAMES["published"]: "#8f5fbf",
-    NAMES["guarded"]: "#e4572e",
+    PUBLISHED: "#8f5fbf",
+    GUARDED: ACCENT,
     "smooth L1": "#2e86ab",
     "authentic smooth L1": INK,
-    "GHM-R": "#e4572e",
+    "GHM-R": ACCENT,
 }
-CLASS_COLOURS = ("#e4572e", "#2e86ab", "#3a9d5d", "#c99a1c", "#b0416b", "#8f5fbf", "#1b998b", "#7a8ca3")
-EDGES = np.linspace(0, 1, REGIONS + 1)
+COLOURS = (ACCENT, "#2e86ab", "#3a9d5d", "#c99a1c", "#b0416b", "#8f5fbf", "#1b998b", MUTED)
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "grid.alpha": 0.25,
+}
+MOST_LINES = 8  # classes that a figure shows; of more, the first four and the last four of an order
 FARTHEST = 0.3  # |d| in the figure of the box losses
 G = "gradient norm g: 0 right, 1 wrong"
 GR = "gradient norm gr: 0 exact, 1 far off"
+LineData = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
 def draw_examples(spectrum: SpectrumCounts) -> Figure:
     """The article's first figure: the number of examples over g, background and objects apart, on a log scale."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels("How many examples are how wrong", G, "examples")
     counts = spectrum.examples[-1].sum(axis=(1, 2))  # [2, M]
-    _histograms(axes, dict(zip(KINDS, counts, strict=True)))
-    axes.set(xlabel=G, ylabel="examples", title="How many examples are how wrong")
-    axes.legend(frameon=False)
-    return finish(figure)
+    _histograms(axes, dict(zip(KINDS, counts, strict=True)), list(KINDS.values()))
+    return figure
 
 
 def draw_runs(spectra: Mapping[str, SpectrumCounts]) -> Figure:
     """The number of examples over g of several detectors, by name, on a log scale: background left, objects right."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for kind, axes in enumerate(figure.subplots(1, 2)):
-        counts = {
-            (name, colour): spectrum.examples[-1, kind].sum(axis=(0, 1))
-            for (name, spectrum), colour in zip(spectra.items(), itertools.cycle(CLASS_COLOURS), strict=False)
-        }
-        _histograms(axes, counts, filled=False)
-        axes.set(xlabel="gradient norm g", title=f"examples: {KINDS[kind][0]}")
-    figure.axes[0].set_ylabel("examples")
-    figure.axes[0].legend(frameon=False)
-    return finish(figure)
+    figure, panels = _panels("How many examples are how wrong", "gradient norm g", "examples", 2)
+    for kind, (name, axes) in enumerate(zip(KINDS, panels, strict=True)):
+        counts = {run: each.examples[-1, kind].sum(axis=(0, 1)) for run, each in spectra.items()}
+        _histograms(axes, counts, [COLOURS[i % len(COLOURS)] for i in range(len(counts))], filled=False)
+        axes.set_title(name)
+    return figure
 
 
 def draw_boxes(spectrum: SpectrumCounts) -> Figure:
-    """The article's second: the number of coordinates of objects' boxes over gr, on a log scale."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
-    counts = spectrum.boxes[-1].sum(axis=(0, 1))
-    _histograms(axes, {KINDS[OBJECTS]: counts})
-    axes.set(xlabel=GR, ylabel="box coordinates", title="How many box coordinates are how far off")
-    return finish(figure)
+    """The article's second figure: the number of coordinates of objects' boxes over gr, on a log scale."""
+    figure, (axes,) = _panels("How many box coordinates are how far off", GR, "box coordinates")
+    _histograms(axes, {"objects": spectrum.boxes[-1].sum(axis=(0, 1))}, [ACCENT])
+    return figure
 
 
 def draw_class_gradients(spectrum: SpectrumCounts) -> Figure:
-    """The article's third: what each class loss makes of an example's gradient norm, on a log scale.
+    """The article's third figure: how strongly an example pulls under each class loss, on a log scale.
 
-    All losses have cross entropy's total gradient over the examples of the spectrum.
+    All losses have the same total gradient over the examples of the spectrum.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, values in class_gradients(spectrum).items():
-        seen = np.where(values > 0, values, np.nan)
-        axes.plot(CENTRES, seen, color=LOSSES[name], label=name, linewidth=2, marker="o", markersize=2.5)
-    axes.set(xlabel=G, ylabel="pull of one example", title="How strongly a loss lets an example pull")
-    _log_axis(axes)
-    axes.legend(frameon=False)
-    return finish(figure)
+    figure, (axes,) = _panels("How strongly a loss lets an example pull", G, "pull of one example")
+    _lines_by_region(axes, class_gradients(spectrum), LOSSES)
+    return figure
 
 
 def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
-    """The article's fourth: what each box loss makes of a coordinate that is off by |d|.
+    """The article's fourth figure: how strongly a coordinate that is off by |d| pulls under each box loss.
 
     GHM-R has authentic smooth L1's total gradient over the coordinates of the spectrum.
     """
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
-    difference = MU * np.tan(np.linspace(0, np.arctan(FARTHEST / MU), 301))  # dense where gr changes
-    for name, values in box_gradients(spectrum, difference).items():
-        axes.plot(difference, values, color=LOSSES[name], label=name, linewidth=2)
-    axes.set(
-        xlabel="|d|, in sides of the anchor",
-        ylabel="pull of one coordinate",
-        title="How strongly a loss lets a box coordinate pull",
-        xlim=(0, FARTHEST),
-        ylim=(0, None),
+    figure, (axes,) = _panels(
+        "How strongly a loss lets a box coordinate pull",
+        "|d|, in sides of the anchor",
+        "pull of one coordinate",
     )
-    axes.legend(frameon=False)
-    return finish(figure)
+    difference = MU * np.tan(np.linspace(0, np.arctan(FARTHEST / MU), 301))  # dense where gr changes
+    for loss, values in box_gradients(spectrum, difference).items():
+        axes.plot(difference, values, color=LOSSES[loss], label=loss, linewidth=2)
+    axes.set(xlim=(0, FARTHEST), ylim=(0, None))
+    _legend(axes)
+    return figure
 
 
 def draw_shares(spectrum: SpectrumCounts) -> Figure:
     """The share of the whole gradient by region of g, before and after harmonizing, background on top of objects."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    found = gradient_shares(spectrum)
-    for axes, (name, shares) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
-        floor = np.zeros(REGIONS)
-        for kind in (OBJECTS, BACKGROUND):
-            label, colour = KINDS[kind]
-            values = 100 * shares[kind]
-            axes.bar(CENTRES, values, 1 / REGIONS, bottom=floor, color=colour, label=label)
-            floor = floor + values
-        axes.set(xlabel="gradient norm g", title=f"{name}: objects {100 * shares[OBJECTS].sum():.0f} %")
-    figure.axes[0].set_ylabel("share of the whole gradient, %")
-    figure.axes[0].legend(frameon=False)
-    return finish(figure)
+    shares = gradient_shares(spectrum)
+    figure, panels = _panels(
+        "Which examples the gradient comes from",
+        "gradient norm g",
+        "share of the whole gradient, %",
+        len(shares),
+        sharey=True,
+    )
+    for axes, (loss, by_kind) in zip(panels, shares.items(), strict=True):
+        below = np.zeros(REGIONS)
+        for kind, name in ((OBJECTS, "objects"), (BACKGROUND, "background")):
+            values = 100 * by_kind[kind]
+            axes.bar(CENTRES, values, 1 / REGIONS, bottom=below, color=KINDS[name], label=name)
+            below = below + values
+        axes.set_title(f"{loss}: objects {100 * by_kind[OBJECTS].sum():.0f} %")
+    _legend(panels[0])
+    return figure
 
 
 def draw_epochs(spectrum: SpectrumCounts) -> Figure:
-    """The number of examples over g in each epoch as a heat map, background and objects apart.
-
-    White where there were none. A cell is a pixel of an image, so that the file does not grow with the epochs.
-    """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    """The number of examples over g in each epoch as a heat map, background and objects apart; white: none."""
+    figure, panels = _panels("How many examples are how wrong", "gradient norm g", "epoch", 2, sharey=True)
     counts = spectrum.examples.sum(axis=(2, 3)).astype(float)  # [E, 2, M]
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (name, _), rows in zip(panels, KINDS, counts.transpose(1, 0, 2), strict=True):
+    for axes, name, rows in zip(panels, KINDS, counts.transpose(1, 0, 2), strict=True):
         least = rows[rows > 0].min(initial=max(rows.max(), 1))
-        cells = axes.imshow(
+        cells = axes.imshow(  # an image, so that the file does not grow with the epochs
             np.ma.masked_equal(rows, 0),
             norm=LogNorm(least, max(rows.max(), 2 * least)),
             cmap="magma_r",
@@ -158,105 +154,220 @@ def draw_epochs(spectrum: SpectrumCounts) -> Figure:
             interpolation="none",
             label=name,
         )
-        axes.set(xlabel="gradient norm g", title=f"examples: {name}")
+        axes.set_title(name)
+        axes.grid(False)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(cells, ax=axes)
-    figure.axes[0].set_ylabel("epoch")
-    return finish(figure, grid=False)
+    return figure
 
 
 def draw_weights(spectrum: SpectrumCounts) -> Figure:
     """The weight that GHM-C gives an example by region of g, on a log scale; 1 is its weight in cross entropy.
 
-    The published form has one weight for all classes; of the guarded form's classes at most eight are drawn, the four
-    with the most objects and the four with the least.
+    The published form has one weight for all classes. Of the guarded form's classes at most eight are drawn, the four
+    with the most objects and the four with the fewest.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(1, color=INK, linewidth=1, label="cross entropy")
-    published = class_weights(spectrum, "published").max(axis=0)
-    _weight_line(axes, published, LOSSES[NAMES["published"]], NAMES["published"], "--")
+    figure, (axes,) = _panels("What harmonizing multiplies an example by", G, "weight of one example")
+    axes.axhline(1, color=INK, linewidth=1, label=PLAIN)
     objects = spectrum.examples[-1, OBJECTS].sum(axis=(1, 2))
-    order = np.argsort(-objects, kind="stable").tolist()
-    chosen = order if len(order) <= 8 else order[:4] + order[-4:]
-    guarded = class_weights(spectrum, "guarded")
-    for k, colour in zip(chosen, CLASS_COLOURS, strict=False):
-        _weight_line(axes, guarded[k], colour, f"guarded: {spectrum.classes[k]}", "-")
-    axes.set(xlabel=G, ylabel="weight of one example", title="What harmonizing multiplies an example by")
-    _log_axis(axes)
-    axes.legend(frameon=False)
-    return finish(figure)
+    chosen = _first_and_last(np.argsort(-objects, kind="stable").tolist())
+    guarded = class_weights(spectrum, GUARDED)
+    lines = {PUBLISHED: class_weights(spectrum, PUBLISHED).max(axis=0)}
+    lines |= {f"guarded: {spectrum.classes[k]}": guarded[k] for k in chosen}
+    _lines_by_region(axes, lines, LOSSES, dashed=PUBLISHED)
+    return figure
 
 
-def draw_reliability(scores: Floats, hit: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Figure:
-    """The share of detections that hit over their score, and how many detections there are at each score.
+def draw_reliability(reliability: Reliability) -> Figure:
+    """The share of detections that hit over their score, and below it how many hit and miss at each score (log scale).
 
-    scores: in 0..1, [n]. hit: which found a box, [n]; both as of `ghmdet.evaluation.findings.find`.
+    reliability: as :func:`ghmdet.evaluation.findings.find` gives it.
     """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    bins = reliability(scores, hit)
-    assert bins, "a score outside 0..1"
-    shares = np.array(bins["share"], dtype=float)
-    places = (np.arange(10) + 0.5) / 10
-    left.bar(places, shares, 0.1, color=KINDS[OBJECTS][1], edgecolor="white", label="share that hits")
-    left.plot([0, 1], [0, 1], color=INK, linewidth=1, label="what scores promise")
-    left.set(xlabel="score", ylabel="share that hits", title="Do scores mean what they say", ylim=(0, 1))
-    left.legend(frameon=False, loc="upper left")
-    kinds = (("misses", ~hit, MUTED), ("hits", hit, KINDS[OBJECTS][1]))
+    figure, (above, below) = _panels("Do scores mean what they say", "score", "share that hits", rows=2)
+    edges, share = np.array(reliability["edges"]), np.array(reliability["share"], dtype=float)
+    places = (edges[:-1] + edges[1:]) / 2
+    above.bar(places, np.nan_to_num(share), 0.94 * np.diff(edges), color=ACCENT, label="share that hits")
+    above.plot([0, 1], [0, 1], color=INK, linewidth=1, label="what scores promise")
+    above.set(xlabel="", ylim=(0, 1.02))
+    _legend(above, loc="upper left")
+    detections = np.array(reliability["detections"], dtype=np.int64)
+    hits = np.rint(np.nan_to_num(share) * detections).astype(np.int64)
     _histograms(
-        right,
-        {(name, colour): np.histogram(scores[mine], EDGES)[0] for name, mine, colour in kinds},
+        below, {"misses": detections - hits, "hits": hits}, [MUTED, ACCENT], ncols=2, loc="upper center"
     )
-    right.set(xlabel="score", ylabel="detections", title="How detections are scored")
-    right.legend(frameon=False, loc="upper center")
-    return finish(figure)
+    below.set_ylabel("detections")
+    return figure
+
+
+def draw_precision_recall(curves: Mapping[str, Curve | None]) -> Figure:
+    """Precision over recall at IoU .50 of each class, and their mean; of more than eight the four best and worst.
+
+    curves: by class, as :func:`ghmdet.evaluation.findings.find` gives them.
+    """
+    figure, (axes,) = _panels(
+        "Precision over recall",
+        "recall: share of the objects found (IoU .50)",
+        "precision: share of detections that are right",
+    )
+    recall = np.linspace(0, 1, 101)
+    known = {name: np.array(curve["precision"]) for name, curve in curves.items() if curve is not None}
+    for name in _first_and_last(sorted(known, key=lambda name: -known[name].mean())):
+        axes.plot(recall, known[name], label=name, linewidth=1.8)
+    if len(known) > 1:
+        mean = np.mean(list(known.values()), axis=0)
+        axes.plot(recall, mean, "--", color=INK, label=f"mean of {len(known)} classes", linewidth=1.8)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    if known:
+        _legend(axes, loc="lower left")
+    else:
+        _nothing(axes)
+    return figure
+
+
+def draw_scores(curves: Mapping[str, LineData]) -> Figure:
+    """Validation scores in 0..1 over epochs, by name."""
+    figure, (axes,) = _panels("Score over the epochs", "epoch", "score")
+    _lines_by_epoch(axes, curves, marker="o")
+    axes.set_ylim(0, 1)
+    return figure
+
+
+def draw_losses(curves: Mapping[str, LineData]) -> Figure:
+    """Losses over epochs, by name, on a log scale."""
+    figure, (axes,) = _panels("Loss over the epochs", "epoch", "loss")
+    _lines_by_epoch(axes, curves, marker="")
+    _log_scale(axes)
+    return figure
+
+
+OF_SPECTRUM: dict[str, Callable[[SpectrumCounts], Figure]] = {
+    "examples": draw_examples,
+    "shares": draw_shares,
+    "class_gradients": draw_class_gradients,
+    "weights": draw_weights,
+    "boxes": draw_boxes,
+    "box_gradients": draw_box_gradients,
+}
+"""The figures of a trained detector's spectrum, by file name."""
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PATH.svg and PATH.png, whole or not at all, the same bytes each time; the two paths."""
-    written = []
-    for kind, more in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 120})):
-        buffer = io.BytesIO()
-        # Text stays text: small, and found by who searches or listens.
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ghmdet"}):
-            figure.savefig(buffer, format=kind, **more)
-        written.append(write_atomic(path.with_suffix(f".{kind}"), buffer.getvalue()))
-    return written
+    return [
+        write_atomic(path.with_suffix(".svg"), _svg(figure, "ghmdet")),
+        write_atomic(path.with_suffix(".png"), lambda file: figure.savefig(file, format="png", dpi=120)),
+    ]
 
 
-def _weight_line(axes: Axes, weights: Floats, colour: str, name: str, style: str) -> None:
-    seen = np.where(weights > 0, weights, np.nan)
-    axes.plot(CENTRES, seen, style, color=colour, label=name, linewidth=2, marker="o", markersize=2.5)
+def inline_svg(figure: Figure, name: str, label: str) -> Markup:
+    """The figure as an <svg> element of an HTML page, readable on light and on dark.
+
+    Args:
+        figure: what to draw; its background becomes transparent, and its ink takes the page's text colour.
+        name: begins all ids of the element; no two figures of a page may have the same.
+        label: what the figure shows, for screen readers.
+    """
+    drawing = _svg(figure, name, transparent=True)
+    for old, new in (
+        (INK, "currentColor"),
+        (' id="', f' id="{name}-'),
+        ('xlink:href="#', f'xlink:href="#{name}-'),
+        ("url(#", f"url(#{name}-"),
+    ):
+        drawing = drawing.replace(old, new)
+    head = f'<svg role="img" aria-label="{escape(label)}"'
+    return Markup(head + drawing[drawing.index("<svg") + len("<svg") :])  # matplotlib escapes text
 
 
-def _log_axis(axes: Axes) -> None:
-    """A log scale, where there is anything to show on it."""
-    if any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in axes.lines):
-        axes.set_yscale("log")
+def _svg(figure: Figure, salt: str, **options: Any) -> str:
+    """The figure as SVG whose text stays text: small, and open to search and to screen readers."""
+    drawing = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(drawing, format="svg", metadata=nothing, **options)
+    return drawing.getvalue()
+
+
+def _panels(
+    title: str, xlabel: str, ylabel: str, columns: int = 1, *, rows: int = 1, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A titled figure in our style with panels in one row, or of falling height in `rows`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.2) if columns == 1 else (1 + 3.5 * columns, 3.8))
+        panels = figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            sharex=rows > 1,
+            sharey=sharey,
+            height_ratios=[3, *[1] * (rows - 1)],
+        ).ravel()
+        figure.suptitle(title)
+    for axes in panels:
+        axes.set_xlabel(xlabel)
+    panels[0].set_ylabel(ylabel)
+    return figure, list(panels)
 
 
 def _histograms(
-    axes: Axes, counts: dict[tuple[str, str], Ints] | dict[tuple[str, str], Floats], *, filled: bool = True
+    axes: Axes, counts: Mapping[str, Ints], colours: Sequence[str], *, filled: bool = True, **legend: Any
 ) -> None:
-    """Counts [M] by name and colour over 0..1, on a log scale from just below one; the first one `filled`."""
+    """Counts over equal parts of 0..1 by name, on a log scale from just below one; the first of them filled."""
+    for number, ((name, row), colour) in enumerate(zip(counts.items(), colours, strict=True)):
+        edges = np.linspace(0, 1, len(row) + 1)
+        axes.stairs(row, edges, color=colour, label=name, fill=filled and number == 0, linewidth=2)
     axes.set_xlim(0, 1)
-    most = max(row.max() for row in counts.values())
-    for number, ((name, colour), row) in enumerate(counts.items()):
-        axes.stairs(row, EDGES, color=colour, label=name, fill=filled and number == 0, linewidth=2)
-    if most:
+    if most := max(row.max() for row in counts.values()):
         axes.set(yscale="log", ylim=(0.7, 2 * most))
     else:
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
+        _nothing(axes)
+    _legend(axes, **legend)
 
 
-def finish(figure: Figure, grid: bool = True) -> Figure:
-    """The figure without frames at top and right, and with a faint grid."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK)
-        if grid:
-            axes.set_axisbelow(True)
-            axes.grid(alpha=0.25)
-    return figure
+def _lines_by_region(
+    axes: Axes, lines: Mapping[str, Floats], colours: Mapping[str, str], dashed: str = ""
+) -> None:
+    """Values by region of g on a log scale, with gaps where they are 0 or NaN."""
+    others = iter(COLOURS)
+    for name, values in lines.items():
+        axes.plot(
+            CENTRES,
+            np.where(values > 0, values, np.nan),
+            "--" if name == dashed else "-",
+            color=colours.get(name) or next(others),
+            label=name,
+            linewidth=2,
+            marker="o",
+            markersize=2.5,
+        )
+    _log_scale(axes)
+    _legend(axes)
+
+
+def _lines_by_epoch(axes: Axes, curves: Mapping[str, LineData], marker: str) -> None:
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, marker=marker, markersize=3, label=name, linewidth=1.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+
+
+def _log_scale(axes: Axes) -> None:
+    """A log scale, where there is anything to show on it."""
+    if any((np.asarray(line.get_ydata(), float) > 0).any() for line in axes.lines):
+        axes.set_yscale("log")
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    for text in axes.legend(frameon=False, **options).get_texts():
+        text.set_parse_math(False)  # a class may be called $x$
+
+
+def _nothing(axes: Axes) -> None:
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
+
+
+def _first_and_last(names: list[Any]) -> list[Any]:
+    """At most eight: of more, the first four and the last four."""
+    half = MOST_LINES // 2
+    return names if len(names) <= MOST_LINES else names[:half] + names[-half:]

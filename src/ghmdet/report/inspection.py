@@ -1,26 +1,96 @@
-"""The inspection of a run: one pass of its best checkpoint over its validation part, and what it finds there."""
+"""One pass of a trained detector over a data set, and what it finds: for `ghmdet spectrum`, and for a report."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ghmdet.data import DetectionData
+from ghmdet.data import DetectionData, read_data
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop, save_jpeg
-from ghmdet.engine.observation import measure_checkpoint
+from ghmdet.engine.observation import Measured, measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.errors import GhmdetError
-from ghmdet.evaluation.findings import find
+from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import Hard, Scored, choose, count_kinds, hard_examples
+from ghmdet.evaluation.score import THRESHOLD
 from ghmdet.evaluation.tables import Floats
-from ghmdet.report.mistakes import said_of_errors, said_of_hardest
-from ghmdet.report.summary import summarize
+from ghmdet.report import figures
+from ghmdet.report.run_files import read_json, require_run
+from ghmdet.report.summary import Summary, said_of_errors, said_of_hardest, summarize
+from ghmdet.spectrum import SpectrumCounts
+
+FORMAT = 2  # of findings.json; findings of another format are made anew
+SHOWN = {
+    "pictures",
+    "metrics",
+    "curves",
+    "confusion",
+    "errors",
+    "reliability",
+    "in_words",
+    "hardest",
+    "hardest_total",
+}
+
+
+class Inspection(NamedTuple):
+    """What RUN/inspection holds: findings.json, spectrum.npz (one epoch), and what a reader should know of them."""
+
+    findings: dict[str, Any]
+    spectrum: SpectrumCounts
+    note: str = ""
+
+
+def write_spectrum(
+    checkpoint: Path,
+    data: Path,
+    /,
+    *,
+    out: Path,
+    split: str = "val",
+    workers: int = 0,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Summary:
+    """Show which examples pull at a detector: gradient-norm spectra, figures, and what they say (docs/spectrum.md).
+
+    Args:
+        checkpoint: A `best.pt` or `last.pt` of a training run.
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder to write: spectrum.npz, spectrum.json, and each figure as SVG and PNG.
+        split: Part of the data set to measure on.
+        workers: Processes that read pictures.
+        device: auto, cpu or cuda; it runs in float32.
+        say: Takes each line meant for the user.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or gives no numbers (NaN).
+        DataError: the data cannot be read.
+        GhmdetError: the device is not there.
+    """
+    part, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
+    measured.spectrum.save(out / "spectrum.npz")
+    drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
+    if findings.reliability:
+        drawn["reliability"] = figures.draw_reliability(findings.reliability)
+    for name, figure in drawn.items():
+        figures.save_figure(figure, out / name)
+    about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
+    write_json(
+        out / "spectrum.json",
+        about | {"in_words": summary.sentences} | summary.figures | {"made": provenance(about)},
+    )
+    for sentence in summary.sentences:
+        say(sentence)
+    say(f"written: {out / 'spectrum.npz'}, {out / 'spectrum.json'}, {', '.join(drawn)} (each .svg and .png)")
+    return summary
 
 
 def inspect_run(
@@ -31,10 +101,12 @@ def inspect_run(
     device: str = "auto",
     workers: int = 0,
     say: Callable[[str], None] = print,
-) -> Path:
-    """Look at what a run's `best.pt` does on the validation part; writes and returns the folder RUN/inspection.
+) -> Inspection:
+    """What a run's `best.pt` finds in the validation part, by a pass that is kept in RUN/inspection.
 
-    It holds spectrum.npz, predictions.json, crops/ and, written last, findings.json (docs/evaluation.md).
+    What is kept names the checkpoint, data, split and labels it was made of, and is made anew where one of them is
+    another now. Where the data has gone, the labels cannot be compared. The folder holds spectrum.npz,
+    predictions.json, crops/ and, written last, findings.json (docs/evaluation.md).
 
     Args:
         run: the folder of a training run.
@@ -51,64 +123,69 @@ def inspect_run(
     """
     run = Path(run)
     checkpoint, out = run / "best.pt", run / "inspection"
-    if data is None or split is None:
-        arguments = _arguments(run / "run.json")
-        split = split or str(arguments["val_split"])
+    arguments = require_run(run).get("arguments", {})
+    where, split = data or arguments.get("data"), split or arguments.get("val_split")
+    if not isinstance(where, (str, Path)) or not isinstance(split, str):
+        raise GhmdetError(
+            f"{run / 'run.json'}: does not say what the run was trained on: give the folder of a training run, or"
+            " --data and --split"
+        )
+    made_of: dict[str, Any] = {
+        "format": FORMAT,
+        "checkpoint": _digest(checkpoint.read_bytes() if checkpoint.is_file() else b""),
+        "data": str(Path(where).resolve()),
+        "split": split,
+    }
+    kept = _kept(out, made_of, checkpoint)
+    if not Path(where).exists():
+        if kept:
+            return kept._replace(note=f"These findings were kept: their data, {where}, is no longer there.")
         if data is None:
-            data = str(arguments["data"])
-            if not Path(data).exists():
-                raise GhmdetError(f"{run / 'run.json'}: the data it names, {data}, is not there: give --data")
-    part, (spectrum, results, seen) = measure_checkpoint(
-        checkpoint, data, split, device=device, workers=workers, say=say
-    )
-    findings = find(part.to_coco(), results)
-    metrics = findings.metrics
-    summary = summarize(spectrum, metrics.scores)
-    hard = find_hardest(part, results, seen)
-    totals, chosen = count_kinds(hard), choose(hard)
+            raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
+    labels = json.dumps(read_data(where, split).to_coco())
+    made_of["labels"] = _digest(labels.encode())
+    if kept and kept.findings.get("made_of") == made_of:
+        return kept
 
+    part, measured, found, summary = _look(checkpoint, where, split, device, workers, say)
+    hard = find_hardest(part, measured)
+    totals, chosen = count_kinds(hard), choose(hard)
+    crops = [f"crops/{number:03}.jpg" for number in range(len(chosen))]
+    about = {"checkpoint": str(checkpoint), "data": str(where), "split": part.split}
+    said = [*said_of_hardest(totals, found.metrics.boxes), *said_of_errors(found.metrics.AP50, found.errors)]
+    findings = about | {
+        "made_of": made_of,
+        "pictures": len(part.records),
+        "classes": found.labels,
+        "metrics": found.metrics.to_dict(),
+        "curves": found.curves,
+        "confusion": {
+            "labels": [*found.labels, "background"],
+            "threshold": THRESHOLD,
+            "matrix": found.confusion.tolist(),
+        },
+        "errors": found.errors,
+        "reliability": found.reliability,
+        "in_words": [*summary.sentences, *said],
+        "summary": summary.figures,
+        "hardest": [_record(part, one, name) for one, name in zip(chosen, crops, strict=True)],
+        "hardest_total": totals,
+        "made": provenance(about),
+    }
     (out / "findings.json").unlink(missing_ok=True)  # what is there is whole only with this file
     shutil.rmtree(out / "crops", ignore_errors=True)
-    spectrum.save(out / "spectrum.npz")
-    write_json(out / "predictions.json", results)
-    names = [f"crops/{number:03}.jpg" for number in range(len(chosen))]
-    _write_crops(out, part, chosen, names)
-    about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
-    said = [*said_of_hardest(totals, metrics.boxes), *said_of_errors(metrics.AP50, findings.errors)]
-    write_json(
-        out / "findings.json",
-        {
-            **about,
-            "pictures": len(part.records),
-            "classes": findings.labels,
-            "metrics": metrics.to_dict(),
-            "curves": findings.curves,
-            "confusion": {
-                "labels": [*findings.labels, "background"],
-                "threshold": 0.5,
-                "matrix": findings.confusion.tolist(),
-            },
-            "errors": findings.errors,
-            "reliability": findings.reliability,
-            "scores": metrics.scores,
-            "in_words": [*summary.sentences, *said],
-            "summary": summary.figures,
-            "hardest": [_record(part, one, name) for one, name in zip(chosen, names, strict=True)],
-            "hardest_total": totals,
-            "made": provenance(about),
-        },
-    )
-    return out
+    measured.spectrum.save(out / "spectrum.npz")
+    write_json(out / "predictions.json", measured.results)
+    _write_crops(out, part, chosen, crops)
+    write_json(out / "findings.json", findings)
+    return Inspection(findings, measured.spectrum)
 
 
-def find_hardest(part: DetectionData, results: Sequence[Mapping[str, Any]], seen: Floats) -> list[Hard]:
-    """The hard examples of all pictures: from COCO results, and the best score of each labelled object.
-
-    seen: [N], picture by picture, crowds left out (see `engine.observation.Measured`).
-    """
+def find_hardest(part: DetectionData, measured: Measured) -> list[Hard]:
+    """The hard examples of all pictures that a pass went over."""
     label_of = {category: label for label, category in enumerate(part.category_ids)}
     found: dict[int, list[Mapping[str, Any]]] = {record.image_id: [] for record in part.records}
-    for one in results:
+    for one in measured.results:
         found[one["image_id"]].append(one)
     hard: list[Hard] = []
     start = 0
@@ -118,38 +195,57 @@ def find_hardest(part: DetectionData, results: Sequence[Mapping[str, Any]], seen
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([label_of[one["category_id"]] for one in mine], dtype=np.int64)
         scores = np.array([one["score"] for one in mine], dtype=np.float64)
-        given = record.boxes.astype(np.float64)
-        objects = given[~record.crowd]
-        best = seen[start : start + len(objects)]
-        start += len(objects)
+        given, objects = record.boxes.astype(np.float64), ~record.crowd
+        seen: Floats = measured.seen[start : start + objects.sum()]
+        start += len(seen)
         hard += hard_examples(
             number,
             Scored(boxes, labels, scores),
-            Scored(objects, record.labels[~record.crowd], best),
+            Scored(given[objects], record.labels[objects], seen),
             given[record.crowd],
         )
     return hard
 
 
-def _arguments(path: Path) -> dict[str, Any]:
+def _look(
+    checkpoint: Path | str,
+    data: Path | str,
+    split: str,
+    device: str,
+    workers: int,
+    say: Callable[[str], None],
+) -> tuple[DetectionData, Measured, Findings, Summary]:
+    part, measured = measure_checkpoint(checkpoint, data, split, device=device, workers=workers, say=say)
+    findings = find(part.to_coco(), measured.results)
+    return part, measured, findings, summarize(measured.spectrum, findings.metrics.scores)
+
+
+def _kept(out: Path, made_of: dict[str, Any], checkpoint: Path) -> Inspection | None:
+    """What a folder holds, if it is whole and was made of this; the labels are not compared."""
+    file = out / "findings.json"
     try:
-        arguments: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["arguments"]
-        return {name: arguments[name] for name in ("data", "val_split")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GhmdetError(
-            f"{path}: does not say what the run was trained on ({error!r}): give the folder of a training run,"
-            " or --data and --split"
-        ) from None
+        kept = Inspection(read_json(file) or {}, SpectrumCounts.load(out / "spectrum.npz"))
+    except GhmdetError:
+        return None
+    of = kept.findings.get("made_of")
+    if of is None and file.is_file() and file.stat().st_mtime >= checkpoint.stat().st_mtime:
+        # From before findings said what they were made of.
+        data = Path(str(kept.findings.get("data"))).resolve()
+        of = {**made_of, "data": str(data), "split": kept.findings.get("split")}
+    whole = kept.findings.keys() >= SHOWN and isinstance(of, dict) and of | made_of == of
+    return kept if whole else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _write_crops(out: Path, part: DetectionData, chosen: Sequence[Hard], names: Sequence[str]) -> None:
-    pictures: dict[int, list[tuple[Hard, str]]] = {}
-    for one, name in zip(chosen, names, strict=True):
-        pictures.setdefault(one.picture, []).append((one, name))
-    for number, examples in pictures.items():
+    for number in {one.picture for one in chosen}:
         picture = load_image(part.records[number])
-        for one, name in examples:
-            save_jpeg(draw_crop(picture, one.box, one.label), out / name, quality=80)
+        for one, name in zip(chosen, names, strict=True):
+            if one.picture == number:
+                save_jpeg(draw_crop(picture, one.box, one.label), out / name, quality=85)
 
 
 def _record(part: DetectionData, one: Hard, crop: str) -> dict[str, Any]:
