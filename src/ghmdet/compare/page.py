@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ghmdet.engine.run_folder import write_json
 from ghmdet.files import write_atomic
-from ghmdet.report.figures import CLASS_COLOURS, draw_runs, finish, save_figure
+from ghmdet.report.figures import COLOURS, draw_runs, new_figure, save_figure
 from ghmdet.spectrum import SpectrumCounts
 
 HEADS = ("arm", "weight", "AP", "AP50", "difference, 95 % interval", "P(better)", "min", "MiB")
@@ -122,16 +122,16 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def _draw_AP(figures: dict[str, Any]) -> Figure:
     """AP of each arm and seed, and differences from the first arm, with their intervals."""
     arms = {name: arm for name, arm in figures["arms"].items() if "failed" not in arm}
-    figure = Figure(figsize=(10, 1.4 + 0.45 * len(arms)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for row, (arm, colour) in enumerate(zip(arms.values(), cycle(CLASS_COLOURS), strict=False)):
+    figure, (left, right) = new_figure("", "AP", "", 2, sharey=True)
+    figure.set_size_inches(10, 1.4 + 0.45 * len(arms))
+    for row, (arm, colour) in enumerate(zip(arms.values(), cycle(COLOURS), strict=False)):
         left.plot(arm["AP"]["values"], [row] * len(arm["AP"]["values"]), "o", color=colour, alpha=0.5)
         for axes, bounds in ((left, arm["AP"]), (right, arm["difference"])):
             if bounds:
                 axes.plot([bounds["low"], bounds["high"]], [row, row], color=colour, linewidth=2)
                 axes.plot(bounds["mean"], row, "|", color=colour, markersize=18, markeredgewidth=2.5)
     right.axvline(0, color="black", linewidth=1)
-    left.set(title="AP: seeds, mean, 95 % interval", xlabel="AP", ylim=(len(arms) - 0.5, -0.5))
+    left.set(title="AP: seeds, mean, 95 % interval", ylim=(len(arms) - 0.5, -0.5))
     left.set_yticks(range(len(arms)), list(arms))
     right.set(title=f"AP less that of {figures['first']}, 95 % interval", xlabel="difference")
-    return finish(figure)
+    return figure

@@ -66,7 +66,7 @@ LineData = tuple[Sequence[float], Sequence[float]]  # x, y
 
 def draw_examples(spectrum: SpectrumCounts) -> Figure:
     """The article's first figure: the number of examples over g, background and objects apart, on a log scale."""
-    figure, (axes,) = _panels("How many examples are how wrong", G, "examples")
+    figure, (axes,) = new_figure("How many examples are how wrong", G, "examples")
     counts = spectrum.examples[-1].sum(axis=(1, 2))  # [2, M]
     _histograms(axes, dict(zip(KINDS, counts, strict=True)), list(KINDS.values()))
     return figure
@@ -74,7 +74,7 @@ def draw_examples(spectrum: SpectrumCounts) -> Figure:
 
 def draw_runs(spectra: Mapping[str, SpectrumCounts]) -> Figure:
     """The number of examples over g of several detectors, by name, on a log scale: background left, objects right."""
-    figure, panels = _panels("How many examples are how wrong", "gradient norm g", "examples", 2)
+    figure, panels = new_figure("How many examples are how wrong", "gradient norm g", "examples", 2)
     for kind, (name, axes) in enumerate(zip(KINDS, panels, strict=True)):
         counts = {run: each.examples[-1, kind].sum(axis=(0, 1)) for run, each in spectra.items()}
         _histograms(axes, counts, [COLOURS[i % len(COLOURS)] for i in range(len(counts))], filled=False)
@@ -84,7 +84,7 @@ def draw_runs(spectra: Mapping[str, SpectrumCounts]) -> Figure:
 
 def draw_boxes(spectrum: SpectrumCounts) -> Figure:
     """The article's second figure: the number of coordinates of objects' boxes over gr, on a log scale."""
-    figure, (axes,) = _panels("How many box coordinates are how far off", GR, "box coordinates")
+    figure, (axes,) = new_figure("How many box coordinates are how far off", GR, "box coordinates")
     _histograms(axes, {"objects": spectrum.boxes[-1].sum(axis=(0, 1))}, [ACCENT])
     return figure
 
@@ -94,7 +94,7 @@ def draw_class_gradients(spectrum: SpectrumCounts) -> Figure:
 
     All losses have the same total gradient over the examples of the spectrum.
     """
-    figure, (axes,) = _panels("How strongly a loss lets an example pull", G, "pull of one example")
+    figure, (axes,) = new_figure("How strongly a loss lets an example pull", G, "pull of one example")
     _lines_by_region(axes, class_gradients(spectrum), LOSSES)
     return figure
 
@@ -104,7 +104,7 @@ def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
 
     GHM-R has authentic smooth L1's total gradient over the coordinates of the spectrum.
     """
-    figure, (axes,) = _panels(
+    figure, (axes,) = new_figure(
         "How strongly a loss lets a box coordinate pull",
         "|d|, in sides of the anchor",
         "pull of one coordinate",
@@ -120,7 +120,7 @@ def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
 def draw_shares(spectrum: SpectrumCounts) -> Figure:
     """The share of the whole gradient by region of g, before and after harmonizing, background on top of objects."""
     shares = gradient_shares(spectrum)
-    figure, panels = _panels(
+    figure, panels = new_figure(
         "Which examples the gradient comes from",
         "gradient norm g",
         "share of the whole gradient, %",
@@ -140,7 +140,7 @@ def draw_shares(spectrum: SpectrumCounts) -> Figure:
 
 def draw_epochs(spectrum: SpectrumCounts) -> Figure:
     """The number of examples over g in each epoch as a heat map, background and objects apart; white: none."""
-    figure, panels = _panels("How many examples are how wrong", "gradient norm g", "epoch", 2, sharey=True)
+    figure, panels = new_figure("How many examples are how wrong", "gradient norm g", "epoch", 2, sharey=True)
     counts = spectrum.examples.sum(axis=(2, 3)).astype(float)  # [E, 2, M]
     for axes, name, rows in zip(panels, KINDS, counts.transpose(1, 0, 2), strict=True):
         least = rows[rows > 0].min(initial=max(rows.max(), 1))
@@ -167,7 +167,7 @@ def draw_weights(spectrum: SpectrumCounts) -> Figure:
     The published form has one weight for all classes. Of the guarded form's classes at most eight are drawn, the four
     with the most objects and the four with the fewest.
     """
-    figure, (axes,) = _panels("What harmonizing multiplies an example by", G, "weight of one example")
+    figure, (axes,) = new_figure("What harmonizing multiplies an example by", G, "weight of one example")
     axes.axhline(1, color=INK, linewidth=1, label=PLAIN)
     objects = spectrum.examples[-1, OBJECTS].sum(axis=(1, 2))
     chosen = _first_and_last(np.argsort(-objects, kind="stable").tolist())
@@ -183,7 +183,7 @@ def draw_reliability(reliability: Reliability) -> Figure:
 
     reliability: as :func:`ghmdet.evaluation.findings.find` gives it.
     """
-    figure, (above, below) = _panels("Do scores mean what they say", "score", "share that hits", rows=2)
+    figure, (above, below) = new_figure("Do scores mean what they say", "score", "share that hits", rows=2)
     edges, share = np.array(reliability["edges"]), np.array(reliability["share"], dtype=float)
     places = (edges[:-1] + edges[1:]) / 2
     above.bar(places, np.nan_to_num(share), 0.94 * np.diff(edges), color=ACCENT, label="share that hits")
@@ -204,7 +204,7 @@ def draw_precision_recall(curves: Mapping[str, Curve | None]) -> Figure:
 
     curves: by class, as :func:`ghmdet.evaluation.findings.find` gives them.
     """
-    figure, (axes,) = _panels(
+    figure, (axes,) = new_figure(
         "Precision over recall",
         "recall: share of the objects found (IoU .50)",
         "precision: share of detections that are right",
@@ -226,7 +226,7 @@ def draw_precision_recall(curves: Mapping[str, Curve | None]) -> Figure:
 
 def draw_scores(curves: Mapping[str, LineData]) -> Figure:
     """Validation scores in 0..1 over epochs, by name."""
-    figure, (axes,) = _panels("Score over the epochs", "epoch", "score")
+    figure, (axes,) = new_figure("Score over the epochs", "epoch", "score")
     _lines_by_epoch(axes, curves, marker="o")
     axes.set_ylim(0, 1)
     return figure
@@ -234,7 +234,7 @@ def draw_scores(curves: Mapping[str, LineData]) -> Figure:
 
 def draw_losses(curves: Mapping[str, LineData]) -> Figure:
     """Losses over epochs, by name, on a log scale."""
-    figure, (axes,) = _panels("Loss over the epochs", "epoch", "loss")
+    figure, (axes,) = new_figure("Loss over the epochs", "epoch", "loss")
     _lines_by_epoch(axes, curves, marker="")
     _log_scale(axes)
     return figure
@@ -288,7 +288,7 @@ def _svg(figure: Figure, salt: str, **options: Any) -> str:
     return drawing.getvalue()
 
 
-def _panels(
+def new_figure(
     title: str, xlabel: str, ylabel: str, columns: int = 1, *, rows: int = 1, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """A titled figure in our style with panels in one row, or of falling height in `rows`."""
