@@ -10,6 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 from ghmdet.errors import GhmdetError
 from ghmdet.models import PRESETS, ModelConfig
 from ghmdet.models.anchors import make_anchors
+from ghmdet.models.preprocess import make_batch
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,20 @@ def test_anchors_made_in_inference_mode_can_train(tiny):
     scale = torch.ones(1, requires_grad=True)
     (make_anchors(tiny, 96, 128, CPU)[0] * scale).sum().backward()
     assert scale.grad is not None
+
+
+@pytest.mark.parametrize("preset", ["nano", "r50"])
+def test_anchors_and_pictures_are_float32_whatever_the_default_dtype(preset):
+    config, image = PRESETS[preset], torch.rand(3, 100, 130)
+    expected, batch = make_anchors(config, 2400, 3200, CPU)[0], make_batch([image], config, CPU)
+    make_anchors.cache_clear()
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert torch.equal(make_anchors(config, 2400, 3200, CPU)[0], expected)
+        assert torch.equal(make_batch([image], config, CPU).images, batch.images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        make_anchors.cache_clear()
 
 
 def test_anchor_rows_must_fit_the_levels():

@@ -75,7 +75,7 @@ def _grid(config: ModelConfig, sizes: tuple[float, ...], stride: int, height: in
         shapes = shapes.round()
         y, x = torch.arange(rows) * (height // rows), torch.arange(columns) * (width // columns)
     else:
-        y, x = (torch.arange(rows) + 0.5) * stride, (torch.arange(columns) + 0.5) * stride
+        y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) * stride for n in (rows, columns))
     return LevelGrid(x.float(), y.float(), shapes)
 
 

@@ -45,6 +45,12 @@ class FeaturePyramid(nn.Module):
 
         deepest = levels[-1] if self.extra_from == "p5" else features[-1]
         for position, conv in enumerate(self.extra):
-            deepest = conv(F.relu(deepest) if position else deepest)
+            deepest = conv(_two_columns(F.relu(deepest) if position else deepest))
             levels.append(deepest)
         return levels
+
+
+def _two_columns(x: Tensor) -> Tensor:
+    # In bf16 on a CPU (PyTorch 2.14, oneDNN) the weight's gradient of a strided convolution over one column is read from
+    # memory that nobody wrote. A second column of zeros is what the padding has there anyway: the values are the same.
+    return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x

@@ -35,8 +35,10 @@ def make_batch(images: Sequence[Tensor], config: ModelConfig, device: torch.devi
     Raises GhmdetError naming the picture for another shape or type, or values that are not 0..1.
     """
     _check_images(images)
-    mean = torch.tensor(config.mean, device=device)[:, None, None]
-    std = torch.tensor(config.std, device=device)[:, None, None]
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+        for values in (config.mean, config.std)
+    )
     scaled = [_resize((image.to(device, torch.float32) - mean) / std, config) for image in images]
     sizes = [_size(image) for image in scaled]
     height, width = (

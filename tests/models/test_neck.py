@@ -1,0 +1,63 @@
+"""The pyramid's strided convolutions on the smallest pictures."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from ghmdet.models import RetinaNet
+from ghmdet.models.neck import FeaturePyramid
+
+
+def fill_freed_memory_with_nan() -> None:
+    junk = [torch.full((size,), torch.nan) for size in (16 * 16 * 9, 32 * 16 * 9, 64 * 16 * 9) * 3]
+    del junk
+
+
+@pytest.mark.parametrize("extra_from", ["p5", "c5"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (6, 1), (1, 3), (2, 2), (5, 2)])
+def test_bf16_gradients_are_those_of_float32_whatever_is_in_the_memory(size, extra_from):
+    # In bf16 a CPU leaves the weight's gradient of a strided convolution over one column as the memory was.
+    height, width = size
+    for seed in range(5):
+        torch.manual_seed(seed)
+        neck = FeaturePyramid([8, 8, 8], 16, 2, extra_from)
+        features = [torch.randn(4, 8, scale * height, scale * width) for scale in (4, 2, 1)]
+        exact = copy.deepcopy(neck)
+        levels = exact(features)
+        weights = [torch.randn_like(level) for level in levels]
+        sum((w * level).sum() for w, level in zip(weights, levels, strict=True)).backward()
+        fill_freed_memory_with_nan()
+        with torch.autocast("cpu", torch.bfloat16):
+            levels = neck(features)
+        fill_freed_memory_with_nan()
+        sum((w * level.float()).sum() for w, level in zip(weights, levels, strict=True)).backward()
+        for parameter, expected in zip(neck.parameters(), exact.parameters(), strict=True):
+            assert (parameter.grad - expected.grad).norm() < 0.1 * expected.grad.norm()
+
+
+def test_one_column_has_the_values_of_the_plain_convolutions():
+    neck = FeaturePyramid([8, 8, 8], 16, 2, "c5")
+    features = [torch.randn(2, 8, 3 * scale, scale) for scale in (4, 2, 1)]
+    *_, p6, p7 = neck(features)
+    torch.testing.assert_close(p6, neck.extra[0](features[-1]))
+    torch.testing.assert_close(p7, neck.extra[1](p6.relu()))
+
+
+@pytest.mark.parametrize("size", [(480, 30), (30, 480), (8, 8)])
+def test_a_narrow_picture_trains_in_bf16(size, tiny):
+    height, width = size
+    images = [torch.rand(3, *size) for _ in range(2)]
+    box = torch.tensor([[1.0, 1, width - 1, height / 2]])
+    targets = [{"boxes": box, "labels": torch.tensor([0])} for _ in images]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = RetinaNet(tiny, ["a"]).train().to(memory_format=torch.channels_last)
+        fill_freed_memory_with_nan()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(images, targets)
+        fill_freed_memory_with_nan()
+        sum(losses.values()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
