@@ -170,7 +170,8 @@ def test_presets_take_anchors_and_a_size() -> None:
         ({"anchor_base": float("nan")}, "anchor base nan"),
         ({"anchor_ratios": ()}, "anchor ratios .*at least one"),
         ({"anchor_ratios": (1.0, -2.0)}, "anchor ratios .*above 0"),
-        ({"size": 0}, "size 0"),
+        ({"size": 0}, "size must be a whole number of at least 1, not 0"),
+        ({"size": 320.5}, "size must be a whole number of at least 1, not 320.5"),
     ):
         with pytest.raises(GhmdetError, match=said):
             preset("nano", **change)  # type: ignore[arg-type]

@@ -180,6 +180,10 @@ def test_a_misspelt_loss_or_a_bad_weight_is_refused_before_any_work():
         LossConfig(cls_weight=-1)
     with pytest.raises(GhmdetError, match="box_weight is nan"):
         LossConfig(box_weight=float("nan"))
+    with pytest.raises(
+        GhmdetError, match=r"accumulation_steps must be a whole number of at least 1, not 2\.5"
+    ):
+        LossConfig("ce", "giou", accumulation_steps=2.5)
 
 
 def test_weights_scale_the_losses_and_have_defaults():

@@ -19,32 +19,17 @@ class DepthwiseConv2d(nn.Conv2d):
     depthwise convolution: the input's where the stride is 2, and the weight's of a kernel of 5. Together they took more
     than half of the time of a training step of EfficientNet-Lite0. Both are put together here from kernels that are
     fast (`_DepthwiseConv`). Elsewhere (a GPU, no gradient wanted, export) this is `nn.Conv2d`.
-
-    conv: the convolution whose weight it takes over. Raises ValueError for one that `replaces` refuses.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        if not self.replaces(conv):
-            raise ValueError(f"not a depthwise convolution that this can replace: {conv}")
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            (conv.kernel_size[0], conv.kernel_size[1]),
-            (conv.stride[0], conv.stride[1]),
-            conv.padding,  # type: ignore[arg-type] # nn.Conv2d stores it as tuple[int, ...]
-            groups=conv.groups,
-            bias=False,
-            device="meta",
-        )
-        self.same = isinstance(conv, Conv2dSame)
-        self.weight = conv.weight
+    same: bool
+    """Whether the input is padded as TensorFlow's "same" does."""
 
     @staticmethod
     def replaces(conv: nn.Module) -> bool:
         """Whether this computes the same as `conv`."""
         return (
-            type(conv) in (nn.Conv2d, Conv2dSame)
-            and isinstance(conv, nn.Conv2d)
+            isinstance(conv, nn.Conv2d)
+            and type(conv) in (nn.Conv2d, Conv2dSame)
             and conv.groups == conv.in_channels == conv.out_channels > 1
             and conv.kernel_size in ((3, 3), (5, 5))
             and conv.stride in ((1, 1), (2, 2))
@@ -56,11 +41,10 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H', W'], in TensorFlow's "same" padding where the replaced one had it."""
-        padding = int(self.padding[0])
+        """[B, C, H, W] -> [B, C, H', W']."""
+        padding, weight = int(self.padding[0]), self.weight
         if self.same:
             input, padding = pad_same(input, list(self.kernel_size), list(self.stride)), 0
-        weight = self.weight
         if (
             input.device.type == "cpu"
             and torch.is_grad_enabled()
@@ -77,12 +61,13 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def use_depthwise(module: nn.Module) -> None:
-    """Replace every convolution below `module` that `DepthwiseConv2d` can stand for; weights keep their names."""
-    for name, child in module.named_children():
-        if DepthwiseConv2d.replaces(child):
-            setattr(module, name, DepthwiseConv2d(child))  # type: ignore[arg-type] # `replaces` says it is one
-        else:
-            use_depthwise(child)
+    """Make a `DepthwiseConv2d` of every convolution in `module` that it can stand for; weights keep their names."""
+    for conv in module.modules():
+        if DepthwiseConv2d.replaces(conv):
+            same = isinstance(conv, Conv2dSame)
+            conv.__class__ = DepthwiseConv2d
+            assert isinstance(conv, DepthwiseConv2d)
+            conv.same = same
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -103,40 +88,26 @@ class _DepthwiseConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         input, weight = ctx.saved_tensors
-        stride, padding = ctx.stride, ctx.padding
         gradient = gradient.contiguous(memory_format=torch.channels_last)
+        given = gradient, input, weight, ctx.stride, ctx.padding
         for_input = for_weight = None
         if ctx.needs_input_grad[0]:
-            if stride == 1:
-                for_input = _backward(gradient, input, weight, stride, padding, weight_wanted=False)
-            else:
-                for_input = _input_gradient(gradient, input, weight, stride, padding)
+            for_input = _input_gradient(*given) if ctx.stride == 2 else _gradient_of_torch(0, *given)
         if ctx.needs_input_grad[1]:
-            if weight.shape[-1] == 3:
-                for_weight = _backward(gradient, input, weight, stride, padding, weight_wanted=True)
-            else:
-                for_weight = _weight_gradient_in_blocks(gradient, input, weight, stride, padding)
+            kernel = weight.shape[-1]
+            for_weight = _weight_gradient_in_blocks(*given) if kernel == 5 else _gradient_of_torch(1, *given)
         return for_input, for_weight, None, None
 
 
-def _backward(
-    gradient: Tensor, input: Tensor, weight: Tensor, stride: int, padding: int, *, weight_wanted: bool
+def _gradient_of_torch(
+    of: int, gradient: Tensor, input: Tensor, weight: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """PyTorch's own gradient of the input or of the weight."""
-    result: Tensor = torch.ops.aten.convolution_backward(
-        gradient,
-        input,
-        weight,
-        None,
-        [stride, stride],
-        [padding, padding],
-        [1, 1],
-        False,
-        [0, 0],
-        input.shape[1],
-        [not weight_wanted, weight_wanted, False],
-    )[int(weight_wanted)]
-    return result
+    """PyTorch's own gradient of the input (0) or of the weight (1)."""
+    strides, paddings, wanted = [stride] * 2, [padding] * 2, [of == 0, of == 1, False]
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        gradient, input, weight, None, strides, paddings, [1, 1], False, [0, 0], input.shape[1], wanted
+    )
+    return gradients[of]
 
 
 def _input_gradient(gradient: Tensor, input: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -160,7 +131,6 @@ def _weight_gradient_in_blocks(
         for column in (0, 2):
             moved = padded[:, :, row : row + height, column : column + width]
             moved = moved.contiguous(memory_format=torch.channels_last)
-            result[:, :, row : row + 3, column : column + 3] = _backward(
-                gradient, moved, block, stride, 0, weight_wanted=True
-            )
+            part = _gradient_of_torch(1, gradient, moved, block, stride, 0)
+            result[:, :, row : row + 3, column : column + 3] = part
     return result

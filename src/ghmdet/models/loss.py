@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ghmdet import functional
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional import _elements
-from ghmdet.functional.density import RegionCounts
+from ghmdet.functional.density import RegionCounts, check_whole
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
 from ghmdet.spectrum import GradientSpectrum, sum_over_ranks, world_size
@@ -42,9 +41,6 @@ _CLASS_SUMS: dict[str, Callable[..., Tensor]] = {
     "ce": functional.binary_cross_entropy,
     "ohem": functional.ohem_loss,
     "focal": functional.sigmoid_focal_loss,
-    "ce-per-class": functional.binary_cross_entropy,
-    "ohem-per-class": partial(functional.ohem_loss, per_class=True),
-    "focal-per-class": functional.sigmoid_focal_loss,
 }
 
 
@@ -60,6 +56,7 @@ class LossConfig:
     """Backward passes of one optimizer step, so that the moving averages of GHM move once a step."""
 
     def __post_init__(self) -> None:
+        check_whole("accumulation_steps", self.accumulation_steps)
         if self.cls_loss not in CLS_LOSSES:
             raise unknown_name("class loss", self.cls_loss, CLS_LOSSES)
         if self.box_loss not in BOX_LOSSES:
@@ -86,20 +83,21 @@ class DetectionLoss(nn.Module):
         self.config = config
         self.cls_weight = CLS_LOSSES[config.cls_loss] if config.cls_weight is None else config.cls_weight
         self.box_weight = BOX_LOSSES[config.box_loss] if config.box_weight is None else config.box_weight
+        steps = config.accumulation_steps
         if config.cls_loss == "ghm-c":
-            self.ghm_c = GHMC.guarded(num_classes, accumulation_steps=config.accumulation_steps)
+            self.ghm_c = GHMC.guarded(num_classes, accumulation_steps=steps)
         elif config.cls_loss == "ghm-c-joint":
-            self.ghm_c = GHMC(accumulation_steps=config.accumulation_steps)
+            self.ghm_c = GHMC(accumulation_steps=steps)
         elif config.cls_loss == "ghm-c-published":
-            self.ghm_c = GHMC.published(accumulation_steps=config.accumulation_steps)
+            self.ghm_c = GHMC.published(accumulation_steps=steps)
         elif config.cls_loss.endswith("-per-class"):
             self.counts = GradientSpectrum(
-                1, momentum=0.75, num_classes=num_classes, accumulation_steps=config.accumulation_steps
+                1, momentum=0.75, num_classes=num_classes, accumulation_steps=steps
             )
         if config.box_loss == "ghm-r":
-            self.ghm_r = GHMR(accumulation_steps=config.accumulation_steps)
+            self.ghm_r = GHMR(accumulation_steps=steps)
         elif config.box_loss == "ghm-r-published":
-            self.ghm_r = GHMR.published(accumulation_steps=config.accumulation_steps)
+            self.ghm_r = GHMR.published(accumulation_steps=steps)
 
     def forward(
         self, logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor, anchors: Tensor
@@ -134,13 +132,15 @@ class DetectionLoss(nn.Module):
         name, targets, valid = self.config.cls_loss, labels, None
         if logits.shape[1] == 1:  # for which the losses take no labels
             targets, valid = (labels == 0).unsqueeze(1), labels >= 0
-        if name.endswith("-per-class"):
-            sums = _CLASS_SUMS[name](logits, targets, valid=valid, reduction="none").sum(0)
-            return (sums / self._class_positives(labels)).mean()
-        if name in _CLASS_SUMS:
-            return _CLASS_SUMS[name](logits, targets, valid=valid, reduction="sum") / positives
-        loss: Tensor = self.ghm_c(logits, targets, valid)
-        return loss
+        if name.startswith("ghm-c"):
+            harmonized: Tensor = self.ghm_c(logits, targets, valid)
+            return harmonized
+        loss = _CLASS_SUMS[name.removesuffix("-per-class")]
+        if not name.endswith("-per-class"):
+            return loss(logits, targets, valid=valid, reduction="sum") / positives
+        options = {"per_class": True} if name.startswith("ohem") else {}
+        sums = loss(logits, targets, valid=valid, reduction="none", **options).sum(0)
+        return (sums / self._class_positives(labels)).mean()
 
     def _class_positives(self, labels: Tensor) -> Tensor:
         """The positives of each class, [K], over the ranks as in `forward`; a moving average in training."""
@@ -165,14 +165,10 @@ class DetectionLoss(nn.Module):
             return torch.where(positive, per_box, 0.0).sum() / positives
         offsets = encode(boxes, anchors)
         if name in ("ghm-r", "ghm-r-published"):
-            loss: Tensor = self.ghm_r(deltas, offsets, valid=positive)
-            return loss
-        if name == "asl1":
-            return functional.asl1_loss(deltas, offsets, mu=0.02, valid=positive, reduction="sum") / positives
-        return (
-            functional.smooth_l1_loss(deltas, offsets, beta=1 / 9, valid=positive, reduction="sum")
-            / positives
-        )
+            harmonized: Tensor = self.ghm_r(deltas, offsets, valid=positive)
+            return harmonized
+        loss = functional.asl1_loss if name == "asl1" else functional.smooth_l1_loss
+        return loss(deltas, offsets, valid=positive, reduction="sum") / positives
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:

@@ -51,6 +51,6 @@ class FeaturePyramid(nn.Module):
 
 
 def _two_columns(x: Tensor) -> Tensor:
-    # In bf16 on a CPU (PyTorch 2.14, oneDNN) the weight's gradient of a strided convolution over one column is read from
-    # memory that nobody wrote. A second column of zeros is what the padding has there anyway: the values are the same.
+    # On a CPU (PyTorch 2.14) the weight's gradient of a strided bf16 convolution over one column is memory that nobody
+    # wrote. A second column of zeros is what the padding has there anyway: no value changes.
     return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x

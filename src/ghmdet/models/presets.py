@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.functional.density import check_whole
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -177,8 +178,7 @@ def preset(
         raise unknown_name("model", name, PRESETS)
     config = PRESETS[name]
     if size is not None:
-        if size < 1:
-            raise GhmdetError(f"size {size}: give a whole number of at least 1")
+        size = check_whole("size", size)
         short = max(1, round(size * config.min_size / config.max_size))
         config = dataclasses.replace(config, min_size=short, max_size=size)
     if anchor_base is not None:

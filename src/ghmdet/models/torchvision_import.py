@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,23 +12,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models.presets import ModelConfig
-
-# (blocks of each layer, whether they are bottlenecks) -> the ResNet
-_RESNETS = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-}
-
-_RENAMED = (
-    (r"backbone\.fpn\.inner_blocks\.(\d+)\.0", r"neck.lateral.\1"),
-    (r"backbone\.fpn\.layer_blocks\.(\d+)\.0", r"neck.output.\1"),
-    (r"backbone\.fpn\.extra_blocks\.p6", "neck.extra.0"),
-    (r"backbone\.fpn\.extra_blocks\.p7", "neck.extra.1"),
-    (r"head\.classification_head\.cls_logits", "head.class_logits"),
-    (r"head\.regression_head\.bbox_reg", "head.box_deltas"),
-)
 
 
 class Converted(NamedTuple):
@@ -58,8 +40,7 @@ def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> Conver
         raise GhmdetError(
             f"{len(names)} class names for a torchvision model with {outputs} outputs; its unused index 0 needs one too"
         )
-    config = _config(model)
-    return Converted(config, names, _renamed(model.state_dict(), config.norm_groups > 0))
+    return Converted(_config(model), names, _weights(model))
 
 
 def from_state(state: Mapping[str, Tensor]) -> Converted | None:
@@ -85,13 +66,8 @@ def from_state(state: Mapping[str, Tensor]) -> Converted | None:
 
 
 def _config(model: Any) -> ModelConfig:
-    body, fpn, transform, anchors = (
-        model.backbone.body,
-        model.backbone.fpn,
-        model.transform,
-        model.anchor_generator,
-    )
-    tower = model.head.classification_head.conv
+    body, fpn, transform = model.backbone.body, model.backbone.fpn, model.transform
+    tower, anchors = model.head.classification_head.conv, model.anchor_generator
     norms = [layer for layer in tower.modules() if isinstance(layer, nn.GroupNorm)]
     if transform.fixed_size is not None:
         raise GhmdetError(
@@ -102,7 +78,7 @@ def _config(model: Any) -> ModelConfig:
             f"all levels need the same anchor ratios, the torchvision model has {anchors.aspect_ratios}"
         )
     return ModelConfig(
-        backbone=f"{_resnet(body)}.tv_in1k",
+        backbone=_resnet(body),
         channels=model.backbone.out_channels,
         extra_levels=2,
         extra_from="p5" if fpn.extra_blocks.use_P5 else "c5",
@@ -129,24 +105,28 @@ def _config(model: Any) -> ModelConfig:
 
 
 def _resnet(body: Any) -> str:
-    layers = [body[f"layer{number}"] for number in (1, 2, 3, 4)] if "layer1" in body else []
-    shape = tuple(len(layer) for layer in layers), any(hasattr(layer[0], "conv3") for layer in layers)
-    if shape not in _RESNETS:
-        raise GhmdetError(f"the torchvision model's backbone is none of {', '.join(_RESNETS.values())}")
-    return _RESNETS[shape]
+    if "layer1" not in body:
+        raise GhmdetError("the torchvision model's backbone is no ResNet")
+    blocks = [block for number in (1, 2, 3, 4) for block in body[f"layer{number}"]]
+    # A ResNet is named after its convolutions in a row: those of its blocks, the first one, and the classifier.
+    depth = (3 if hasattr(blocks[0], "conv3") else 2) * len(blocks) + 2
+    return f"resnet{depth}.tv_in1k"
 
 
-def _renamed(state: Mapping[str, Tensor], normed: bool) -> dict[str, Tensor]:
-    # Torchvision nests a tower's layers (conv.1.0: second block, its convolution); ours are in one row.
-    per_block = 3 if normed else 2
-
-    def tower(found: re.Match[str]) -> str:
-        name = "class_tower" if found[1] == "classification" else "box_tower"
-        return f"head.{name}.{int(found[2]) * per_block + int(found[3])}"
-
-    renamed = {}
-    for key, value in state.items():
-        for pattern, ours in _RENAMED:
-            key = re.sub(pattern, ours, key)
-        renamed[re.sub(r"head\.(classification|regression)_head\.conv\.(\d+)\.(\d+)", tower, key)] = value
-    return renamed
+def _weights(model: Any) -> dict[str, Tensor]:
+    fpn, classes, boxes = model.backbone.fpn, model.head.classification_head, model.head.regression_head
+    parts: dict[str, nn.Module] = {
+        "backbone.body": model.backbone.body,
+        "neck.lateral": nn.ModuleList(block[0] for block in fpn.inner_blocks),
+        "neck.output": nn.ModuleList(block[0] for block in fpn.layer_blocks),
+        "neck.extra": nn.ModuleList([fpn.extra_blocks.p6, fpn.extra_blocks.p7]),
+        "head.class_tower": nn.Sequential(*(layer for block in classes.conv for layer in block)),
+        "head.box_tower": nn.Sequential(*(layer for block in boxes.conv for layer in block)),
+        "head.class_logits": classes.cls_logits,
+        "head.box_deltas": boxes.bbox_reg,
+    }
+    return {
+        f"{part}.{name}": value
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
