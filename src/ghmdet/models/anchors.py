@@ -62,21 +62,17 @@ def anchors_inside(
 
 def level_grids(config: ModelConfig, height: int, width: int) -> list[LevelGrid]:
     """Where each level's anchors stand in a padded picture of height x width pixels, and their shapes."""
-    return [
-        _grid(config, sizes, stride, height, width)
-        for sizes, stride in zip(config.level_sizes, config.strides, strict=True)
-    ]
-
-
-def _grid(config: ModelConfig, sizes: tuple[float, ...], stride: int, height: int, width: int) -> LevelGrid:
-    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-    shapes = _shapes(sizes, config.anchor_ratios)
-    if config.anchor_rule == "torchvision":
-        shapes = shapes.round()
-        y, x = torch.arange(rows) * (height // rows), torch.arange(columns) * (width // columns)
-    else:
-        y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) * stride for n in (rows, columns))
-    return LevelGrid(x.float(), y.float(), shapes)
+    levels = []
+    for sizes, stride in zip(config.level_sizes, config.strides, strict=True):
+        shapes = _shapes(sizes, config.anchor_ratios)
+        cells = [(side, math.ceil(side / stride)) for side in (height, width)]
+        if config.anchor_rule == "torchvision":
+            shapes = shapes.round()
+            y, x = (torch.arange(n, dtype=torch.float32) * (side // n) for side, n in cells)
+        else:
+            y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) * stride for _, n in cells)
+        levels.append(LevelGrid(x, y, shapes))
+    return levels
 
 
 def _expand(level: LevelGrid) -> Tensor:

@@ -144,13 +144,11 @@ class RetinaNet(nn.Module):
 
     @classmethod
     def from_torchvision(cls, model: nn.Module, classes: Sequence[str] | None = None) -> RetinaNet:
-        """A detector with the same detections as torchvision's `retinanet_resnet50_fpn` or `_v2`.
+        """A detector with the same detections as torchvision's `retinanet_resnet50_fpn` or `_v2`, on its device.
 
-        model: one of those two, with any number of classes, also with sizes, thresholds and anchors of its own.
         classes: a name for each of its outputs; "class 0", "class 1", ... where absent. Labels stay torchvision's own
             indices: its index 0, which it never trains, is the first class here and needs a name too.
 
-        Returns it on the model's device, in the model's mode, able to be trained with our losses.
         Raises GhmdetError for another network, or another number of names.
         """
         config, names, weights = torchvision_import.from_model(model, classes)

