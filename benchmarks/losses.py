@@ -68,7 +68,6 @@ BY_LABELS: dict[str, Loss] = {
         x, y, per_class=True, min_count="positives", normalize="none"
     ),
     "ghm-c reference": lambda x, y: functional.ghm_c_loss(x, y, impl="reference"),
-    "ghm-c compile": lambda x, y: functional.ghm_c_loss(x, y, impl="compile"),
     "focal": functional.sigmoid_focal_loss,
 }
 BY_ONE_HOT: dict[str, Loss] = {
@@ -258,9 +257,6 @@ def growth(table: Table, threads: int, rounds: int, sizes: list[int]) -> None:
     each = {n: medians(["ghm-c"], n, threads, rounds)["ghm-c"] / n for n in (10**5, 10**6, 10**7)}
     for n, seconds in each.items():
         table.add("growth", "ghm-c", n, seconds * 1e9, "ns/logit", seconds / each[10**6], "1e6")
-    for n in (10**5, 10**6, 10**7):
-        first = child("time", "ghm-c compile", n, threads, 1)["first"]
-        table.add("first call", "ghm-c compile", n, first, "s")
 
 
 def density(table: Table, threads: int, rounds: int, sizes: list[int]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ghmdet.functional import naive
+import naive
 from ghmdet.spectrum import SpectrumCounts, count_batch
 
 CLASSES, STRIDES, LEVELS = ("a", "b", "c"), (8, 16), (90, 30)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+import naive
 from ghmdet.errors import GhmdetError
-from ghmdet.functional import naive
 from ghmdet.spectrum import SpectrumCounts, count_batch
 from spectrum_cases import CLASSES, LEVELS, STRIDES, make_case
 

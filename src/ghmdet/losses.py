@@ -5,11 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.functional._elements import Given, check_reduction, class_given, expand, regression_given
-from ghmdet.functional._kernels import Asl1, CrossEntropy, Kernel
-from ghmdet.functional._passes import check_impl, passes
-from ghmdet.functional.density import MinCount, RegionCounts, check_options, class_count, region_weights
+from ghmdet.functional._arguments import (
+    Arguments,
+    check_reduction,
+    class_arguments,
+    expand,
+    regression_arguments,
+)
+from ghmdet.functional._forms import check_impl, harmonized
+from ghmdet.functional.density import MinCount, RegionCounts, check_options, region_weights
 from ghmdet.functional.gradient_norm import check_positive
+from ghmdet.functional.naive import Asl1, CrossEntropy, Loss
 from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, world_size
 
 
@@ -63,10 +69,20 @@ class _Harmonized(nn.Module):
         )
         self.bins = self.spectrum.bins
 
-    def _harmonize(self, given: Given, kernel: Kernel) -> Tensor:
-        class_count(given.inputs, self.per_class)
-        run = passes(self.impl, given, kernel, self.bins, self.per_class)
-        batch = RegionCounts(run.count().table.float())
+    def _harmonize(self, arguments: Arguments, loss: Loss) -> Tensor:
+        return harmonized(
+            loss,
+            arguments,
+            self._weigh,
+            bins=self.bins,
+            per_class=self.per_class,
+            reduction=self.reduction,
+            impl=self.impl,
+        )
+
+    def _weigh(self, batch: RegionCounts) -> tuple[Tensor, Tensor]:
+        """β of each region by the average that includes the batch, and the elements that a mean divides by."""
+        batch = RegionCounts(batch.table.float())
         ranks = 1
         # As in SyncBatchNorm, ranks agree in training only: in evaluation they may not all be here.
         if self.spectrum.moves and not self.compat:
@@ -74,7 +90,7 @@ class _Harmonized(nn.Module):
         counts = self.spectrum.update(batch)
         table = region_weights(counts, batch.occupied, self.normalize, self.min_count)
         # The mean over all ranks' elements, as an average of the ranks gives it.
-        return run.weighted(table, self.reduction, batch.examples.sum().clamp_min(1) / ranks)
+        return table, batch.examples.sum().clamp_min(1) / ranks
 
     def _masks(
         self, inputs: Tensor, valid: Tensor | None, weight: Tensor | None
@@ -170,9 +186,8 @@ class GHMC(_Harmonized):
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """The loss of logits against targets."""
-        return self._harmonize(
-            class_given(inputs, targets, *self._masks(inputs, valid, weight)), CrossEntropy()
-        )
+        arguments = class_arguments(inputs, targets, *self._masks(inputs, valid, weight))
+        return self._harmonize(arguments, CrossEntropy())
 
 
 class GHMR(_Harmonized):
@@ -223,8 +238,8 @@ class GHMR(_Harmonized):
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """The loss of predicted offsets against target offsets."""
-        given = regression_given(inputs, targets, *self._masks(inputs, valid, weight))
-        return self._harmonize(given, Asl1(self.mu))
+        arguments = regression_arguments(inputs, targets, *self._masks(inputs, valid, weight))
+        return self._harmonize(arguments, Asl1(self.mu))
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""

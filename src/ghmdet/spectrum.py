@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.functional.density import RegionCounts, check_whole
+from ghmdet.functional.density import RegionCounts, check_whole, unit_region
 from ghmdet.functional.gradient_norm import asl1_gradient_norm
 
 Ints = NDArray[np.int64]
@@ -364,7 +364,7 @@ class SpectrumSums:
         p = norm.gather(1, own)
         norm.scatter_(1, own, torch.where(is_object, 1 - p, p))
         cell = (label < 0).int() * (2 * num_classes * levels) + level
-        place = _region(norm).add_(cell[:, None] * REGIONS)
+        place = unit_region(norm, REGIONS).add_(cell[:, None] * REGIONS)
         place += torch.arange(num_classes, dtype=torch.int32, device=place.device) * (levels * REGIONS)
         place.scatter_add_(1, own, is_object.int() * (num_classes * levels * REGIONS))
         _add_at(self.tables["examples"], self.tables["gradient"], place, norm)
@@ -376,7 +376,7 @@ class SpectrumSums:
             objects = (label < num_classes).nonzero()[:, 0]
             difference, label, level = difference[objects], label[objects], level[objects]
         norm = asl1_gradient_norm(difference.float(), MU)  # [n, 4]
-        place = _region(norm).add_(((label.int() * levels + level) * REGIONS)[:, None])
+        place = unit_region(norm, REGIONS).add_(((label.int() * levels + level) * REGIONS)[:, None])
         _add_at(self.tables["boxes"], self.tables["box_gradient"], place, norm)
 
     def counts(self) -> SpectrumCounts:
@@ -404,11 +404,6 @@ def count_batch(
         if np.isnan(gradient).any():
             raise GhmdetError(f"{what} are no numbers (NaN)")
     return counts
-
-
-def _region(norm: Tensor) -> Tensor:
-    """The region of each norm, by the arithmetic of `functional.density.region_index`; int32."""
-    return (norm * REGIONS).int().clamp_(0, REGIONS - 1)
 
 
 def _add_at(counts: Tensor, sums: Tensor, place: Tensor, norm: Tensor) -> None:

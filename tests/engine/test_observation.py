@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import naive
 from engine_cases import TINY
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.train import Trainer
-from ghmdet.functional import naive
 from ghmdet.models import PRESETS, RetinaNet
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.box_coder import encode

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
+import naive
 from ghmdet import functional as ghm
-from ghmdet.functional import naive
 
 LOSSES = {
     "ce": ghm.binary_cross_entropy,

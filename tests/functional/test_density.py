@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghmdet.functional import gradient_density, naive
+import naive
+from ghmdet.functional import gradient_density
 
 
 def cases() -> dict[str, torch.Tensor]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ghmdet import GHMC, GHMR
 from ghmdet import functional as ghm
-from ghmdet.functional import _blocks, _passes
-from ghmdet.functional._elements import Given
-from ghmdet.functional._kernels import CrossEntropy
+from ghmdet.functional import _forms, _fused
+from ghmdet.functional import naive as reference
+from ghmdet.functional._arguments import Arguments
 from operations import WAITS, Operations, as_an_accelerator
 
 GUARDED = {"min_count": "positives", "normalize": "none"}
@@ -20,9 +20,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 8e-3, to
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+def small_fused(monkeypatch):
     """Blocks of 64 elements, so that small examples have many, and parts of one image."""
-    monkeypatch.setattr(_blocks, "CPU_BLOCK", 64)
+    monkeypatch.setattr(_fused, "CPU_BLOCK", 64)
 
 
 def example(*shape: int, dtype=torch.float32, seed: int = 0):
@@ -153,10 +153,14 @@ def test_the_regions_are_exactly_those_of_the_reference():
     logits = torch.cat([border, border.nextafter(torch.tensor(9.0)), border.nextafter(torch.tensor(-9.0))])
     logits = torch.cat([logits, torch.tensor([20.0, 40.0, -104.0])]).unsqueeze(1)
     for label in (0, 1):
-        given_ = Given(logits, torch.full((len(logits),), label), True, None, None)
-        tables = [
-            _passes.passes(impl, given_, CrossEntropy(), 30).count().table for impl in ("torch", "reference")
-        ]
+        arguments, tables = Arguments(logits, torch.full((len(logits),), label), None, None), []
+
+        def keep(counts, tables=tables):
+            tables.append(counts.table)
+            return torch.ones(1, 30), None
+
+        for form in (_fused, reference):
+            form.harmonized(reference.CrossEntropy(), arguments, keep, 30, False, "sum")
         assert torch.equal(*tables)
 
 
@@ -218,7 +222,7 @@ def test_no_gradient_is_computed_that_nobody_wants(wants):
 def test_nothing_in_the_accelerators_path_reads_a_value(name, masked, monkeypatch):
     """The path of a device other than the CPU, on the CPU: no operation whose result's size depends on values."""
     as_an_accelerator(monkeypatch)
-    monkeypatch.setattr(_blocks, "DEVICE_BLOCK", 200)
+    monkeypatch.setattr(_fused, "DEVICE_BLOCK", 200)
     for shape in ((63, 3), (5, 3, 13)):
         logits, labels, _ = example(*shape)
         options = {"valid": labels != 2, "weight": torch.rand(labels.shape)} if masked else {}
@@ -255,7 +259,7 @@ def test_a_modules_steps_give_the_reference(name):
 
 
 def test_auto_says_once_what_it_takes_and_why(caplog):
-    _passes._say_once.cache_clear()
+    _forms._say_once.cache_clear()
     with caplog.at_level(logging.DEBUG, "ghmdet"):
         for _ in range(2):
             ghm.ghm_c_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 3]))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import naive
 from ghmdet import functional as ghm
-from ghmdet.functional import naive
 
 
 def test_sigmoid_norm_is_the_size_of_the_gradient_of_cross_entropy():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import naive
 from ghmdet import functional as ghm
-from ghmdet.functional import naive
 
 LOSSES = {"smooth-l1": ghm.smooth_l1_loss, "asl1": ghm.asl1_loss, "ghm-r": ghm.ghm_r_loss}
 every_loss = pytest.mark.parametrize("name", LOSSES)

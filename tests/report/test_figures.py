@@ -13,8 +13,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import naive
 from ghmdet.evaluation.matching import reliability
-from ghmdet.functional import naive, ohem_loss, sigmoid_focal_loss
+from ghmdet.functional import ohem_loss, sigmoid_focal_loss
 from ghmdet.report import figures
 from ghmdet.report.reweighting import focal_gradient
 from ghmdet.spectrum import SpectrumCounts

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ghmdet.functional import naive
+import naive
 from ghmdet.report.summary import summarize
 from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, make_case

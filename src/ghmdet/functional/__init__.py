@@ -1,7 +1,7 @@
 """The mathematics of gradient harmonizing: pure functions of tensors (README.md beside this file explains them)."""
 
 from ghmdet.functional.classification import binary_cross_entropy, ghm_c_loss, ohem_loss, sigmoid_focal_loss
-from ghmdet.functional.density import gradient_density, harmonizing_weights
+from ghmdet.functional.density import gradient_density, harmonizing_weights, unit_region
 from ghmdet.functional.gradient_norm import (
     asl1_gradient_norm,
     sigmoid_gradient_norm,
@@ -24,4 +24,5 @@ __all__ = [
     "smooth_l1_gradient_norm",
     "smooth_l1_loss",
     "softmax_gradient_norm",
+    "unit_region",
 ]

@@ -6,19 +6,18 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._elements import (
+from ghmdet.functional._arguments import (
     check_reduction,
     check_tensors,
+    class_arguments,
     class_elements,
-    class_given,
     expand_all,
     from_populations,
     is_traced,
     populations,
     reduce,
 )
-from ghmdet.functional._kernels import CrossEntropy, Focal, cross_entropy
-from ghmdet.functional._passes import passes
+from ghmdet.functional._forms import harmonized
 from ghmdet.functional.density import (
     MinCount,
     check_options,
@@ -27,6 +26,7 @@ from ghmdet.functional.density import (
     weights,
     window_cells,
 )
+from ghmdet.functional.naive import CrossEntropy, Focal
 
 
 def binary_cross_entropy(
@@ -45,7 +45,7 @@ def binary_cross_entropy(
     check_reduction(reduction)
     check_tensors(class_weight=class_weight)
     elements = class_elements(inputs, targets, valid, weight)
-    loss = cross_entropy(elements.inputs, elements.targets)
+    loss = CrossEntropy()(elements.inputs, elements.targets)
     if class_weight is not None:
         if inputs.dim() < 2 or class_weight.shape != inputs.shape[1:2]:
             raise GhmdetError(
@@ -83,9 +83,9 @@ def ghm_c_loss(
     - `valid`: bool mask, the inputs' shape or that without dimension 1; what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
-    - `impl`: "reference" (readable steps, differentiable twice), "torch" (fused: no memory of the inputs' size but the
-      gradient), "compile" (the steps by torch.compile), or "auto", which logs what it takes (docs/performance.md).
-      ``method="exact"`` has readable steps only.
+    - `impl`: "reference" (readable steps, with every derivative), "torch" (fused: no memory of the inputs' size but the
+      gradient) or "auto", which takes the fused form where it can and logs why not. ``method="exact"`` has readable
+      steps only.
 
     The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
     for shapes, dtypes or options that do not fit and (on the CPU) for targets outside 0..1 and labels above K.
@@ -96,15 +96,21 @@ def ghm_c_loss(
     """
     check_options(bins, normalize, min_count, method)
     check_reduction(reduction)
-    class_count(inputs, per_class)
-    given = class_given(inputs, targets, valid, weight)
-    if method != "exact":
-        run = passes(impl, given, CrossEntropy(), bins * window_cells(method), per_class)
-        return run.weighted(method_weights(run.count(), method, normalize, min_count), reduction)
-    every = expand_all(given)
-    norm, loss = CrossEntropy().composed(every)
-    beta = weights(norm, every.targets, every.valid, bins, method, normalize, min_count, per_class)
-    return reduce(beta * loss, every, reduction)
+    arguments, loss = class_arguments(inputs, targets, valid, weight), CrossEntropy()
+    if method == "exact":
+        every = expand_all(arguments)
+        norm = loss.norm(every.inputs, every.targets)
+        beta = weights(norm, every.targets, every.valid, bins, method, normalize, min_count, per_class)
+        return reduce(beta * loss(every.inputs, every.targets), every, reduction)
+    return harmonized(
+        loss,
+        arguments,
+        lambda counts: (method_weights(counts, method, normalize, min_count), None),
+        bins=bins * window_cells(method),
+        per_class=per_class,
+        reduction=reduction,
+        impl=impl,
+    )
 
 
 def sigmoid_focal_loss(
@@ -129,9 +135,8 @@ def sigmoid_focal_loss(
     if not gamma >= 0:
         raise GhmdetError(f"gamma must be at least 0, not {gamma!r}")
     check_reduction(reduction)
-    given = class_given(inputs, targets, valid, weight)
-    why_not = "" if given.labels else "targets may be soft"
-    return passes(impl, given, Focal(alpha, gamma), why_not=why_not).weighted(None, reduction)
+    arguments = class_arguments(inputs, targets, valid, weight)
+    return harmonized(Focal(alpha, gamma), arguments, reduction=reduction, impl=impl)
 
 
 def ohem_loss(
@@ -157,7 +162,7 @@ def ohem_loss(
     check_reduction(reduction)
     elements = class_elements(inputs, targets, valid, weight)
     class_count(elements.inputs, per_class)
-    loss = cross_entropy(elements.inputs, elements.targets)
+    loss = CrossEntropy()(elements.inputs, elements.targets)
     with torch.no_grad():
         positive = elements.valid & (elements.targets >= 0.5)
         # Numbers of one sign are in the order of their bits, and integers sort by radix: 20 times as fast on a CPU.

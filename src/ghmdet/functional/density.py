@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.functional._elements import (
+from ghmdet.functional._arguments import (
     check_tensors,
     class_elements,
     from_populations,
@@ -100,7 +100,7 @@ def gradient_density(
             window = window_cells(method)
             cells = round(window / epsilon)
             index = region_index(norm, mask, cells, per_class=False)
-            count, width = count_regions(index, None, cells, None, norm.dtype).windows(window)
+            count, width = count_regions(index, None, cells, False, norm.dtype).windows(window)
             density = look_up((count * cells / width).to(norm.dtype), index)
         return torch.where(mask, density, 0.0)
 
@@ -157,10 +157,9 @@ def weights(
     per_class: bool,
 ) -> Tensor:
     """β of gradient norms, targets and mask that are already of one shape; options already checked."""
-    num_classes = class_count(norm, per_class)
-    window = window_cells(method)
+    norm, window = norm.detach(), window_cells(method)
     index = region_index(norm, valid, bins * window, per_class)
-    counts = count_regions(index, targets, bins * window, num_classes, norm.dtype)
+    counts = count_regions(index, targets, bins * window, per_class, norm.dtype)
     if method != "exact":
         return look_up(method_weights(counts, method, normalize, min_count), index)
     rows, mask = populations(norm, per_class), populations(valid, per_class)
@@ -172,10 +171,21 @@ def weights(
     return from_populations(beta, norm, per_class)
 
 
+def unit_region(norm: Tensor, bins: int) -> Tensor:
+    """The region m of each gradient norm, m/M ≤ g < (m + 1)/M, int32; a norm of 1 lies in the last one.
+
+    In the precision of the norms, which lie in 0..1; `bins` is M. A NaN lies in the first region.
+
+    >>> unit_region(torch.tensor([0.0, 0.05, 1.0]), 30)
+    tensor([ 0,  1, 29], dtype=torch.int32)
+    """
+    return (norm * bins).to(torch.int32).clamp(0, bins - 1)
+
+
 def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Tensor:
     """The place of each element in a flat [C · M + 1] table: its class's region, or the last one where not valid."""
-    num_classes = class_count(norm, per_class) or 1
-    index = (norm.detach() * bins).to(torch.int32).clamp(0, bins - 1)
+    num_classes = class_count(norm, per_class)
+    index = unit_region(norm.detach(), bins)
     if per_class:
         offset = torch.arange(num_classes, device=norm.device, dtype=torch.int32) * bins
         index = index + offset.view(1, -1, *[1] * (norm.dim() - 2))
@@ -183,23 +193,21 @@ def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Ten
 
 
 def count_regions(
-    index: Tensor, targets: Tensor | None, bins: int, num_classes: int | None, dtype: torch.dtype
+    index: Tensor, targets: Tensor | None, bins: int, per_class: bool, dtype: torch.dtype
 ) -> RegionCounts:
-    """The examples of each region from `region_index`, and the positives; `num_classes` None is joint."""
-    classes = num_classes or 1
+    """The examples of each region from `region_index`, and the positives among the `targets`."""
+    classes = class_count(index, per_class)
     # torch.compile makes atomic additions of int32, and for int64 sorts all elements.
     dtype_of_counts = torch.int32 if index.numel() < 2**31 else torch.int64
     counts = torch.zeros(classes * bins + 1, dtype=dtype_of_counts, device=index.device)
     counts = counts.index_add(0, index.flatten(), counts.new_ones(1).expand(index.numel()))
     regions = counts[:-1].view(classes, bins)
     if targets is None:
-        positives = torch.zeros(classes, dtype=dtype, device=index.device)
-    elif num_classes is None:
-        positives = (targets >= 0.5).sum().view(1)
+        positives = torch.zeros(classes, device=index.device)
     else:
-        positives = (targets >= 0.5).sum([d for d in range(targets.dim()) if d != 1])
-    columns = [regions.to(dtype), regions.sum(1, keepdim=True).to(dtype), positives.to(dtype).unsqueeze(1)]
-    return RegionCounts(torch.cat(columns, 1))
+        positives = populations(targets >= 0.5, per_class).sum(1)
+    columns = [regions, regions.sum(1, keepdim=True), positives.unsqueeze(1)]
+    return RegionCounts(torch.cat([column.to(dtype) for column in columns], 1))
 
 
 def region_weights(counts: RegionCounts, occupied: Tensor, normalize: str, min_count: MinCount) -> Tensor:
@@ -236,15 +244,13 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
     return flat.index_select(0, index.flatten()).view(index.shape)
 
 
-def class_count(inputs: Tensor, per_class: bool) -> int | None:
-    """The number of classes that have a density of their own; None when joint."""
-    if not per_class:
-        return None
-    if inputs.dim() < 2:
+def class_count(inputs: Tensor, per_class: bool) -> int:
+    """The number of densities: one for each class along dimension 1, or one for all."""
+    if per_class and inputs.dim() < 2:
         raise GhmdetError(
             f"per_class=True needs a class dimension (dimension 1), found shape {tuple(inputs.shape)}"
         )
-    return inputs.shape[1]
+    return inputs.shape[1] if per_class else 1
 
 
 def check_options(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._elements import check_tensors, class_elements, values_can_be_read
+from ghmdet.functional._arguments import check_tensors, class_elements, values_can_be_read
 
 
 def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:

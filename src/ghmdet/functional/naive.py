@@ -1,79 +1,85 @@
-"""The article's formulas as it writes them, one example at a time: the specification that the fast forms are held to.
+"""The losses as the article writes them, on whole tensors: the specification, and ``impl="reference"``.
 
-Read this file beside the article. Plain numbers and loops, O(N²); nothing in the package calls it.
+Read it beside the article; README.md has the symbols. Every derivative exists. It takes some ten times the memory of
+the inputs; the fused form is held to its values and gradients.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghmdet.functional._arguments import Arguments, expand_all, reduce
+from ghmdet.functional.density import RegionCounts, count_regions, look_up, region_index
+from ghmdet.functional.gradient_norm import asl1_gradient_norm, asl1_root, sigmoid_norm
+
+Weigh = Callable[[RegionCounts], tuple[Tensor, Tensor | None]]
+"""From the counts of a batch, β of each region [C, M], and what "mean" divides by (None: the valid elements)."""
 
 
-def cross_entropy(p: float, target: float) -> float:
-    """L_CE: −log(p) for p* = 1, −log(1 − p) for p* = 0; for a soft target the mean of the two, weighed by it."""
-    positive = -target * math.log(p) if target > 0 else 0.0
-    negative = -(1 - target) * math.log(1 - p) if target < 1 else 0.0
-    return positive + negative
+@dataclass(frozen=True)
+class CrossEntropy:
+    """L_CE(p, p*) with p = sigmoid(x): −log(p) for p* = 1, −log(1 − p) for p* = 0."""
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """L of each element, of tensors that are of one shape and precision."""
+        return F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+
+    def norm(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """g = |p − p*|, the size of its gradient by the logit."""
+        return sigmoid_norm(inputs, targets)
 
 
-def gradient_norm(p: float, target: float) -> float:
-    """g = |∂L_CE/∂x| = |p − p*|."""
-    return abs(p - target)
+@dataclass(frozen=True)
+class Focal(CrossEntropy):
+    """α_t (1 − p_t)^γ L_CE (Lin et al. 2017), without α_t where α is negative."""
+
+    alpha: float
+    gamma: float
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """L of each element."""
+        # 1 − p_t without the subtraction, which would round to 0 and give NaN gradients for γ < 1.
+        missing = targets * torch.sigmoid(-inputs) + (1 - targets) * torch.sigmoid(inputs)
+        loss = missing**self.gamma * super().__call__(inputs, targets)
+        return loss if self.alpha < 0 else (self.alpha * targets + (1 - self.alpha) * (1 - targets)) * loss
 
 
-def smooth_l1(d: float, delta: float) -> float:
-    """SL_1: d²/2δ for |d| ≤ δ, |d| − δ/2 otherwise."""
-    return d**2 / (2 * delta) if abs(d) <= delta else abs(d) - delta / 2
+@dataclass(frozen=True)
+class Asl1:
+    """ASL_1(d) = sqrt(d² + μ²) − μ, with d = x − t."""
+
+    mu: float
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """L of each element."""
+        # Without the difference of two near numbers, which loses the small d that GHM-R lifts.
+        diff = inputs - targets
+        return diff * (diff / (asl1_root(diff, self.mu) + self.mu))
+
+    def norm(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """gr = |d| / sqrt(d² + μ²), the size of its gradient."""
+        return asl1_gradient_norm(inputs - targets, self.mu)
 
 
-def asl1(d: float, mu: float) -> float:
-    """ASL_1 = sqrt(d² + μ²) − μ."""
-    return math.sqrt(d**2 + mu**2) - mu
+Loss = CrossEntropy | Focal | Asl1
 
 
-def asl1_gradient_norm(d: float, mu: float) -> float:
-    """gr = |∂ASL_1/∂d| = |d / sqrt(d² + μ²)|."""
-    return abs(d / math.sqrt(d**2 + mu**2))
-
-
-def inside(x: float, y: float, epsilon: float) -> int:
-    """δ_ε(x, y): 1 for y − ε/2 ≤ x < y + ε/2, else 0."""
-    return 1 if y - epsilon / 2 <= x < y + epsilon / 2 else 0
-
-
-def valid_length(g: float, epsilon: float) -> float:
-    """l_ε(g) = min(g + ε/2, 1) − max(g − ε/2, 0)."""
-    return min(g + epsilon / 2, 1) - max(g - epsilon / 2, 0)
-
-
-def density(norms: Sequence[float], epsilon: float) -> list[float]:
-    """GD(g_i) = 1/l_ε(g_i) Σ_k δ_ε(g_k, g_i)."""
-    return [sum(inside(x, g, epsilon) for x in norms) / valid_length(g, epsilon) for g in norms]
-
-
-def region(g: float, bins: int) -> int:
-    """The unit region of g: the m with m/M ≤ g < (m + 1)/M; g = 1 belongs to the last."""
-    return min(math.floor(g * bins), bins - 1)
-
-
-def unit_region_density(norms: Sequence[float], bins: int) -> list[float]:
-    """GD(g_i) = R_m · M, with R_m the number of examples in the region of g_i."""
-    members = [sum(region(x, bins) == m for x in norms) for m in range(bins)]
-    return [members[region(g, bins)] * bins for g in norms]
-
-
-def harmonizing(densities: Sequence[float]) -> list[float]:
-    """β_i = N / GD(g_i)."""
-    return [len(densities) / gd for gd in densities]
-
-
-def ghm(betas: Sequence[float], losses: Sequence[float]) -> float:
-    """L_GHM = 1/N Σ β_i L_i, for GHM-C over L_CE and for GHM-R over ASL_1."""
-    return sum(b * loss for b, loss in zip(betas, losses, strict=True)) / len(losses)
-
-
-def guarded(norms: Sequence[float], targets: Sequence[float], losses: Sequence[float], bins: int) -> float:
-    """Σ_i L_i / max(R(g_i), P), P the positives (at least 1). Not in the article: README.md says why it is wanted."""
-    positives = max(sum(targets), 1)
-    regions = [region(g, bins) for g in norms]
-    return sum(loss / max(regions.count(m), positives) for loss, m in zip(losses, regions, strict=True))
+def harmonized(
+    loss: Loss, arguments: Arguments, weigh: Weigh | None, bins: int, per_class: bool, reduction: str
+) -> Tensor:
+    """1/N Σ β_i L_i, with β of the unit region that the gradient norm of i lies in; β = 1 without `weigh`."""
+    elements = expand_all(arguments)
+    losses, count = loss(elements.inputs, elements.targets), None
+    if weigh is not None:
+        with torch.no_grad():
+            norm = loss.norm(elements.inputs, elements.targets)
+            index = region_index(norm, elements.valid, bins, per_class)
+            counts = count_regions(index, elements.targets, bins, per_class, norm.dtype)
+        table, count = weigh(counts)
+        losses = look_up(table.to(losses.dtype), index) * losses
+    return reduce(losses, elements, reduction, count)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghmdet.functional._elements import (
+from ghmdet.functional._arguments import (
     check_reduction,
     expand_all,
     reduce,
+    regression_arguments,
     regression_elements,
-    regression_given,
 )
-from ghmdet.functional._kernels import Asl1, asl1
-from ghmdet.functional._passes import passes
+from ghmdet.functional._forms import harmonized
 from ghmdet.functional.density import MinCount, check_options, method_weights, weights, window_cells
 from ghmdet.functional.gradient_norm import check_positive
+from ghmdet.functional.naive import Asl1
 
 
 def smooth_l1_loss(
@@ -56,7 +56,7 @@ def asl1_loss(
     check_positive("mu", mu)
     check_reduction(reduction)
     elements = regression_elements(inputs, targets, valid, weight)
-    return reduce(asl1(elements.inputs - elements.targets, mu), elements, reduction)
+    return reduce(Asl1(mu)(elements.inputs, elements.targets), elements, reduction)
 
 
 def ghm_r_loss(
@@ -96,11 +96,17 @@ def ghm_r_loss(
     check_positive("mu", mu)
     check_options(bins, normalize, min_count, method, positives=False)
     check_reduction(reduction)
-    given = regression_given(inputs, targets, valid, weight)
-    if method != "exact":
-        run = passes(impl, given, Asl1(mu), bins * window_cells(method))
-        return run.weighted(method_weights(run.count(), method, normalize, min_count), reduction)
-    every = expand_all(given)
-    norm, loss = Asl1(mu).composed(every)
-    beta = weights(norm, None, every.valid, bins, method, normalize, min_count, per_class=False)
-    return reduce(beta * loss, every, reduction)
+    arguments, loss = regression_arguments(inputs, targets, valid, weight), Asl1(mu)
+    if method == "exact":
+        every = expand_all(arguments)
+        norm = loss.norm(every.inputs, every.targets)
+        beta = weights(norm, None, every.valid, bins, method, normalize, min_count, per_class=False)
+        return reduce(beta * loss(every.inputs, every.targets), every, reduction)
+    return harmonized(
+        loss,
+        arguments,
+        lambda counts: (method_weights(counts, method, normalize, min_count), None),
+        bins=bins * window_cells(method),
+        reduction=reduction,
+        impl=impl,
+    )

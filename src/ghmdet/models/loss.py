@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ghmdet import functional
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.functional import _elements
+from ghmdet.functional import _arguments
 from ghmdet.functional.density import RegionCounts, check_whole
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
@@ -115,7 +115,7 @@ class DetectionLoss(nn.Module):
             # Logits as they are: the losses compute in float32, and their gradient is made once, in the logits' dtype.
             classification = self._classification(logits.flatten(0, 1), labels.flatten(), positives)
             deltas, boxes, counted = deltas.flatten(0, 1), boxes.flatten(0, 1), positive.flatten()
-            if _elements.values_can_be_read(deltas):
+            if _arguments.values_can_be_read(deltas):
                 # One anchor in a thousand counts; only a device that must not wait computes all.
                 rows = counted.nonzero().flatten()
                 deltas, boxes, counted = (x.index_select(0, rows) for x in (deltas, boxes, counted))

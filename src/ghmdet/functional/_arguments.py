@@ -25,23 +25,27 @@ class Elements(NamedTuple):
     weight: Tensor | None
 
 
-class Given(NamedTuple):
+class Arguments(NamedTuple):
     """The arguments of a loss as they came, checked: nothing is of the inputs' shape that was not given so.
 
-    `labels` says that the targets are class labels. `valid` is the mask, ignored labels included, None for all; it and
-    `weight` have the inputs' shape or that without dimension 1.
+    `targets` of another shape than the inputs are class labels. `valid` is the mask, ignored labels included, None for
+    all; it and `weight` have the inputs' shape or that without dimension 1.
     """
 
     inputs: Tensor
     targets: Tensor
-    labels: bool
     valid: Tensor | None
     weight: Tensor | None
 
+    @property
+    def labels(self) -> bool:
+        """Whether the targets are class labels."""
+        return self.targets.shape != self.inputs.shape
 
-def class_given(
+
+def class_arguments(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-) -> Given:
+) -> Arguments:
     """The arguments of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
     check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
     _check_inputs(inputs)
@@ -51,7 +55,7 @@ def class_given(
             least, greatest = targets.aminmax()
             if not bool((least >= 0) & (greatest <= 1)):
                 _check_inside(inputs, targets, valid)
-        return Given(inputs, targets, False, valid, weight)
+        return Arguments(inputs, targets, valid, weight)
     if inputs.dim() < 2 or targets.shape != _without_classes(inputs):
         raise GhmdetError(
             f"targets have shape {tuple(targets.shape)}; inputs of shape {tuple(inputs.shape)} take targets of that "
@@ -70,12 +74,12 @@ def class_given(
     counted = targets >= 0
     if valid is not None:
         counted = valid & (counted if valid.shape == targets.shape else counted.unsqueeze(1))
-    return Given(inputs, targets, True, counted, weight)
+    return Arguments(inputs, targets, counted, weight)
 
 
-def regression_given(
+def regression_arguments(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-) -> Given:
+) -> Arguments:
     """The arguments of a regression: targets of the inputs' shape, of any value."""
     check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
     _check_inputs(inputs)
@@ -84,17 +88,17 @@ def regression_given(
             f"targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}: they must be equal"
         )
     _check_masks(inputs, valid, weight)
-    return Given(inputs, targets, False, valid, weight)
+    return Arguments(inputs, targets, valid, weight)
 
 
-def expand_all(given: Given) -> Elements:
+def expand_all(arguments: Arguments) -> Elements:
     """The arguments of a loss, all of the inputs' shape."""
-    inputs, targets, labels, valid, weight = given
+    inputs, targets, valid, weight = arguments
     if valid is None:
         valid = torch.ones((), dtype=torch.bool, device=inputs.device).expand(inputs.shape)
     else:
         valid = expand("valid", valid, inputs)
-    if labels:
+    if arguments.labels:
         classes = torch.arange(inputs.shape[1], device=inputs.device).view(1, -1, *[1] * (inputs.dim() - 2))
         targets = targets.unsqueeze(1) == classes
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
@@ -108,15 +112,15 @@ def expand_all(given: Given) -> Elements:
 def class_elements(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
 ) -> Elements:
-    """`class_given`, all of the inputs' shape."""
-    return expand_all(class_given(inputs, targets, valid, weight))
+    """`class_arguments`, all of the inputs' shape."""
+    return expand_all(class_arguments(inputs, targets, valid, weight))
 
 
 def regression_elements(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
 ) -> Elements:
-    """`regression_given`, all of the inputs' shape."""
-    return expand_all(regression_given(inputs, targets, valid, weight))
+    """`regression_arguments`, all of the inputs' shape."""
+    return expand_all(regression_arguments(inputs, targets, valid, weight))
 
 
 def reduce(loss: Tensor, elements: Elements, reduction: str, count: Tensor | None = None) -> Tensor:
