@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ghmdet.data.make.synth import SynthConfig, synthesize
+from ghmdet.data.make.config import SynthConfig
+from ghmdet.data.make.synth import synthesize
 from ghmdet.data.make.thinning import Thinned, thin
 
 __all__ = ["SynthConfig", "Thinned", "synthesize", "thin"]

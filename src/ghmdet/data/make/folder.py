@@ -1,0 +1,50 @@
+"""Writing a data set in COCO's layout where nothing, or an earlier one of ours, is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ghmdet.errors import DataError
+
+
+@contextmanager
+def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
+    """A folder to write a data set into: at the end of the block, what it holds takes its place in `out`.
+
+    An earlier set's `images` and `annotations` go, and other files of `out` stay. Nothing happens to `out` when the
+    block fails. marker: the file by which a set of the same command is known.
+
+    Raises DataError where `out` is a file, or a folder with something in it but no marker.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file: give a folder to write the data set into")
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise DataError(
+            f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield building
+        out.mkdir(exist_ok=True)
+        for name in ("annotations", "images"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for entry in sorted(
+            building.iterdir(), reverse=True
+        ):  # the annotations last: without them it is no set
+            entry.replace(out / entry.name)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_annotations(root: Path, split: str, content: Mapping[str, Any]) -> None:
+    """Write COCO annotations where `read_data` finds them."""
+    file = root / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
