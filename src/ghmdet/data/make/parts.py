@@ -51,7 +51,7 @@ def _rounded(x0: float, x1: float, half: float, corner: float, y: float = 0.0) -
     c, d = corner, corner * 0.3
     quarter = [(x1 - c, half), (x1 - d, half - d), (x1, half - c)]
     right = quarter + [(x, -v) for x, v in reversed(quarter)]
-    return np.array(right + [(x0 + x1 - x, -v) for x, v in right]) + np.array((0, y))
+    return np.array([(px, py + y) for px, py in right + [(x0 + x1 - x, -v) for x, v in right]])
 
 
 def _oval(a: float, b: float, corners: int = 14, x: float = 0.0, y: float = 0.0) -> Points:
