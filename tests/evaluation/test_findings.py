@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ghmdet.evaluation.findings import find
-from ghmdet.evaluation.matching import evaluate
+from ghmdet.evaluation.matching import counted, evaluate, match
 from ghmdet.evaluation.score import score
 from ghmdet.evaluation.tables import read_tables
 from score_cases import Sets, random_set
@@ -101,16 +101,17 @@ def test_the_error_kinds_start_from_the_scores_ap50_and_reliability_has_its_ece(
     truth, results = random_set(seed)
     base = evaluate(read_tables(truth, results), at=[0.5]).tide_errors()["ap_base"]
     assert base == pytest.approx(score(truth, results).AP50)
-    found = find(truth, results)
+    found, tables = find(truth, results), read_tables(truth, results)
+    scores, hit, _ = counted(match(tables, evaluate(tables, at=[0.5])))
     assert found.reliability is not None and found.reliability["edges"] == pytest.approx(np.arange(11) / 10)
     error = 0.0
     for tenth in range(10):
-        mine = np.minimum((found.scores * 10).astype(int), 9) == tenth
+        mine = np.minimum((scores * 10).astype(int), 9) == tenth
         share = found.reliability["share"][tenth]
         assert found.reliability["detections"][tenth] == mine.sum()
-        assert share == (pytest.approx(found.hit[mine].mean()) if mine.any() else None)
+        assert share == (pytest.approx(hit[mine].mean()) if mine.any() else None)
         if mine.any():
-            error += mine.mean() * abs(found.scores[mine].mean() - found.hit[mine].mean())
+            error += mine.mean() * abs(scores[mine].mean() - hit[mine].mean())
     assert found.metrics.scores["ECE"] == pytest.approx(error)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ghmdet.evaluation.matching import Reliability, counted, evaluate, match, reliability
 from ghmdet.evaluation.score import THRESHOLD, Metrics, metrics_of
-from ghmdet.evaluation.tables import Annotations, Flags, Floats, Ints, Results, read_tables
+from ghmdet.evaluation.tables import Annotations, Floats, Ints, Results, read_tables
 
 ERRORS = {
     "Cls": "wrong class",
@@ -38,8 +38,8 @@ class Curve(TypedDict):
 class Findings(NamedTuple):
     """What :func:`find` found.
 
-    confusion: [K + 1, K + 1], rows truth, columns detected, last of both background. scores, hit: [n], of each
-    detection outside of crowds, and whether it found a box at IoU .50. reliability: None if a score is not in 0..1.
+    confusion: [K + 1, K + 1], rows truth, columns detected, last of both background. reliability: None where a score
+    lies outside 0..1.
     """
 
     labels: list[str]
@@ -47,8 +47,6 @@ class Findings(NamedTuple):
     curves: dict[str, Curve | None]
     confusion: Ints
     errors: list[ErrorKind]
-    scores: Floats
-    hit: Flags
     reliability: Reliability | None
 
 
@@ -81,8 +79,6 @@ def find(annotations: Annotations, results: Results) -> Findings:
             ErrorKind(kind=kind, count=errors["counts"][name], AP50_lost=errors["delta_ap"][name])
             for name, kind in ERRORS.items()
         ],
-        scores=scores,
-        hit=hit,
         reliability=reliability(scores, hit),
     )
 
