@@ -41,7 +41,14 @@ def status(*arguments: str) -> int:
         (["score", "no.json", "no.json"], "no.json"),
         (["data", "anchors", "no/such/set", "--anchor-ratios", "0.5", "two"], "--anchor-ratios"),
         (["data", "anchors", "no/such/set", "--anchor-ratios", "0.5", "2"], "no/such/set"),
+        (["data", "anchors", "no/such/set", "--size", "5000000000"], "--size 5000000000: give"),
+        (["data", "anchors", "no/such/set", "--anchor-base", "nan"], "--anchor-base nan: give"),
         (["data", "synth", "x", "--classes", "99"], "classes"),
+        (["data", "synth", "x", "--images", "2.7"], '--images: unable to convert "2.7" into int'),
+        (["data", "synth", "x", "--size", "96", "72.5"], '--size: unable to convert "72.5" into int'),
+        (["train", "x", "--out", "y", "--epochs", "0.6"], '--epochs: unable to convert "0.6" into int'),
+        (["val", "x", "y", "--workers", "1."], '--workers: unable to convert "1." into int'),
+        (["compare", "x", "--out", "y", "--seeds", "2.5"], '--seeds: unable to convert "2.5" into int'),
     ],
 )
 def test_a_mistake_is_one_line_with_its_mend(
@@ -107,6 +114,19 @@ def test_score_command_writes_the_published_figures(tmp_path: Path) -> None:
     expected = json.loads((data / "expected_pycocotools_2.0.11.json").read_text())
     for name, value in zip(expected["names"], expected["stats"], strict=True):
         assert figures[name] == pytest.approx(value, abs=1e-6)
+
+
+def test_a_file_for_a_folder_and_a_folder_for_a_file_are_named(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    truth = squares / "annotations" / "instances_val.json"
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+    assert status("val", str(run / "best.pt"), str(squares), "--out", str(tmp_path / "file")) == 2
+    assert capsys.readouterr().err == f"ghmdet: {tmp_path / 'file'}: is a file: give a folder\n"
+    assert status("score", str(truth), str(results), "--json", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"ghmdet: {tmp_path}: is a folder: name a file\n"
 
 
 def test_data_check_fails_on_errors_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,3 +36,15 @@ def test_a_function_writes_into_the_file_and_its_failure_keeps_the_old_content(t
         write_atomic(path, breaks_off)
     assert path.read_bytes() == b"whole"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder", "folder/", "/"])
+def test_a_folder_in_place_of_a_file_is_named_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file") as raised:
+        write_atomic(name, "text")
+    assert raised.value.filename == str(Path(name))
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder"]

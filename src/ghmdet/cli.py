@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(0)
+    except FileExistsError as error:
+        _fail(f"{error.filename}: is a file: give a folder", 2)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
     except KeyboardInterrupt as stopped:

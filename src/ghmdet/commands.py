@@ -126,6 +126,7 @@ def anchors(
         anchor_base: Side of the smallest anchor in strides of its level; the preset's own by default.
         anchor_ratios: Shapes of the anchors, height over width; the preset's own by default.
     """
+    TrainConfig(size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)  # refuses what cannot be
     config = preset(model, size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)
     read = read_data(data, split)
     print(read.describe())

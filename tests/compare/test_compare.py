@@ -321,7 +321,7 @@ def test_an_option_that_cannot_be_used_is_named_before_any_work(
 def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_process: list[Run]) -> None:
     (tmp_path / "arms.yaml").write_text(
         "ghm: {cls_loss: ghm}\nce: {cls_loss: ce, cls_weight: 0.2}\n"
-        "wild: {cls_loss: ce, cls_weight: 1.0, lr: 1.0e+30}\n"
+        "wild: {cls_loss: ce, cls_weight: 1.0e+9, lr: 1000, warmup: 0, clip_norm: 1.0e+9}\n"
     )
     out = tmp_path / "c"
     plan = make_plan(squares, out, arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2,0.4")
