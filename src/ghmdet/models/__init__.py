@@ -3,7 +3,7 @@
 from ghmdet.models.loss import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig
 from ghmdet.models.presets import PRESETS, ModelConfig, preset
 from ghmdet.models.retinanet import RetinaNet
-from ghmdet.models.weights import load_weights, model_from_state, model_state, pretrained_available
+from ghmdet.models.weights import load_weights, model_from_state, model_state
 
 __all__ = [
     "BOX_LOSSES",
@@ -17,5 +17,4 @@ __all__ = [
     "model_from_state",
     "model_state",
     "preset",
-    "pretrained_available",
 ]

@@ -55,14 +55,10 @@ def from_state(state: Mapping[str, Tensor]) -> Converted | None:
     build = retinanet_resnet50_fpn_v2 if p6.shape[1] == 2048 else retinanet_resnet50_fpn
     model = build(weights=None, weights_backbone=None, num_classes=layer.shape[0] // 9)
     try:
-        # Not `fitting`: torchvision's own loading knows the names of its older files.
-        missing = model.load_state_dict(dict(state), strict=False).missing_keys
-    except RuntimeError as error:  # says in several lines which shapes differ
-        shapes = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"not one of torchvision's RetinaNets: {shapes}") from error
-    lacking = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if lacking:
-        raise CheckpointError(f"not one of torchvision's RetinaNets: '{lacking[0]}' is missing")
+        model.load_state_dict(dict(state))  # which knows the names of its older files
+    except RuntimeError as error:  # says in several lines what is missing or of another shape
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"not one of torchvision's RetinaNets: {reason}") from error
     return from_model(model)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor
 
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import torchvision_import
 from ghmdet.models.loss import LossConfig
-from ghmdet.models.presets import PRESETS, ModelConfig
+from ghmdet.models.presets import ModelConfig
 from ghmdet.models.retinanet import RetinaNet
 from ghmdet.models.state import fitting, read_state
 
@@ -95,14 +96,6 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def pretrained_available(preset: str) -> bool:
-    """Whether "auto" finds the weights of this preset's backbone on this machine, without a network.
-
-    It does for `nano` where the extra `pretrained` is installed; what timm's cache holds is not looked at.
-    """
-    return _is_lite0(PRESETS[preset].backbone) and _lite0_file() is not None
-
-
 def _check_state(state: Mapping[str, Any]) -> None:
     if not is_model_state(state):
         raise CheckpointError(f"this is not a ghmdet detector: it has no 'format': '{FORMAT}'")
@@ -168,44 +161,30 @@ def _load_detector(
     model: RetinaNet, theirs: list[str], weights: Mapping[str, Tensor], backbone: str | None
 ) -> str:
     """Load another detector's weights and say what became of its classes: those of the same name keep their rows."""
-    kept = [name for name in model.classes if name in theirs]
+    names, head, own = list(model.classes), model.head, model.head.class_logits
     try:
-        if theirs == list(model.classes):
-            model.load_network(weights)
-            return "Its classes are the same."
-        model.load_network({**weights, **_class_layer(model, weights, theirs, kept)})
+        if theirs != names:
+            with torch.random.fork_rng([]):  # for a layer that is read and left again
+                head.set_classes(len(theirs))
+        model.load_network(weights)
     except CheckpointError as error:
         raise CheckpointError(
             f"does not fit this detector: {error}. Mend: the model must be the one it was trained as "
             f"(backbone {backbone})"
         ) from error
-    new = [name for name in model.classes if name not in kept]
+    if theirs == names:
+        return "Its classes are the same."
+    given, head.class_logits, head.num_classes = head.class_logits, own, len(names)
+    kept, new = [n for n in names if n in theirs], [n for n in names if n not in theirs]
+    for mine, other in zip(own.parameters(), given.parameters(), strict=True):
+        rows, read = (x.detach().view(head.anchors, -1, *x.shape[1:]) for x in (mine, other))
+        for name in kept:
+            rows[:, names.index(name)] = read[:, theirs.index(name)]
     return (
         "Its classes are others: the class layer is made anew, "
         + (f"{', '.join(kept)} keep their rows" if kept else "no class keeps its rows")
         + (f" and {', '.join(new)} start at the prior {model.config.prior:g}." if new else ".")
     )
-
-
-def _class_layer(
-    model: RetinaNet, weights: Mapping[str, Tensor], theirs: list[str], kept: list[str]
-) -> dict[str, Tensor]:
-    layer = {}
-    for name, own in model.head.class_logits.state_dict().items():
-        key = f"head.class_logits.{name}"
-        if key not in weights:
-            raise CheckpointError(f"'{key}' is missing")
-        # [anchors * classes, ...] -> [anchors, classes, ...]
-        rows = own.reshape(-1, len(model.classes), *own.shape[1:]).clone()
-        given = weights[key].reshape(-1, len(theirs), *weights[key].shape[1:])
-        if given.shape[0] != rows.shape[0] or given.shape[2:] != rows.shape[2:]:
-            raise CheckpointError(
-                f"'{key}' has {given.shape[0]} anchors at each place where {rows.shape[0]} are needed"
-            )
-        for label in kept:
-            rows[:, model.classes.index(label)] = given[:, theirs.index(label)].to(rows)
-        layer[key] = rows.flatten(0, 1)
-    return layer
 
 
 def _bare(state: Mapping[str, Any]) -> dict[str, Tensor]:
