@@ -15,7 +15,6 @@ from ghmdet.models.backbone import Backbone
 from ghmdet.models.head import Head
 from ghmdet.models.loss import DetectionLoss, LossConfig
 from ghmdet.models.neck import FeaturePyramid
-from ghmdet.models.pointwise import use_pointwise
 from ghmdet.models.postprocess import postprocess
 from ghmdet.models.preprocess import Batch, make_batch
 from ghmdet.models.presets import ModelConfig
@@ -52,7 +51,6 @@ class RetinaNet(nn.Module):
             num_classes=len(self.classes),
             prior=config.prior,
         )
-        use_pointwise(self)
         self.loss = DetectionLoss(loss or LossConfig(), len(self.classes))
 
     @property
