@@ -147,14 +147,12 @@ def test_roboflow_coco_file_leads_to_the_folder_of_the_other_split(tmp_path: Pat
     assert data.split == "valid" and len(data.records) == 1
 
 
-def test_coco_file_without_the_one_beside_it_names_what_was_looked_for(tmp_path: Path) -> None:
+def test_coco_file_without_the_one_asked_for_names_those_beside_it(tmp_path: Path) -> None:
     file = write_coco(tmp_path, three_pictures(), "train2017")
+    write_coco(tmp_path, three_pictures(), "val2017")
     with pytest.raises(DataError) as caught:
         read_data(file, "test")
-    assert str(caught.value) == (
-        f"{file}: holds split 'train', not 'test': looked for {file.with_name('instances_test2017.json')}: "
-        "write one of them, or give the folder of the data set"
-    )
+    assert str(caught.value) == f"{file}: no split 'test': splits found: train, val: choose one of them"
 
 
 @pytest.mark.parametrize("name", ["annotations.json", "instances_default.json"])

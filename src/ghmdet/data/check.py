@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -14,13 +15,15 @@ import numpy as np
 
 from ghmdet.data.images import load_image, reason
 from ghmdet.data.layout import split_names
-from ghmdet.data.read import FORMATS, Format, detect_format, find_split, no_usable_box
+from ghmdet.data.read import FORMATS, detect_format, find_split, no_usable_box
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
+LEAK = "keep it in one, or evaluation is on what was trained on"
 Seen = dict[Path, tuple[Record, list[str]]]  # each picture once, and the splits that use it
+_error, _warning = partial(Problem, "error"), partial(Problem, "warning")
 
 
 def check_data(
@@ -37,32 +40,29 @@ def check_data(
     """
     path = Path(path)
     try:
-        name, splits = detect_format(path)
+        format, splits = detect_format(path)
         wanted = splits if split is None else dict([find_split(path, splits, split)])
     except DataError as error:
         return [_unreadable(path, error)]
     problems: list[Problem] = []
     if split is None:
-        problems += _check_splits(path, splits)
-        if "train" in wanted:
-            wanted.pop("trainval", None)  # VOC's union of two others
+        found = f"(found {', '.join(splits)})"
+        for needed in ("train", "val"):
+            if not any(name in splits for name in split_names(needed)):
+                where = f"split {needed}"
+                problems.append(_warning("no such split", str(path), where, found, "training needs one"))
+        if "train" in splits:  # VOC's trainval is the union of two others
+            wanted = {name: place for name, place in splits.items() if name != "trainval"}
     read: list[DetectionData] = []
-    for each, source in wanted.items():
-        data = _read(FORMATS[name], path, each, source)
-        if isinstance(data, Problem):
-            problems.append(data)
-        else:
-            read.append(data)
+    for name, place in wanted.items():
+        try:
+            read.append(FORMATS[format].read_split(path, name, place, None))
+        except DataError as error:
+            problems.append(_unreadable(path, error))
     seen: Seen = {}
     for data in read:
-        problems += data.problems
-        if empty := no_usable_box(data):
-            problems.append(
-                Problem("error", "empty data set", str(data.root), empty, "", "add boxes or correct them")
-            )
-        problems += [*_check_boxes(data), *_check_names(data, seen)]
-    problems += _check_classes(read)
-    problems += _check_pictures(seen, progress, threads)
+        problems += [*data.problems, *_check_records(data, seen)]
+    problems += [*_check_classes(read), *_check_pictures(seen, progress, threads)]
     order = get_args(Severity)
     return sorted(dict.fromkeys(problems), key=lambda problem: order.index(problem.severity))
 
@@ -80,81 +80,50 @@ def format_problems(problems: Sequence[Problem]) -> str:
     0 errors, 1 warning, 0 notes
     """
     counts = Counter(problem.severity for problem in problems)
-    words = {"error": "error", "warning": "warning", "info": "note"}
-    summary = ", ".join(
-        f"{counts[severity]} {words[severity]}{'s' if counts[severity] != 1 else ''}"
-        for severity in get_args(Severity)
-    )
-    return "\n".join([*map(str, problems), summary])
+    words: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
+    summary = (f"{counts[key]} {word}{'s' * (counts[key] != 1)}" for key, word in words.items())
+    return "\n".join([*map(str, problems), ", ".join(summary)])
 
 
 def _unreadable(path: Path, error: DataError) -> Problem:
-    return Problem("error", "cannot be read", str(path), "", "", str(error).removeprefix(f"{path}: "))
+    return _error("cannot be read", str(path), "", "", str(error).removeprefix(f"{path}: "))
 
 
-def _read(format: Format, path: Path, split: str, source: object) -> DetectionData | Problem:
-    try:
-        return format.read_split(path, split, source, None)
-    except DataError as error:
-        return _unreadable(path, error)
-
-
-def _check_splits(path: Path, splits: Mapping[str, object]) -> Iterator[Problem]:
-    """The splits that training needs, where they are not there."""
-    for needed in ("train", "val"):
-        if not any(name in splits for name in split_names(needed)):
-            found = f"found {', '.join(splits)}"
-            yield Problem(
-                "warning", "no such split", str(path), f"split {needed}", f"({found})", "training needs one"
-            )
-
-
-def _check_boxes(data: DetectionData) -> Iterator[Problem]:
-    """Duplicate boxes and crowd regions, image by image."""
+def _check_records(data: DetectionData, seen: Seen) -> Iterator[Problem]:
+    """A split without boxes, boxes twice, crowd regions, pictures twice in it or in another; adds to `seen`."""
+    here = f"split {data.split}"
+    if empty := no_usable_box(data):
+        yield _error("empty data set", str(data.root), empty, "", "add boxes or correct them")
     for record in data.records:
         file = str(record.path)
         rows = np.column_stack([record.boxes, record.labels])
         kept, counts = np.unique(rows, axis=0, return_counts=True)
-        for row, count in zip(kept[counts > 1], counts[counts > 1], strict=True):
-            name = data.classes[int(row[4])]
-            where = f"split {data.split}, class '{name}', {count} times"
-            yield Problem(
-                "warning", "duplicate box", file, where, shown(row[:4].tolist()), "keep one of them"
-            )
+        for row, count in zip(kept[counts > 1].tolist(), counts[counts > 1], strict=True):
+            where = f"{here}, class '{data.classes[int(row[4])]}', {count} times"
+            yield _warning("duplicate box", file, where, shown(row[:4]), "keep one of them")
         if crowd := int(record.crowd.sum()):
-            regions = f"split {data.split}, {crowd} of {len(record.crowd)} boxes"
-            yield Problem("info", "crowd", file, regions, "", "ignored in evaluation and not trained on")
-
-
-def _check_names(data: DetectionData, seen: Seen) -> Iterator[Problem]:
-    """Pictures that the data set lists twice, in a split or in two; adds this split's to `seen`."""
-    for record in data.records:
+            where = f"{here}, {crowd} of {len(record.crowd)} boxes"
+            yield Problem("info", "crowd", file, where, "", "ignored in evaluation and not trained on")
         splits = seen.setdefault(record.path, (record, []))[1]
         if data.split in splits:
-            mend = "merge the two records"
-            yield Problem("warning", "image listed twice", str(record.path), f"split {data.split}", "", mend)
+            yield _warning("image listed twice", file, here, "", "merge the two records")
         elif splits:
-            where = f"splits {splits[0]} and {data.split}"
-            mend = "keep it in one, or evaluation is on what was trained on"
-            yield Problem("warning", "image in two splits", str(record.path), where, "", mend)
+            yield _warning("image in two splits", file, f"splits {splits[0]} and {data.split}", "", LEAK)
         splits.append(data.split)
 
 
 def _check_classes(read: Sequence[DetectionData]) -> Iterator[Problem]:
     """Classes without boxes, and boxes of classes that the training split does not have."""
-    train = next((data for data in read if data.split == "train"), None)
+    trained = next((data.classes for data in read if data.split == "train"), None)
     for data in read:
+        root, here = str(data.root), f"split {data.split}"
         for name, count in data.boxes_per_class().items():
             if count == 0:
                 mend = "add boxes of it or remove the class"
-                yield Problem(
-                    "warning", "class without boxes", str(data.root), f"split {data.split}", f"'{name}'", mend
-                )
-            elif train is not None and name not in train.classes:
-                mend = f"the training split's classes are {', '.join(train.classes)}"
-                yield Problem(
-                    "error", "unknown class", str(data.root), f"split {data.split}", f"'{name}'", mend
-                )
+                yield _warning("class without boxes", root, here, f"'{name}'", mend)
+            elif trained is not None and name not in trained:
+                mend = f"the training split's classes are {', '.join(trained)}"
+                yield _error("unknown class", root, here, f"'{name}'", mend)
 
 
 def _check_pictures(
@@ -162,8 +131,7 @@ def _check_pictures(
 ) -> Iterator[Problem]:
     """Pictures missing, damaged, of another size than annotated, or with the content of one in another split."""
     first_with: dict[bytes, tuple[Path, str]] = {}
-    todo = iter(seen.items())
-    done = 0
+    todo, done = iter(seen.items()), 0
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(todo, AT_ONCE)):
             results = pool.map(_open, [record for _, (record, _) in chunk])
@@ -175,10 +143,7 @@ def _check_pictures(
                     other, split = first_with.setdefault(result, (path, splits[0]))
                     if other != path and split != splits[0]:
                         where = f"splits {split} and {splits[0]}"
-                        mend = "keep it in one, or evaluation is on what was trained on"
-                        yield Problem(
-                            "warning", "image in two splits", str(path), where, f"same as {other}", mend
-                        )
+                        yield _warning("image in two splits", str(path), where, f"same as {other}", LEAK)
                 if progress is not None:
                     progress(done, len(seen))
 
@@ -190,4 +155,4 @@ def _open(record: Record) -> bytes | Problem:
         return hashlib.sha1(record.path.read_bytes(), usedforsecurity=False).digest()
     except DataError as error:
         kind, _, mend = reason(error, record.path).partition(": ")
-        return Problem("error", kind, str(record.path), f"image id {record.image_id}", "", mend)
+        return _error(kind, str(record.path), f"image id {record.image_id}", "", mend)

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghmdet.data.collector import MENDS, Collector, flaw
-from ghmdet.data.layout import checked_classes, folder_of, read_text, split_names
-from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem, Severity
+from ghmdet.data.layout import SPLITS, checked_classes, folder_of, read_text
+from ghmdet.data.records import DetectionData, Problem, Severity
 from ghmdet.data.values import flag, number, numbers, shown, whole
 from ghmdet.errors import DataError
 
 LOOKED_FOR = "annotations/instances_{split}.json, annotations/{split}.json or {split}/_annotations.coco.json"
 ROBOFLOW = "_annotations.coco.json"
-SPLITS = ("train", *VALIDATION_NAMES, "test")  # the names in a file's name that tell its split
 
 
 def split_name(file: Path) -> str:
@@ -43,10 +42,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     """
     if root.is_file():
         own = split_name(root)
-        beside = {split: _beside(root, split) for split in SPLITS} if own in SPLITS else {}
-        return {own: root} | {
-            split: file for split, file in beside.items() if split != own and file.is_file()
-        }
+        beside = {split: _beside(root, split) for split in SPLITS if own in SPLITS and split != own}
+        return {own: root} | {split: file for split, file in beside.items() if file.is_file()}
     files = sorted(root.glob("annotations/instances_*.json")) or sorted(root.glob("annotations/*.json"))
     files = files or sorted(root.glob(f"*/{ROBOFLOW}")) or sorted(root.glob(ROBOFLOW))
     found: dict[str, Path] = {}
@@ -57,24 +54,6 @@ def find_splits(root: Path) -> dict[str, Path]:
                 f"{root}: two files of split '{split_name(file)}': {other.relative_to(root)} and "
                 f"{file.relative_to(root)}: give the .json file itself or move one of them away"
             )
-    return found
-
-
-def file_of(file: Path, split: str) -> Path:
-    """The annotation file of a split, given that of another: instances_val.json beside instances_train.json.
-
-    A file of that split, or whose name tells none, is itself meant. Raises DataError when no such file is there.
-    """
-    own = split_name(file)
-    if own not in SPLITS or own in split_names(split):
-        return file
-    beside = [_beside(file, name) for name in split_names(split)]
-    found = next((other for other in beside if other.is_file()), None)
-    if found is None:
-        raise DataError(
-            f"{file}: holds split '{own}', not '{split}': looked for {', '.join(map(str, beside))}: "
-            "write one of them, or give the folder of the data set"
-        )
     return found
 
 
@@ -91,17 +70,10 @@ def image_folders(file: Path) -> list[Path]:
     if file.name == ROBOFLOW:
         return [folder]
     root = folder.parent if folder.name.lower() == "annotations" else folder
-    split, dated = split_name(file), file.stem.removeprefix("instances_")
-    names = dict.fromkeys((split, dated))
-    years = sorted(root.glob(f"{split}20[0-9][0-9]"))
-    return [
-        root / "images",
-        *(root / "images" / name for name in names),
-        *(root / name for name in names),
-        *years,
-        root,
-        folder,
-    ]
+    split = split_name(file)
+    names = dict.fromkeys((split, file.stem.removeprefix("instances_")))
+    nested = [parent / name for parent in (root / "images", root) for name in names]
+    return [root / "images", *nested, *sorted(root.glob(f"{split}20[0-9][0-9]")), root, folder]
 
 
 def load_json(file: Path) -> Any:

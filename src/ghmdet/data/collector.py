@@ -15,7 +15,7 @@ from ghmdet.data.records import DetectionData, Problem, Records, Severity
 from ghmdet.data.values import number, shown, side
 from ghmdet.errors import DataError
 
-Corners = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels
+Corners = Sequence[float]  # x1 y1 x2 y2 in pixels
 MIN_SIDE = 0.01  # pixels: a thinner box is empty (float32 cannot tell its sides apart in a large picture)
 ROUNDING = 0.05  # pixels: text formats round; sticking out by less is cut off without a word
 

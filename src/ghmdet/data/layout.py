@@ -1,17 +1,16 @@
-"""What the readers share: splits by name, and folders of pictures."""
+"""What the readers share: the splits' names, text files, folders of pictures, the classes' names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.records import VALIDATION_NAMES
 from ghmdet.errors import DataError
 
-Source = TypeVar("Source")
+SPLITS = ("train", *VALIDATION_NAMES, "test")
 PROBES = 16  # how many file names decide which folder holds the pictures
 
 
@@ -22,20 +21,6 @@ def split_names(split: str) -> tuple[str, ...]:
     (('valid', 'val', 'validation'), ('test',))
     """
     return tuple(dict.fromkeys((split, *VALIDATION_NAMES))) if split in VALIDATION_NAMES else (split,)
-
-
-def pick_split(splits: Mapping[str, Source], split: str, root: Path) -> str:
-    """The name under which the split is found.
-
-    >>> pick_split({"train": 1, "valid": 2}, "val", Path("."))
-    'valid'
-    """
-    for name in split_names(split):
-        if name in splits:
-            return name
-    raise DataError(
-        f"{root}: no split '{split}': splits found: {', '.join(sorted(splits))}: choose one of them"
-    )
 
 
 def read_text(path: Path) -> str:
@@ -53,6 +38,11 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise DataError(f"{path}: empty file: write the annotations again")
     return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without the spaces around them; raises as `read_text`."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -78,9 +68,8 @@ def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...
     classes = tuple(str(name).strip() for name in names)
     if not classes:
         raise DataError(f"{file}: no classes: name at least one category")
-    for name in classes:
-        if not name:
-            raise DataError(f"{file}: a class has an empty name: name every category")
-        if classes.count(name) > 1:
-            raise DataError(f"{file}: class '{name}' is there twice: give every category a name of its own")
+    if "" in classes:
+        raise DataError(f"{file}: a class has an empty name: name every category")
+    if twice := next((name for name in classes if classes.count(name) > 1), None):
+        raise DataError(f"{file}: class '{twice}' is there twice: give every category a name of its own")
     return classes

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ghmdet.data import coco, voc, yolo
-from ghmdet.data.layout import pick_split
+from ghmdet.data.layout import SPLITS, split_names
 from ghmdet.data.records import DetectionData
 from ghmdet.errors import DataError
 
-
-@dataclass(frozen=True)
-class Format:
-    """A format: what its folders hold, how its splits are found, and how one is read."""
-
-    looked_for: str
-    find_splits: Callable[[Path], Mapping[str, Any]]
-    read_split: Callable[[Path, str, Any, Sequence[str] | None], DetectionData]
-
-
-FORMATS = {
-    "COCO": Format(coco.LOOKED_FOR, coco.find_splits, coco.read_split),
-    "VOC": Format(voc.LOOKED_FOR, voc.find_splits, voc.read_split),
-    "YOLO": Format(yolo.LOOKED_FOR, yolo.find_splits, yolo.read_split),
-}
+FORMATS: dict[str, Any] = {"COCO": coco, "VOC": voc, "YOLO": yolo}
+"""Each a module: LOOKED_FOR says what its folders hold, find_splits finds their splits, read_split reads one."""
 
 
 def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """The format of a data set (a folder, a COCO json file or a YOLO data.yaml) and its splits by name.
+    """The format of a data set (a folder, a COCO json file or a YOLO data.yaml) and where its splits lie, by name.
 
     Raises DataError when nothing is there, no format fits, or more than one does.
     """
@@ -38,14 +24,13 @@ def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder: check the path")
     if path.is_file():
-        if path.suffix.lower() == ".json":
-            return "COCO", dict(coco.find_splits(path))
-        if path.suffix.lower() in (".yaml", ".yml"):
-            return "YOLO", dict(yolo.find_splits(path))
-        raise DataError(f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml")
-    found = {name: dict(splits) for name, format in FORMATS.items() if (splits := format.find_splits(path))}
+        format = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO"}.get(path.suffix.lower())
+        if format is None:
+            raise DataError(f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml")
+        return format, FORMATS[format].find_splits(path)
+    found = {name: splits for name, format in FORMATS.items() if (splits := format.find_splits(path))}
     if not found:
-        looked_for = "; ".join(f"{name}: {format.looked_for}" for name, format in FORMATS.items())
+        looked_for = "; ".join(f"{name}: {format.LOOKED_FOR}" for name, format in FORMATS.items())
         raise DataError(f"{path}: no data set recognised: looked for {looked_for}")
     if len(found) > 1:
         both = " and ".join(f"{name} ({', '.join(splits)})" for name, splits in found.items())
@@ -53,13 +38,19 @@ def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
     return next(iter(found.items()))
 
 
-def find_split(path: Path, splits: Mapping[str, Any], split: str) -> tuple[str, Any]:
-    """The name and source of a split among those that `detect_format` found; raises DataError when it is not there."""
-    if path.is_file() and path.suffix.lower() == ".json":
-        file = coco.file_of(path, split)
-        return coco.split_name(file), file
-    name = pick_split(splits, split, path)
-    return name, splits[name]
+def find_split(path: Path, splits: dict[str, Any], split: str) -> tuple[str, Any]:
+    """The name and place of a split among those that `detect_format` found; raises DataError when it is not there.
+
+    A json file whose name tells no split is read for any.
+    """
+    if path.is_file() and not set(splits) & set(SPLITS):
+        return next(iter(splits.items()))
+    for name in split_names(split):
+        if name in splits:
+            return name, splits[name]
+    raise DataError(
+        f"{path}: no split '{split}': splits found: {', '.join(sorted(splits))}: choose one of them"
+    )
 
 
 def no_usable_box(data: DetectionData) -> str | None:
@@ -86,9 +77,9 @@ def read_data(
     when the path, format or split is not there, the file cannot be parsed, or no usable box remains.
     """
     path = Path(path)
-    name, splits = detect_format(path)
-    found, source = find_split(path, splits, split)
-    data = FORMATS[name].read_split(path, found, source, classes)
+    format, splits = detect_format(path)
+    name, place = find_split(path, splits, split)
+    data: DetectionData = FORMATS[format].read_split(path, name, place, classes)
     if empty := no_usable_box(data):
         first = f" (the first rejected: {data.problems[0]})" if data.problems else ""
         raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")

@@ -7,26 +7,24 @@ surrounding box is taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from ghmdet.data.collector import Collector
 from ghmdet.data.images import EXTENSIONS
-from ghmdet.data.layout import checked_classes, image_files, read_text
+from ghmdet.data.layout import SPLITS, checked_classes, image_files, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.values import numbers, shown, whole
 from ghmdet.errors import DataError
 
 LOOKED_FOR = "data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt"
-SPLITS = ("train", "val", "valid", "validation", "test")
 OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
 
 
-@dataclass(frozen=True)
-class YoloSplit:
+class YoloSplit(NamedTuple):
     """The folders of pictures or lists of pictures of a split, and the file that names the classes."""
 
     images: tuple[Path, ...]
@@ -36,20 +34,18 @@ class YoloSplit:
 def find_splits(root: Path) -> dict[str, YoloSplit]:
     """The splits of a YOLO folder, or of a data.yaml; without splits its one split is called train."""
     config = root if root.is_file() else _config(root)
-    if config is not None:
-        content = _load(config)
-        if splits := _yaml_splits(config, content):
-            return splits
+    if config is not None and (splits := _yaml_splits(config)):
+        return splits
     if root.is_file():
         raise DataError(f"{root}: names no pictures: give train, val or test a folder")
-    names = config or next(
-        (f for f in (root / "classes.txt", root / "labels" / "classes.txt") if f.is_file()), None
-    )
+    texts = (root / "classes.txt", root / "labels" / "classes.txt")
+    names = config or next((file for file in texts if file.is_file()), None)
     for images, labels in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
+        places = {split: [root / place.format(split) for place in (images, labels)] for split in SPLITS}
         found = {
-            split: YoloSplit((root / images.format(split),), names)
-            for split in SPLITS
-            if (root / images.format(split)).is_dir() and (root / labels.format(split)).is_dir()
+            split: YoloSplit((pair[0],), names)
+            for split, pair in places.items()
+            if all(folder.is_dir() for folder in pair)
         }
         if found:
             return found
@@ -63,35 +59,27 @@ def _config(root: Path) -> Path | None:
     data = root / "data.yaml"
     if data.is_file() and "names" in _load(data):
         return data
-    files = [*sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
-    return next((file for file in files if file != data and _describes_a_data_set(file)), None)
-
-
-def _describes_a_data_set(file: Path) -> bool:
-    """Whether a yaml file that only happens to lie there is a data.yaml of another name."""
-    try:
-        content = _load(file)
-    except DataError:
-        return False
-    return "names" in content and any(split in content for split in SPLITS)
+    for file in [*sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]:
+        with suppress(DataError):  # any other yaml file may lie there
+            if file != data and "names" in (content := _load(file)) and not content.keys().isdisjoint(SPLITS):
+                return file
+    return None
 
 
 def _load(file: Path) -> dict[str, Any]:
     text = read_text(file)
     try:
         content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise DataError(f"{file}: invalid YAML{place} ({error.problem}): write the file again") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        raise DataError(
-            f"{file}: invalid YAML ({' '.join(str(error).split())}): write the file again"
-        ) from None
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        said = " ".join(str(getattr(error, "problem", error)).split())
+        raise DataError(f"{file}: invalid YAML{place} ({said}): write the file again") from None
     return content if isinstance(content, dict) else {}
 
 
-def _yaml_splits(config: Path, content: dict[str, Any]) -> dict[str, YoloSplit]:
+def _yaml_splits(config: Path) -> dict[str, YoloSplit]:
+    content = _load(config)
     base = config.parent / str(content.get("path") or "")
     if not base.is_dir():
         base = config.parent  # `path` is often the place on the machine that wrote it
@@ -111,27 +99,26 @@ def _place(base: Path, entry: str) -> Path:
 
 
 def _class_names(source: YoloSplit) -> tuple[str, ...]:
-    if source.names is None:
-        raise DataError(
-            f"{source.images[0]}: no class names: write classes.txt, one name a line, or data.yaml"
-        )
-    if source.names.suffix == ".txt":
-        return checked_classes(read_text(source.names).strip().splitlines(), source.names)
-    content = _load(source.names)
+    file = source.names
+    if file is None:
+        where = source.images[0]
+        raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
+    if file.suffix == ".txt":
+        return checked_classes(read_text(file).strip().splitlines(), file)
+    content = _load(file)
     names = content.get("names")
     if isinstance(names, dict):
         numbered = {whole(number): name for number, name in names.items()}
         if set(numbered) != set(range(len(names))):
-            raise DataError(
-                f"{source.names}: names are not numbered 0 to {len(names) - 1}: number them without a gap"
-            )
+            last = len(names) - 1
+            raise DataError(f"{file}: names are not numbered 0 to {last}: number them without a gap")
         names = [numbered[number] for number in range(len(names))]
     if not isinstance(names, list):
-        raise DataError(f"{source.names}: no class names: write names: [first, second]")
-    classes = checked_classes(names, source.names)
+        raise DataError(f"{file}: no class names: write names: [first, second]")
+    classes = checked_classes(names, file)
     if "nc" in content and whole(content["nc"]) != len(classes):
-        nc = shown(content["nc"])
-        raise DataError(f"{source.names}: nc is {nc} but names has {len(classes)}: make them agree")
+        said = f"nc is {shown(content['nc'])} but names has {len(classes)}"
+        raise DataError(f"{file}: {said}: make them agree")
     return classes
 
 
@@ -142,8 +129,7 @@ def _images(place: Path) -> list[Path]:
         return [place]
     if not place.exists():
         raise DataError(f"{place}: no such folder or list of pictures: correct its entry in data.yaml")
-    lines = (line.strip() for line in read_text(place).splitlines())
-    return [place.parent / line for line in lines if line]
+    return [place.parent / line for line in read_lines(place)]
 
 
 def _label_file(image: Path) -> Path:
