@@ -16,7 +16,7 @@ from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.evaluate import validate
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.report.inspection import inspect_run
-from ghmdet.report.summary import said_of_errors, said_of_hardest
+from ghmdet.report.summary import words
 from ghmdet.spectrum import SpectrumCounts
 
 KEYS = {
@@ -107,8 +107,8 @@ def test_no_detection_leaves_every_object_unseen_and_crops_show_them_upright(
     assert found["metrics"]["detections"] == 0 and found["reliability"]["share"] == [None] * 10
     assert found["hardest_total"] == {"no label here": 0, "other label here": 0, "not seen": 8}
     assert (
-        said_of_hardest(found["hardest_total"], 8)[-1].endswith("8 of 8.")
-        and said_of_hardest(found["hardest_total"], 8)[-1] in found["in_words"]
+        "Labelled objects that the detector does not see (their class scores at most .5 there): 8 of 8."
+        in found["in_words"]
     )
     truth = {tuple(one["bbox"]): one["category_id"] for one in boxes_of(data)}
     for one in found["hardest"]:
@@ -183,21 +183,24 @@ def test_what_is_missing_or_broken_is_named(data: Path, tmp_path: Path) -> None:
 
 def test_words_fit_the_counts() -> None:
     totals = {"no label here": 1038, "other label here": 0, "not seen": 0}
-    assert said_of_hardest(totals, 1200) == [
+    none = {"AP50": None, "worst": {"kind": "missed", "AP50_lost": 0.12}}
+    assert words("mistakes", totals=totals, objects=1200, **none) == [
         "Detections that score .5 or more where nothing is labelled: 1,038. Look for missing labels.",
         "Detections that score .5 or more on objects that are labelled as another class: 0.",
         "Labelled objects that the detector does not see (their class scores at most .5 there): 0 of 1,200.",
     ]
-    nothing, other, unseen = said_of_hardest({"no label here": 0, "other label here": 2, "not seen": 3}, 9)
+    totals = {"no label here": 0, "other label here": 2, "not seen": 3}
+    nothing, other, unseen = words("mistakes", totals=totals, objects=9, **none)
     assert nothing.endswith("where nothing is labelled: 0.")
     assert other.endswith("another class: 2. The detector takes one for the other, or the label is wrong.")
     assert unseen.endswith("3 of 9.")
-    assert len(said_of_hardest(totals, 0)) == 2
-    errors: Any = [
-        {"kind": "missed", "count": 90, "AP50_lost": 0.02},
-        {"kind": "badly located", "count": 3, "AP50_lost": 0.12},
-    ]
-    assert said_of_errors(0.7, errors) == [
+    assert len(words("mistakes", totals=totals, objects=0, **none)) == 2
+    said = words(
+        "mistakes", totals=totals, objects=9, AP50=0.7, worst={"kind": "badly located", "AP50_lost": 0.12}
+    )
+    assert said[3:] == [
         "AP50 is 70 of 100 points. The costliest kind of error is 'badly located': 12.0 points."
     ]
-    assert said_of_errors(None, errors) == [] == said_of_errors(0.7, [errors[0] | {"AP50_lost": 0.0}])
+    assert (
+        len(words("mistakes", totals=totals, objects=9, AP50=0.7, worst={"kind": "x", "AP50_lost": 0.0})) == 3
+    )

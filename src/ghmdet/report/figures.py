@@ -22,19 +22,12 @@ from matplotlib.ticker import MaxNLocator
 from ghmdet.evaluation.findings import Curve
 from ghmdet.evaluation.matching import Reliability
 from ghmdet.files import write_atomic
-from ghmdet.report.reweighting import (
-    CENTRES,
-    GUARDED,
-    PLAIN,
-    PUBLISHED,
-    box_gradients,
-    class_gradients,
-    class_weights,
-    gradient_shares,
-)
+from ghmdet.report import reweighting
+from ghmdet.report.reweighting import CENTRES, GUARDED, PLAIN, PUBLISHED
 from ghmdet.spectrum import BACKGROUND, MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
 INK, MUTED, ACCENT = "#000000", "#7a8ca3", "#e4572e"
+COLOURS = (ACCENT, "#2e86ab", "#3a9d5d", "#c99a1c", "#b0416b", "#8f5fbf", "#1b998b", MUTED)
 KINDS = {"background": MUTED, "objects": ACCENT}
 LOSSES = {
     PLAIN: INK,
@@ -46,7 +39,6 @@ LOSSES = {
     "authentic smooth L1": INK,
     "GHM-R": ACCENT,
 }
-COLOURS = (ACCENT, "#2e86ab", "#3a9d5d", "#c99a1c", "#b0416b", "#8f5fbf", "#1b998b", MUTED)
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -57,10 +49,7 @@ STYLE: Any = {
     "font.family": "DejaVu Sans",
     "grid.alpha": 0.25,
 }
-MOST_LINES = 8  # classes that a figure shows; of more, the first four and the last four of an order
-FARTHEST = 0.3  # |d| in the figure of the box losses
 G = "gradient norm g: 0 right, 1 wrong"
-GR = "gradient norm gr: 0 exact, 1 far off"
 LineData = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
@@ -74,8 +63,8 @@ def draw_examples(spectrum: SpectrumCounts) -> Figure:
 
 def draw_runs(spectra: Mapping[str, SpectrumCounts]) -> Figure:
     """The number of examples over g of several detectors, by name, on a log scale: background left, objects right."""
-    figure, panels = new_figure("How many examples are how wrong", "gradient norm g", "examples", 2)
-    for kind, (name, axes) in enumerate(zip(KINDS, panels, strict=True)):
+    figure, both = new_figure("How many examples are how wrong", "gradient norm g", "examples", 2)
+    for kind, (name, axes) in enumerate(zip(KINDS, both, strict=True)):
         counts = {run: each.examples[-1, kind].sum(axis=(0, 1)) for run, each in spectra.items()}
         _histograms(axes, counts, [COLOURS[i % len(COLOURS)] for i in range(len(counts))], filled=False)
         axes.set_title(name)
@@ -84,7 +73,8 @@ def draw_runs(spectra: Mapping[str, SpectrumCounts]) -> Figure:
 
 def draw_boxes(spectrum: SpectrumCounts) -> Figure:
     """The article's second figure: the number of coordinates of objects' boxes over gr, on a log scale."""
-    figure, (axes,) = new_figure("How many box coordinates are how far off", GR, "box coordinates")
+    title, xlabel = "How many box coordinates are how far off", "gradient norm gr: 0 exact, 1 far off"
+    figure, (axes,) = new_figure(title, xlabel, "box coordinates")
     _histograms(axes, {"objects": spectrum.boxes[-1].sum(axis=(0, 1))}, [ACCENT])
     return figure
 
@@ -95,54 +85,44 @@ def draw_class_gradients(spectrum: SpectrumCounts) -> Figure:
     All losses have the same total gradient over the examples of the spectrum.
     """
     figure, (axes,) = new_figure("How strongly a loss lets an example pull", G, "pull of one example")
-    _lines_by_region(axes, class_gradients(spectrum), LOSSES)
+    _lines_by_region(axes, reweighting.class_gradients(spectrum))
     return figure
 
 
-def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
+def draw_box_gradients(spectrum: SpectrumCounts, farthest: float = 0.3) -> Figure:
     """The article's fourth figure: how strongly a coordinate that is off by |d| pulls under each box loss.
 
-    GHM-R has authentic smooth L1's total gradient over the coordinates of the spectrum.
+    GHM-R has authentic smooth L1's total gradient over the coordinates of the spectrum. |d| goes up to `farthest`.
     """
-    figure, (axes,) = new_figure(
-        "How strongly a loss lets a box coordinate pull",
-        "|d|, in sides of the anchor",
-        "pull of one coordinate",
-    )
-    difference = MU * np.tan(np.linspace(0, np.arctan(FARTHEST / MU), 301))  # dense where gr changes
-    for loss, values in box_gradients(spectrum, difference).items():
+    title, xlabel = "How strongly a loss lets a box coordinate pull", "|d|, in sides of the anchor"
+    figure, (axes,) = new_figure(title, xlabel, "pull of one coordinate")
+    difference = MU * np.tan(np.linspace(0, np.arctan(farthest / MU), 301))  # dense where gr changes
+    for loss, values in reweighting.box_gradients(spectrum, difference).items():
         axes.plot(difference, values, color=LOSSES[loss], label=loss, linewidth=2)
-    axes.set(xlim=(0, FARTHEST), ylim=(0, None))
+    axes.set(xlim=(0, farthest), ylim=(0, None))
     _legend(axes)
     return figure
 
 
 def draw_shares(spectrum: SpectrumCounts) -> Figure:
     """The share of the whole gradient by region of g, before and after harmonizing, background on top of objects."""
-    shares = gradient_shares(spectrum)
-    figure, panels = new_figure(
-        "Which examples the gradient comes from",
-        "gradient norm g",
-        "share of the whole gradient, %",
-        len(shares),
-        sharey=True,
-    )
-    for axes, (loss, by_kind) in zip(panels, shares.items(), strict=True):
+    title, ylabel = "Which examples the gradient comes from", "share of the whole gradient, %"
+    figure, panels = new_figure(title, "gradient norm g", ylabel, 3, sharey=True)
+    for axes, (loss, shares) in zip(panels, reweighting.gradient_shares(spectrum).items(), strict=True):
         below = np.zeros(REGIONS)
         for kind, name in ((OBJECTS, "objects"), (BACKGROUND, "background")):
-            values = 100 * by_kind[kind]
-            axes.bar(CENTRES, values, 1 / REGIONS, bottom=below, color=KINDS[name], label=name)
-            below = below + values
-        axes.set_title(f"{loss}: objects {100 * by_kind[OBJECTS].sum():.0f} %")
+            axes.bar(CENTRES, 100 * shares[kind], 1 / REGIONS, bottom=below, color=KINDS[name], label=name)
+            below = below + 100 * shares[kind]
+        axes.set_title(f"{loss}: objects {100 * shares[OBJECTS].sum():.0f} %")
     _legend(panels[0])
     return figure
 
 
 def draw_epochs(spectrum: SpectrumCounts) -> Figure:
     """The number of examples over g in each epoch as a heat map, background and objects apart; white: none."""
-    figure, panels = new_figure("How many examples are how wrong", "gradient norm g", "epoch", 2, sharey=True)
+    figure, both = new_figure("How many examples are how wrong", "gradient norm g", "epoch", 2, sharey=True)
     counts = spectrum.examples.sum(axis=(2, 3)).astype(float)  # [E, 2, M]
-    for axes, name, rows in zip(panels, KINDS, counts.transpose(1, 0, 2), strict=True):
+    for axes, name, rows in zip(both, KINDS, counts.transpose(1, 0, 2), strict=True):
         least = rows[rows > 0].min(initial=max(rows.max(), 1))
         cells = axes.imshow(  # an image, so that the file does not grow with the epochs
             np.ma.masked_equal(rows, 0),
@@ -169,12 +149,12 @@ def draw_weights(spectrum: SpectrumCounts) -> Figure:
     """
     figure, (axes,) = new_figure("What harmonizing multiplies an example by", G, "weight of one example")
     axes.axhline(1, color=INK, linewidth=1, label=PLAIN)
+    guarded = reweighting.class_weights(spectrum, GUARDED)
+    lines = {PUBLISHED: reweighting.class_weights(spectrum, PUBLISHED).max(axis=0)}
     objects = spectrum.examples[-1, OBJECTS].sum(axis=(1, 2))
-    chosen = _first_and_last(np.argsort(-objects, kind="stable").tolist())
-    guarded = class_weights(spectrum, GUARDED)
-    lines = {PUBLISHED: class_weights(spectrum, PUBLISHED).max(axis=0)}
-    lines |= {f"guarded: {spectrum.classes[k]}": guarded[k] for k in chosen}
-    _lines_by_region(axes, lines, LOSSES, dashed=PUBLISHED)
+    for k in _first_and_last(np.argsort(-objects, kind="stable").tolist()):
+        lines[f"guarded: {spectrum.classes[k]}"] = guarded[k]
+    _lines_by_region(axes, lines)
     return figure
 
 
@@ -185,13 +165,14 @@ def draw_reliability(reliability: Reliability) -> Figure:
     """
     figure, (above, below) = new_figure("Do scores mean what they say", "score", "share that hits", rows=2)
     edges, share = np.array(reliability["edges"]), np.array(reliability["share"], dtype=float)
+    share = np.nan_to_num(share)
     places = (edges[:-1] + edges[1:]) / 2
-    above.bar(places, np.nan_to_num(share), 0.94 * np.diff(edges), color=ACCENT, label="share that hits")
+    above.bar(places, share, 0.94 * np.diff(edges), color=ACCENT, label="share that hits")
     above.plot([0, 1], [0, 1], color=INK, linewidth=1, label="what scores promise")
     above.set(xlabel="", ylim=(0, 1.02))
     _legend(above, loc="upper left")
     detections = np.array(reliability["detections"], dtype=np.int64)
-    hits = np.rint(np.nan_to_num(share) * detections).astype(np.int64)
+    hits = np.rint(share * detections).astype(np.int64)
     _histograms(
         below, {"misses": detections - hits, "hits": hits}, [MUTED, ACCENT], ncols=2, loc="upper center"
     )
@@ -204,39 +185,33 @@ def draw_precision_recall(curves: Mapping[str, Curve | None]) -> Figure:
 
     curves: by class, as :func:`ghmdet.evaluation.findings.find` gives them.
     """
-    figure, (axes,) = new_figure(
-        "Precision over recall",
+    recall, precision = (
         "recall: share of the objects found (IoU .50)",
         "precision: share of detections that are right",
     )
-    recall = np.linspace(0, 1, 101)
+    figure, (axes,) = new_figure("Precision over recall", recall, precision)
     known = {name: np.array(curve["precision"]) for name, curve in curves.items() if curve is not None}
+    places = np.linspace(0, 1, 101)
     for name in _first_and_last(sorted(known, key=lambda name: -known[name].mean())):
-        axes.plot(recall, known[name], label=name, linewidth=1.8)
+        axes.plot(places, known[name], label=name, linewidth=1.8)
     if len(known) > 1:
         mean = np.mean(list(known.values()), axis=0)
-        axes.plot(recall, mean, "--", color=INK, label=f"mean of {len(known)} classes", linewidth=1.8)
+        axes.plot(places, mean, "--", color=INK, label=f"mean of {len(known)} classes", linewidth=1.8)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    if known:
-        _legend(axes, loc="lower left")
-    else:
-        _nothing(axes)
+    _legend(axes, loc="lower left")
+    if not known:
+        _say_none(axes)
     return figure
 
 
-def draw_scores(curves: Mapping[str, LineData]) -> Figure:
-    """Validation scores in 0..1 over epochs, by name."""
-    figure, (axes,) = new_figure("Score over the epochs", "epoch", "score")
-    _lines_by_epoch(axes, curves, marker="o")
-    axes.set_ylim(0, 1)
-    return figure
-
-
-def draw_losses(curves: Mapping[str, LineData]) -> Figure:
-    """Losses over epochs, by name, on a log scale."""
-    figure, (axes,) = new_figure("Loss over the epochs", "epoch", "loss")
-    _lines_by_epoch(axes, curves, marker="")
-    _log_scale(axes)
+def draw_learning(curves: Mapping[str, LineData], what: str) -> Figure:
+    """Validation scores in 0..1 or losses (`what` is "score" or "loss", which has a log scale) over epochs, by name."""
+    figure, (axes,) = new_figure(f"{what.capitalize()} over the epochs", "epoch", what)
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, marker="o" if what == "score" else "", markersize=3, label=name, linewidth=1.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1) if what == "score" else _log_scale(axes)
+    _legend(axes)
     return figure
 
 
@@ -251,6 +226,23 @@ OF_SPECTRUM: dict[str, Callable[[SpectrumCounts], Figure]] = {
 """The figures of a trained detector's spectrum, by file name."""
 
 
+def new_figure(
+    title: str, xlabel: str, ylabel: str, columns: int = 1, *, rows: int = 1, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A titled figure in our style and its panels, side by side or in `rows`; the first row is three times as high."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.2) if columns == 1 else (1 + 3.5 * columns, 3.8))
+        heights = [3, *[1] * (rows - 1)]
+        panels = figure.subplots(
+            rows, columns, squeeze=False, sharex=rows > 1, sharey=sharey, height_ratios=heights
+        )
+        figure.suptitle(title)
+    for axes in panels.flat:
+        axes.set_xlabel(xlabel)
+    panels.flat[0].set_ylabel(ylabel)
+    return figure, list(panels.flat)
+
+
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PATH.svg and PATH.png, whole or not at all, the same bytes each time; the two paths."""
     return [
@@ -260,23 +252,14 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an <svg> element of an HTML page, readable on light and on dark.
+    """The figure as an <svg> element of an HTML page: transparent, its ink in the colour of the page's text.
 
-    Args:
-        figure: what to draw; its background becomes transparent, and its ink takes the page's text colour.
-        name: begins all ids of the element; no two figures of a page may have the same.
-        label: what the figure shows, for screen readers.
+    name: begins all ids of the element; no two figures of a page may have the same. label: what screen readers say.
     """
-    drawing = _svg(figure, name, transparent=True)
-    for old, new in (
-        (INK, "currentColor"),
-        (' id="', f' id="{name}-'),
-        ('xlink:href="#', f'xlink:href="#{name}-'),
-        ("url(#", f"url(#{name}-"),
-    ):
-        drawing = drawing.replace(old, new)
-    head = f'<svg role="img" aria-label="{escape(label)}"'
-    return Markup(head + drawing[drawing.index("<svg") + len("<svg") :])  # matplotlib escapes text
+    drawing = _svg(figure, name, transparent=True).partition("<svg")[2].replace(INK, "currentColor")
+    for before in (' id="', 'xlink:href="#', "url(#"):
+        drawing = drawing.replace(before, f"{before}{name}-")
+    return Markup(f'<svg role="img" aria-label="{escape(label)}"{drawing}')  # matplotlib escapes text
 
 
 def _svg(figure: Figure, salt: str, **options: Any) -> str:
@@ -286,27 +269,6 @@ def _svg(figure: Figure, salt: str, **options: Any) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(drawing, format="svg", metadata=nothing, **options)
     return drawing.getvalue()
-
-
-def new_figure(
-    title: str, xlabel: str, ylabel: str, columns: int = 1, *, rows: int = 1, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A titled figure in our style with panels in one row, or of falling height in `rows`."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.2) if columns == 1 else (1 + 3.5 * columns, 3.8))
-        panels = figure.subplots(
-            rows,
-            columns,
-            squeeze=False,
-            sharex=rows > 1,
-            sharey=sharey,
-            height_ratios=[3, *[1] * (rows - 1)],
-        ).ravel()
-        figure.suptitle(title)
-    for axes in panels:
-        axes.set_xlabel(xlabel)
-    panels[0].set_ylabel(ylabel)
-    return figure, list(panels)
 
 
 def _histograms(
@@ -320,34 +282,21 @@ def _histograms(
     if most := max(row.max() for row in counts.values()):
         axes.set(yscale="log", ylim=(0.7, 2 * most))
     else:
-        _nothing(axes)
+        _say_none(axes)
     _legend(axes, **legend)
 
 
-def _lines_by_region(
-    axes: Axes, lines: Mapping[str, Floats], colours: Mapping[str, str], dashed: str = ""
-) -> None:
+def _say_none(axes: Axes) -> None:
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
+
+
+def _lines_by_region(axes: Axes, lines: Mapping[str, Floats]) -> None:
     """Values by region of g on a log scale, with gaps where they are 0 or NaN."""
-    others = iter(COLOURS)
     for name, values in lines.items():
-        axes.plot(
-            CENTRES,
-            np.where(values > 0, values, np.nan),
-            "--" if name == dashed else "-",
-            color=colours.get(name) or next(others),
-            label=name,
-            linewidth=2,
-            marker="o",
-            markersize=2.5,
-        )
+        seen, style = np.where(values > 0, values, np.nan), "--o" if name == PUBLISHED else "-o"
+        axes.plot(CENTRES, seen, style, color=LOSSES.get(name), label=name, linewidth=2, markersize=2.5)
     _log_scale(axes)
-    _legend(axes)
-
-
-def _lines_by_epoch(axes: Axes, curves: Mapping[str, LineData], marker: str) -> None:
-    for name, (x, y) in curves.items():
-        axes.plot(x, y, marker=marker, markersize=3, label=name, linewidth=1.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
 
 
@@ -358,16 +307,12 @@ def _log_scale(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, **options: Any) -> None:
-    for text in axes.legend(frameon=False, **options).get_texts():
-        text.set_parse_math(False)  # a class may be called $x$
-
-
-def _nothing(axes: Axes) -> None:
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, "none", ha="center", color=MUTED, transform=axes.transAxes)
+    """A legend, where there is anything to name, that takes names as they are: a class may be called $x$."""
+    if axes.get_legend_handles_labels()[1]:
+        for text in axes.legend(frameon=False, **options).get_texts():
+            text.set_parse_math(False)
 
 
 def _first_and_last(names: list[Any]) -> list[Any]:
     """At most eight: of more, the first four and the last four."""
-    half = MOST_LINES // 2
-    return names if len(names) <= MOST_LINES else names[:half] + names[-half:]
+    return names if len(names) <= 8 else names[:4] + names[-4:]

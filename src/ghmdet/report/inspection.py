@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,24 +23,12 @@ from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import Hard, Scored, choose, count_kinds, hard_examples
 from ghmdet.evaluation.score import THRESHOLD
-from ghmdet.evaluation.tables import Floats
 from ghmdet.report import figures
 from ghmdet.report.run_files import read_json, require_run
-from ghmdet.report.summary import Summary, said_of_errors, said_of_hardest, summarize
+from ghmdet.report.summary import Summary, summarize, words
 from ghmdet.spectrum import SpectrumCounts
 
 FORMAT = 2  # of findings.json; findings of another format are made anew
-SHOWN = {
-    "pictures",
-    "metrics",
-    "curves",
-    "confusion",
-    "errors",
-    "reliability",
-    "in_words",
-    "hardest",
-    "hardest_total",
-}
 
 
 class Inspection(NamedTuple):
@@ -99,12 +90,11 @@ def inspect_run(
     data: Path | str | None = None,
     split: str | None = None,
     device: str = "auto",
-    workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> Inspection:
     """What a run's `best.pt` finds in the validation part, by a pass that is kept in RUN/inspection.
 
-    What is kept names the checkpoint, data, split and labels it was made of, and is made anew where one of them is
+    What is kept says which checkpoint, data, split and labels it was made of, and is made anew where one of them is
     another now. Where the data has gone, the labels cannot be compared. The folder holds spectrum.npz,
     predictions.json, crops/ and, written last, findings.json (docs/evaluation.md).
 
@@ -113,7 +103,6 @@ def inspect_run(
         data: the data set; by default the one it was trained on.
         split: the part to look at; by default the one it was validated on.
         device: auto, cpu or cuda; it runs in float32.
-        workers: processes that read pictures.
         say: takes each line meant for the user.
 
     Raises:
@@ -121,14 +110,12 @@ def inspect_run(
         DataError: the data cannot be read.
         GhmdetError: run.json is missing or names data that is not there; the device is not there.
     """
-    run = Path(run)
     checkpoint, out = run / "best.pt", run / "inspection"
-    arguments = require_run(run).get("arguments", {})
+    arguments = require_run(run)["arguments"]
     where, split = data or arguments.get("data"), split or arguments.get("val_split")
     if not isinstance(where, (str, Path)) or not isinstance(split, str):
         raise GhmdetError(
-            f"{run / 'run.json'}: does not say what the run was trained on: give the folder of a training run, or"
-            " --data and --split"
+            f"{run / 'run.json'}: does not say what the run was trained on: give --data and --split"
         )
     made_of: dict[str, Any] = {
         "format": FORMAT,
@@ -142,41 +129,36 @@ def inspect_run(
             return kept._replace(note=f"These findings were kept: their data, {where}, is no longer there.")
         if data is None:
             raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
-    labels = json.dumps(read_data(where, split).to_coco())
-    made_of["labels"] = _digest(labels.encode())
+    made_of["labels"] = _digest(json.dumps(read_data(where, split).to_coco()).encode())
     if kept and kept.findings.get("made_of") == made_of:
         return kept
 
-    part, measured, found, summary = _look(checkpoint, where, split, device, workers, say)
+    part, measured, found, summary = _look(checkpoint, where, split, device, 0, say)
     hard = find_hardest(part, measured)
     totals, chosen = count_kinds(hard), choose(hard)
-    crops = [f"crops/{number:03}.jpg" for number in range(len(chosen))]
+    worst = max(found.errors, key=lambda one: one["AP50_lost"])
+    said = words("mistakes", totals=totals, objects=found.metrics.boxes, AP50=found.metrics.AP50, worst=worst)
+    labels = [*found.labels, "background"]
     about = {"checkpoint": str(checkpoint), "data": str(where), "split": part.split}
-    said = [*said_of_hardest(totals, found.metrics.boxes), *said_of_errors(found.metrics.AP50, found.errors)]
+    (out / "findings.json").unlink(missing_ok=True)  # what is there is whole only with this file
+    shutil.rmtree(out / "crops", ignore_errors=True)
+    measured.spectrum.save(out / "spectrum.npz")
+    write_json(out / "predictions.json", measured.results)
     findings = about | {
         "made_of": made_of,
         "pictures": len(part.records),
         "classes": found.labels,
         "metrics": found.metrics.to_dict(),
         "curves": found.curves,
-        "confusion": {
-            "labels": [*found.labels, "background"],
-            "threshold": THRESHOLD,
-            "matrix": found.confusion.tolist(),
-        },
+        "confusion": {"labels": labels, "threshold": THRESHOLD, "matrix": found.confusion.tolist()},
         "errors": found.errors,
         "reliability": found.reliability,
         "in_words": [*summary.sentences, *said],
         "summary": summary.figures,
-        "hardest": [_record(part, one, name) for one, name in zip(chosen, crops, strict=True)],
+        "hardest": _with_crops(part, chosen, out),
         "hardest_total": totals,
         "made": provenance(about),
     }
-    (out / "findings.json").unlink(missing_ok=True)  # what is there is whole only with this file
-    shutil.rmtree(out / "crops", ignore_errors=True)
-    measured.spectrum.save(out / "spectrum.npz")
-    write_json(out / "predictions.json", measured.results)
-    _write_crops(out, part, chosen, crops)
     write_json(out / "findings.json", findings)
     return Inspection(findings, measured.spectrum)
 
@@ -184,36 +166,25 @@ def inspect_run(
 def find_hardest(part: DetectionData, measured: Measured) -> list[Hard]:
     """The hard examples of all pictures that a pass went over."""
     label_of = {category: label for label, category in enumerate(part.category_ids)}
-    found: dict[int, list[Mapping[str, Any]]] = {record.image_id: [] for record in part.records}
-    for one in measured.results:
-        found[one["image_id"]].append(one)
+    found = {image: list(each) for image, each in groupby(measured.results, itemgetter("image_id"))}
     hard: list[Hard] = []
     start = 0
     for number, record in enumerate(part.records):
-        mine = found[record.image_id]
+        mine = found.get(record.image_id, [])
         boxes = np.array([one["bbox"] for one in mine], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([label_of[one["category_id"]] for one in mine], dtype=np.int64)
-        scores = np.array([one["score"] for one in mine], dtype=np.float64)
+        detected = Scored(boxes, labels, np.array([one["score"] for one in mine], dtype=np.float64))
         given, objects = record.boxes.astype(np.float64), ~record.crowd
-        seen: Floats = measured.seen[start : start + objects.sum()]
+        seen = measured.seen[start : start + objects.sum()]
         start += len(seen)
-        hard += hard_examples(
-            number,
-            Scored(boxes, labels, scores),
-            Scored(given[objects], record.labels[objects], seen),
-            given[record.crowd],
-        )
+        labelled = Scored(given[objects], record.labels[objects], seen)
+        hard += hard_examples(number, detected, labelled, given[record.crowd])
     return hard
 
 
 def _look(
-    checkpoint: Path | str,
-    data: Path | str,
-    split: str,
-    device: str,
-    workers: int,
-    say: Callable[[str], None],
+    checkpoint: Path, data: Path | str, split: str, device: str, workers: int, say: Callable[[str], None]
 ) -> tuple[DetectionData, Measured, Findings, Summary]:
     part, measured = measure_checkpoint(checkpoint, data, split, device=device, workers=workers, say=say)
     findings = find(part.to_coco(), measured.results)
@@ -232,32 +203,38 @@ def _kept(out: Path, made_of: dict[str, Any], checkpoint: Path) -> Inspection | 
         # From before findings said what they were made of.
         data = Path(str(kept.findings.get("data"))).resolve()
         of = {**made_of, "data": str(data), "split": kept.findings.get("split")}
-    whole = kept.findings.keys() >= SHOWN and isinstance(of, dict) and of | made_of == of
-    return kept if whole else None
+    whole = kept.findings.keys() >= {
+        "metrics",
+        "curves",
+        "confusion",
+        "errors",
+        "reliability",
+        "hardest_total",
+    }
+    return kept if whole and isinstance(of, dict) and of | made_of == of else None
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_crops(out: Path, part: DetectionData, chosen: Sequence[Hard], names: Sequence[str]) -> None:
-    for number in {one.picture for one in chosen}:
-        picture = load_image(part.records[number])
-        for one, name in zip(chosen, names, strict=True):
-            if one.picture == number:
-                save_jpeg(draw_crop(picture, one.box, one.label), out / name, quality=85)
-
-
-def _record(part: DetectionData, one: Hard, crop: str) -> dict[str, Any]:
-    x0, y0, x1, y1 = one.box
-    return {
-        "file": part.records.name(one.picture),
-        "image_id": part.records[one.picture].image_id,
-        "kind": one.kind,
-        "class": part.classes[one.label],
-        "other": None if one.other is None else part.classes[one.other],
-        "score": round(one.score, 4),
-        "g": round(one.g, 4),
-        "box": [round(value, 1) for value in (x0, y0, x1 - x0, y1 - y0)],
-        "crop": crop,
-    }
+def _with_crops(part: DetectionData, chosen: Sequence[Hard], out: Path) -> list[dict[str, Any]]:
+    """What findings.json says of each hard example; writes their crops."""
+    open_picture = lru_cache(maxsize=1)(lambda picture: load_image(part.records[picture]))
+    names = [f"crops/{number:03}.jpg" for number in range(len(chosen))]
+    for one, name in sorted(zip(chosen, names, strict=True), key=lambda pair: pair[0].picture):
+        save_jpeg(draw_crop(open_picture(one.picture), one.box, one.label), out / name, quality=85)
+    return [
+        {
+            "file": part.records.name(one.picture),
+            "image_id": part.records[one.picture].image_id,
+            "kind": one.kind,
+            "class": part.classes[one.label],
+            "other": None if one.other is None else part.classes[one.other],
+            "score": round(one.score, 4),
+            "g": round(one.g, 4),
+            "box": [round(v, 1) for v in (*one.box[:2], one.box[2] - one.box[0], one.box[3] - one.box[1])],
+            "crop": name,
+        }
+        for one, name in zip(chosen, names, strict=True)
+    ]

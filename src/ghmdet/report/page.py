@@ -7,15 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 from ghmdet.report.inspection import Inspection, inspect_run
 from ghmdet.report.run_files import require_run, short_names
-from ghmdet.report.sections import learning, sections
-from ghmdet.report.summary import percent
+from ghmdet.report.sections import learning, plots, sections
+from ghmdet.report.summary import templates
 from ghmdet.report.training import PULLERS
 
 
@@ -82,19 +81,11 @@ def _inspect(
 
 
 def _render(parts: Sequence[dict[str, Any]]) -> str:
-    environment = Environment(
-        loader=PackageLoader("ghmdet", "report"),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["pullers"] = list(PULLERS)
-    environment.filters |= {"score": _score, "percent": percent, "number": "{:,}".format}
     folder = resources.files("ghmdet.report")
-    inlined = {name: Markup((folder / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    template = environment.get_template("page.html.jinja")
-    return template.render(parts=parts, together=_together(parts) if len(parts) > 1 else None, **inlined)
+    css, js = (Markup((folder / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    together = _together(parts) if len(parts) > 1 else None
+    template = templates().get_template("page.html.jinja")
+    return template.render(parts=parts, together=together, pullers=PULLERS, css=css, js=js).lstrip()
 
 
 def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -102,11 +93,6 @@ def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     scores = {part["name"]: part["scores"]["AP"] for part in parts if "AP" in part["scores"]}
     losses = {part["name"]: part["losses"]["whole"] for part in parts if "whole" in part["losses"]}
     return {
-        "learning": learning(scores, losses, "together"),
+        "learning": plots(learning(scores, losses), "together"),
         "classes": list(dict.fromkeys(name for part in parts for name in part["classes"])),
     }
-
-
-def _score(value: object) -> str:
-    """A figure in 0..1 to three decimals, as in tables: .600, 1.000, or – for none."""
-    return f"{value:.3f}".removeprefix("0") if isinstance(value, (int, float)) and value == value else "–"

@@ -41,11 +41,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def read_metrics(run: Path) -> dict[str, Any] | None:
-    """The best checkpoint's figures on the validation part (metrics.json); raises GhmdetError where it is damaged."""
-    metrics = read_json(run / "metrics.json")
-    if metrics is not None and not metrics.keys() >= {"AP", "AP50", "images", "boxes", "per_class"}:
-        raise GhmdetError(f"{run / 'metrics.json'}: not the figures of a validation: remove it")
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The best checkpoint's figures on the validation part; raises GhmdetError where the file is damaged."""
+    metrics = read_json(path) or {}
+    if not metrics.keys() >= {"AP", "AP50", "images", "boxes", "per_class"}:
+        raise GhmdetError(f"{path}: not the figures of a validation: remove it")
     return metrics
 
 

@@ -5,29 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from ghmdet.report.reweighting import GUARDED, PLAIN, PUBLISHED, reweighted
-from ghmdet.report.summary import few_with_most, percent
+from ghmdet.report.summary import few_with_most, words
 from ghmdet.spectrum import OBJECTS, REGIONS, Floats, SpectrumCounts
 
 MOST_EPOCHS, MOST_CLASSES = 60, 80  # that a page holds
-PULLERS = {
-    "easy background": "background that it already scores low: each place pulls weakly, but there are very many",
-    "hard background": "background that it takes for objects",
-    "objects seen": "objects that it already scores above one half",
-    "objects not yet seen": "objects that it still scores below one half",
-}
-
-
-class Pull(NamedTuple):
-    """The shares of :data:`PULLERS` in the whole gradient, under cross entropy and harmonized."""
-
-    epoch: int
-    plain: list[float]
-    harmonized: list[float]
+PULLERS = ("easy background", "hard background", "objects seen", "objects not yet seen")
 
 
 def form_of(class_loss: str) -> str:
@@ -40,14 +26,17 @@ def each_epoch(spectrum: SpectrumCounts) -> dict[int, SpectrumCounts]:
     return {int(i) + 1: spectrum[i : i + 1] for i in np.flatnonzero(spectrum.pictures)}
 
 
-def pulls(spectrum: SpectrumCounts, form: str) -> list[Pull]:
-    """Who pulled in the first epoch and in the last, which may be the same one; epochs without a gradient left out."""
+def pulls(spectrum: SpectrumCounts, form: str) -> dict[int, dict[str, list[float]]]:
+    """The shares of :data:`PULLERS` in the gradient of the first epoch and of the last, by loss: PLAIN and `form`.
+
+    Without epochs that have no gradient.
+    """
     epochs = each_epoch(spectrum)
-    return [
-        Pull(number, *(_by_puller(reweighted(epochs[number], loss)) for loss in (PLAIN, form)))
-        for number in sorted({min(epochs, default=0), max(epochs, default=0)} - {0})
+    return {
+        number: {loss: _by_puller(reweighted(epochs[number], loss)) for loss in (PLAIN, form)}
+        for number in sorted({*list(epochs)[:1], *list(epochs)[-1:]})
         if epochs[number].gradient.any()
-    ]
+    }
 
 
 def training_words(spectrum: SpectrumCounts, form: str, class_loss: str) -> list[str]:
@@ -55,34 +44,21 @@ def training_words(spectrum: SpectrumCounts, form: str, class_loss: str) -> list
     found = pulls(spectrum, form)
     if not found:
         return ["Training saw no examples, so nothing can be said of what dominated it."]
-    first, last = found[0], found[-1]
-    began, top = (list(PULLERS)[int(np.argmax(one.plain))] for one in (first, last))
-    said = [
-        f"At the end of training, {top} pulled hardest, with {percent(max(last.plain))} of cross entropy's gradient."
-        f" That is {PULLERS[top]}."
-    ]
-    if began != top:
-        said.append(f"In the first epoch it was {began}, with {percent(max(first.plain))}.")
-    few = [few_with_most(spectrum[one.epoch - 1 : one.epoch]) for one in (first, last)]
-    if few[1] and few[1]["from"]:
-        said.append(
-            f"{percent(few[1]['gradient'])} of cross entropy's gradient came from {percent(few[1]['examples'])} of the"
-            " examples in the last epoch"
-            + (
-                f" ({percent(few[0]['gradient'])} from {percent(few[0]['examples'])} in the first)."
-                if few[0] and len(found) > 1
-                else "."
-            )
-        )
-    objects = [sum(shares[2:]) for shares in (last.plain, last.harmonized)]
-    if sum(objects):
-        does = ("raises", "lowers") if class_loss.startswith("ghm-c") else ("would raise", "would lower")
-        with_it = ", which this run was trained with," if class_loss.startswith("ghm-c") else ""
-        said.append(
-            f"Harmonizing{with_it} {does[objects[1] <= objects[0]]} the objects' share of the gradient from"
-            f" {percent(objects[0])} to {percent(objects[1])} ({form})."
-        )
-    return said
+    first, last = found[min(found)], found[max(found)]
+    began, top = (PULLERS[int(np.argmax(one[PLAIN]))] for one in (first, last))
+    return words(
+        "training",
+        began=began,
+        top=top,
+        first=max(first[PLAIN]),
+        last=max(last[PLAIN]),
+        before=few_with_most(spectrum[min(found) - 1 : min(found)]) if len(found) > 1 else None,
+        few=few_with_most(spectrum[max(found) - 1 : max(found)]),
+        trained=class_loss.startswith("ghm-c"),
+        form=form,
+        plain=sum(last[PLAIN][2:]),
+        harmonized=sum(last[form][2:]),
+    )
 
 
 def slider_json(spectrum: SpectrumCounts, form: str) -> str:
