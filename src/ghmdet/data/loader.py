@@ -6,6 +6,7 @@ Neither the number of worker processes nor of ranks changes a batch, and a run c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,26 @@ from ghmdet.errors import DataError, GhmdetError
 Batch = tuple[list[Tensor], list[Target]]
 
 
+@dataclass(eq=False, kw_only=True)
 class EpochBatches(Sampler[list[Draw]]):
     """The batches of one epoch after another: lists of `Draw`, this rank's share of each global batch.
 
     tall: for each picture, whether it is taller than wide; shuffled batches hold one orientation as far as they go,
-    since a batch is padded to its tallest and its widest picture. set_epoch chooses the epoch; `start_batch` batches of
-    it are left out (to resume) until the next set_epoch. Rank r of R takes the r-th contiguous part of every global
-    batch, so that R ranks together see what one process would.
+    since a batch is padded to its tallest and its widest picture. drop_last: a last batch that is not full is left
+    out, unless it is the only one. set_epoch chooses the epoch; `start_batch` batches of it are left out (to resume)
+    until the next set_epoch. Rank r of R takes the r-th contiguous part of every global batch, so that R ranks
+    together see what one process would.
     """
 
-    def __init__(
-        self,
-        tall: NDArray[np.bool_],
-        batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        drop_last: bool,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.tall, self.length = tall, len(tall)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.drop_last, self.rank, self.world_size = drop_last, rank, world_size
-        self.epoch = 0
-        self.start_batch = 0
+    tall: NDArray[np.bool_]
+    batch_size: int
+    shuffle: bool
+    seed: int
+    drop_last: bool
+    rank: int
+    world_size: int
+    epoch: int = 0
+    start_batch: int = 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch, and the batch of it to begin with."""
@@ -54,20 +50,20 @@ class EpochBatches(Sampler[list[Draw]]):
     @property
     def batches_per_epoch(self) -> int:
         """The number of batches of a whole epoch, the same on every rank."""
-        whole, rest = divmod(self.length, self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        whole, rest = divmod(len(self.tall), self.batch_size)
+        return whole + (rest > 0 and not (self.drop_last and whole))
 
     def __len__(self) -> int:
         return max(0, self.batches_per_epoch - self.start_batch)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.arange(self.length)
+        order = np.arange(len(self.tall))
         if self.shuffle:
-            order = self._grouped(np.random.default_rng([self.seed, self.epoch]).permutation(self.length))
+            order = self._grouped(np.random.default_rng([self.seed, self.epoch]).permutation(len(self.tall)))
         for batch in range(self.start_batch, self.batches_per_epoch):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, end = (len(indices) * r // self.world_size for r in (self.rank, self.rank + 1))
-            yield [Draw(int(i), self._seed_of(int(i))) for i in indices[start:end]]
+            yield [Draw(index, self._seed_of(index)) for index in indices[start:end].tolist()]
 
     def _grouped(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """The order with tall and wide pictures each gathered into whole batches; what is left of both comes last."""
@@ -86,29 +82,22 @@ class EpochBatches(Sampler[list[Draw]]):
         return int(state[0] >> np.uint64(1))
 
 
-class _ErrorsAsItems(Dataset[Any]):
+class _ErrorsAsBatches(Dataset[Any]):
     """Hands a DataError over as the batch: raised in a worker process, torch would wrap it in a page of traceback."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, item: int | Draw) -> tuple[Tensor, Target]:
-        return self.dataset[item]
-
-    def __getitems__(self, items: Sequence[Draw]) -> list[tuple[Tensor, Target]] | DataError:
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch | DataError:
         try:
-            return [self.dataset[item] for item in items]
+            samples = [self.dataset[draw] for draw in draws]
         except DataError as error:
             return error
+        return [image for image, _ in samples], [target for _, target in samples]
 
 
-def _collate(samples: list[tuple[Tensor, Target]] | DataError) -> Batch | DataError:
-    if isinstance(samples, DataError):
-        return samples
-    return [image for image, _ in samples], [target for _, target in samples]
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class DetectionLoader(DataLoader[Any]):
@@ -141,38 +130,34 @@ def make_loader(
     """A loader of (list of images float32 [3, H, W], list of targets) of `dataset`.
 
     batch_size: pictures in a global batch, all ranks together. shuffle: a new order each epoch (`set_epoch`). seed:
-    of order and augmentation. drop_last: leave out a last batch that is not full. workers: processes that load; they
-    change no batch. rank, world_size: this process's share of each batch.
+    of order and augmentation. drop_last: leave out a last batch that is not full, unless it is the only one. workers:
+    processes that load; they change no batch. rank, world_size: this process's share of each batch.
 
     Raises GhmdetError when a shuffled batch would be empty on some rank (unshuffled ones may be, for evaluation's
     sake); iterating raises DataError naming a bad picture.
     """
     if batch_size < 1:
         raise GhmdetError(f"batch size is {batch_size}: choose at least 1")
-    if drop_last and len(dataset) < batch_size:
-        raise GhmdetError(
-            f"batch size {batch_size} leaves no full batch of {len(dataset)} images: choose at most {len(dataset)}"
-        )
-    last = len(dataset) % batch_size
-    if shuffle and min(batch_size, batch_size if drop_last or not last else last) < world_size:
-        raise GhmdetError(
-            f"batches of {batch_size} and a last one of {last} cannot be shared by {world_size} processes: "
-            "choose another batch size, or drop the last batch"
-        )
     sizes = dataset.data.records.sizes
     batches = EpochBatches(
-        sizes[:, 1] > sizes[:, 0],
-        batch_size,
+        tall=sizes[:, 1] > sizes[:, 0],
+        batch_size=batch_size,
         shuffle=shuffle,
         seed=seed,
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
     )
+    last = len(sizes) - batch_size * (batches.batches_per_epoch - 1)
+    if shuffle and min(batch_size, last) < world_size:
+        raise GhmdetError(
+            f"batches of {batch_size} and a last one of {last} cannot be shared by {world_size} processes: "
+            "choose another batch size, or drop the last batch"
+        )
     return DetectionLoader(
-        _ErrorsAsItems(dataset),
+        _ErrorsAsBatches(dataset),
         batch_sampler=batches,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # DataLoader draws a seed nobody uses; not from the global generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -60,6 +60,9 @@ class Records(Sequence[Record]):
     """An immutable sequence of `Record`s, kept as a few flat arrays: millions of pictures without an object each.
 
     A record is made when it is asked for, as views into the arrays. Worker processes share the arrays.
+
+    root: the folder that the N `names` of the pictures are relative to. sizes: [N, 2] width and height. offsets:
+    [N + 1], so that the boxes of picture i are offsets[i]:offsets[i + 1]. The rest as in `Record`, of all boxes.
     """
 
     def __init__(
@@ -75,16 +78,10 @@ class Records(Sequence[Record]):
         area: NDArray[np.float32],
     ) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self.root = root
         self._names = b"".join(encoded)
         self._name_ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self.image_ids = image_ids
-        self.sizes = sizes  # [N, 2] width, height
-        self.offsets = offsets  # [N + 1]: the boxes of picture i are offsets[i]:offsets[i + 1]
-        self.boxes = boxes
-        self.labels = labels
-        self.crowd = crowd
-        self.area = area
+        self.root, self.image_ids, self.sizes, self.offsets = root, image_ids, sizes, offsets
+        self.boxes, self.labels, self.crowd, self.area = boxes, labels, crowd, area
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -101,24 +98,19 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
+        index = range(len(self))[index]  # of the end where negative; an IndexError beyond
         part = slice(self.offsets[index], self.offsets[index + 1])
         width, height = self.sizes[index].tolist()
         return Record(
-            image_id=int(self.image_ids[index]),
-            path=self.root / self.name(index),
-            width=width,
-            height=height,
-            boxes=self.boxes[part],
-            labels=self.labels[part].astype(np.int64),
-            crowd=self.crowd[part],
-            area=self.area[part],
+            int(self.image_ids[index]),
+            self.root / self.name(index),
+            width,
+            height,
+            self.boxes[part],
+            self.labels[part].astype(np.int64),
+            self.crowd[part],
+            self.area[part],
         )
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -144,15 +136,13 @@ class DetectionData:
     def describe(self) -> str:
         """Format, split, counts of images and boxes, and what was rejected, in words to say aloud."""
         per_class = self.boxes_per_class()
-        crowd = int(self.records.crowd.sum())
+        crowd, empty = int(self.records.crowd.sum()), int((np.diff(self.records.offsets) == 0).sum())
         called = " (asked for as val)" if self.split in VALIDATION_NAMES[1:] else ""
-        empty = int((np.diff(self.records.offsets) == 0).sum())
+        counts = ", ".join(f"{name} {count}" for name, count in per_class.items())
         lines = [
             f"{self.format} data in {self.root}, split {self.split}{called}: {len(self.records)} images "
-            f"({empty} without boxes), {sum(per_class.values())} boxes of {len(per_class)} classes: "
-            + ", ".join(f"{name} {count}" for name, count in per_class.items())
-            + (f"; {crowd} crowd regions, ignored" if crowd else "")
-            + "."
+            f"({empty} without boxes), {sum(per_class.values())} boxes of {len(per_class)} classes: {counts}"
+            + (f"; {crowd} crowd regions, ignored." if crowd else ".")
         ]
         verb = {"error": "Rejected", "warning": "Mended", "info": "Noted"}
         for (severity, kind), count in Counter((p.severity, p.kind) for p in self.problems).items():
@@ -165,35 +155,25 @@ class DetectionData:
     def to_coco(self) -> dict[str, Any]:
         """The ground truth as a COCO dictionary (boxes x y width height; crowd regions with iscrowd 1)."""
         records = self.records
-        owner = np.repeat(records.image_ids, np.diff(records.offsets)).tolist()
         corners = records.boxes.astype(np.float64)
-        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
-        columns = zip(
-            owner,
-            records.labels.tolist(),
-            xywh,
-            records.area.tolist(),
-            records.crowd.tolist(),
-            strict=True,
-        )
+        columns = {
+            "image_id": np.repeat(records.image_ids, np.diff(records.offsets)),
+            "category_id": np.array(self.category_ids)[records.labels],
+            "bbox": np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+            "area": records.area,
+            "iscrowd": records.crowd.astype(int),
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        sizes = zip(records.image_ids.tolist(), records.sizes.tolist(), strict=True)
         return {
             "images": [
-                {"id": int(image_id), "file_name": records.name(i), "width": int(w), "height": int(h)}
-                for i, (image_id, (w, h)) in enumerate(zip(records.image_ids, records.sizes, strict=True))
+                {"id": image_id, "file_name": records.name(i), "width": width, "height": height}
+                for i, (image_id, (width, height)) in enumerate(sizes)
             ],
             "annotations": [
-                {
-                    "id": number,
-                    "image_id": image_id,
-                    "category_id": self.category_ids[label],
-                    "bbox": bbox,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-                for number, (image_id, label, bbox, area, crowd) in enumerate(columns, start=1)
+                {"id": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows, start=1)
             ],
             "categories": [
-                {"id": number, "name": name}
-                for number, name in zip(self.category_ids, self.classes, strict=True)
+                {"id": i, "name": name} for i, name in zip(self.category_ids, self.classes, strict=True)
             ],
         }

@@ -61,7 +61,7 @@ class TrainingData:
             workers=workers,
             rank=rank,
             world_size=world_size,
-            drop_last=len(dataset) >= config.batch_size,
+            drop_last=True,
         )
         self.steps_per_epoch = len(self.loader) // config.accumulate
         """Optimizer steps; batches that do not fill one are left out."""
