@@ -8,9 +8,19 @@ from typing import NamedTuple
 import torch
 
 import naive
-from ghmdet.spectrum import SpectrumCounts, count_batch
+from ghmdet.spectrum import SpectrumCounts, SpectrumSums
 
 CLASSES, STRIDES, LEVELS = ("a", "b", "c"), (8, 16), (90, 30)
+
+
+def count_batch(
+    logits, labels, differences, levels=LEVELS, classes=CLASSES, strides=STRIDES
+) -> SpectrumCounts:
+    """The spectrum of one batch."""
+    sums = SpectrumSums(classes, strides, logits.device)
+    sums.add(logits, labels, differences, levels)
+    sums.check()
+    return sums.counts()
 
 
 class Example(NamedTuple):
@@ -63,4 +73,4 @@ def make_case(seed: int = 0, pictures: int = 2, absent: tuple[int, ...] = (), ig
                     Coordinate(d, naive.asl1_gradient_norm(d, 0.02), label, level)
                     for d in differences[b, a].tolist()
                 ]
-    return Case(count_batch(logits, labels, differences, LEVELS, CLASSES, STRIDES), examples, coordinates)
+    return Case(count_batch(logits, labels, differences), examples, coordinates)

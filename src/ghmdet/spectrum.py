@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -98,8 +97,7 @@ class GradientSpectrum(nn.Module):
         with torch.no_grad():
             pending = self.pending + counts.table
             call = self.calls % self.accumulation_steps + 1
-            total = self.momentum * self.total + pending / call
-            mass = self.momentum * self.mass + 1
+            total, mass = self._after_step(pending / call)
             if moves:
                 steps = call == self.accumulation_steps
                 self.total.copy_(torch.where(steps, total, self.total))
@@ -141,11 +139,11 @@ class GradientSpectrum(nn.Module):
     def _current(self) -> tuple[Tensor, Tensor]:
         self._widen()
         call = self.calls % self.accumulation_steps
-        unfinished = call > 0
-        total = torch.where(
-            unfinished, self.momentum * self.total + self.pending / call.clamp_min(1), self.total
-        )
-        return total, torch.where(unfinished, self.momentum * self.mass + 1, self.mass)
+        total, mass = self._after_step(self.pending / call.clamp_min(1))
+        return torch.where(call > 0, total, self.total), torch.where(call > 0, mass, self.mass)
+
+    def _after_step(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        return self.momentum * self.total + table, self.momentum * self.mass + 1
 
     def _check(self, counts: RegionCounts) -> None:
         self._widen()
@@ -278,11 +276,8 @@ class SpectrumCounts:
     def save(self, path: Path | str) -> Path:
         """Write it as a compressed .npz, whole or not at all; the path. Raises OSError."""
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, classes=np.array(self.classes), strides=np.array(self.strides, np.int64), **arrays
-        )
-        return write_atomic(path, buffer.getvalue())
+        arrays |= {"classes": np.array(self.classes), "strides": np.array(self.strides, np.int64)}
+        return write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, path: Path | str) -> SpectrumCounts:
@@ -356,62 +351,48 @@ class SpectrumSums:
             self._add_examples(logits.flatten(0, 1)[block].float(), rows[block], levels[block])
 
     def _add_examples(self, logits: Tensor, label: Tensor, level: Tensor) -> None:
-        num_classes, levels = len(self.classes), len(self.strides)
-        is_object = ((label >= 0) & (label < num_classes))[:, None]
-        own = label.clamp(0, num_classes - 1)[:, None]
+        k = len(self.classes)
+        is_object = ((label >= 0) & (label < k))[:, None]
+        own = label.clamp(0, k - 1)[:, None]
         # Objects are few: each row is counted as background, and its own class is put right after.
         norm = torch.sigmoid(logits)
         p = norm.gather(1, own)
         norm.scatter_(1, own, torch.where(is_object, 1 - p, p))
-        cell = (label < 0).int() * (2 * num_classes * levels) + level
-        place = unit_region(norm, REGIONS).add_(cell[:, None] * REGIONS)
-        place += torch.arange(num_classes, dtype=torch.int32, device=place.device) * (levels * REGIONS)
-        place.scatter_add_(1, own, is_object.int() * (num_classes * levels * REGIONS))
-        _add_at(self.tables["examples"], self.tables["gradient"], place, norm)
+        cells = len(self.strides) * REGIONS
+        first = torch.arange(0, k * cells, cells, dtype=torch.int32, device=label.device)
+        first = first + (label < 0).int()[:, None] * (2 * k * cells)
+        first.scatter_add_(1, own, is_object.int() * (k * cells))
+        self._add("examples", "gradient", first, level, norm)
 
     def _add_boxes(self, difference: Tensor, label: Tensor, level: Tensor) -> None:
-        num_classes, levels = len(self.classes), len(self.strides)
-        label = torch.where(label < 0, num_classes, label)
+        k = len(self.classes)
+        label = torch.where(label < 0, k, label)
         if label.is_cpu:  # where a look at values costs nothing
-            objects = (label < num_classes).nonzero()[:, 0]
+            objects = (label < k).nonzero()[:, 0]
             difference, label, level = difference[objects], label[objects], level[objects]
         norm = asl1_gradient_norm(difference.float(), MU)  # [n, 4]
-        place = unit_region(norm, REGIONS).add_(((label.int() * levels + level) * REGIONS)[:, None])
-        _add_at(self.tables["boxes"], self.tables["box_gradient"], place, norm)
+        first = label.int()[:, None] * (len(self.strides) * REGIONS)
+        self._add("boxes", "box_gradient", first, level, norm)
+
+    def _add(self, counts_name: str, sums_name: str, first: Tensor, level: Tensor, norm: Tensor) -> None:
+        """Count norms [n, c] in the rows of a table that begin at cells `first` [n, c] or [n, 1], at level [n]."""
+        counts, sums = self.tables[counts_name].view(-1), self.tables[sums_name].view(-1)
+        place = unit_region(norm, REGIONS).add_(first + level[:, None] * REGIONS)
+        place, values = place.flatten(), norm.flatten().double()
+        if place.is_cpu:
+            counts += torch.bincount(place, minlength=len(counts))
+            sums += torch.bincount(place, values, minlength=len(sums))
+        else:  # where bincount would make the host wait
+            counts.index_add_(0, place, counts.new_ones(1).expand(len(place)))
+            sums.index_add_(0, place, values)
+
+    def check(self) -> None:
+        """Raise GhmdetError where logits, or differences of objects, were no numbers (NaN); waits for the device."""
+        for name, what in (("gradient", "class scores"), ("box_gradient", "box offsets")):
+            if bool(self.tables[name][:-1].isnan().any()):
+                raise GhmdetError(f"{what} are no numbers (NaN)")
 
     def counts(self) -> SpectrumCounts:
         """What was counted so far, one epoch; waits for the device."""
         pictures, *tables = (table.to("cpu", copy=True).numpy() for table in self.tables.values())
         return SpectrumCounts(self.classes, self.strides, pictures, *(table[None, :-1] for table in tables))
-
-
-def count_batch(
-    logits: Tensor,
-    labels: Tensor,
-    differences: Tensor,
-    level_counts: Sequence[int],
-    classes: Sequence[str],
-    strides: Sequence[int],
-) -> SpectrumCounts:
-    """The spectrum of one batch: what :meth:`SpectrumSums.add` counts of it.
-
-    Raises GhmdetError for logits or differences of objects that are no numbers (NaN).
-    """
-    sums = SpectrumSums(classes, strides, logits.device)
-    sums.add(logits, labels, differences, level_counts)
-    counts = sums.counts()
-    for gradient, what in ((counts.gradient, "class scores"), (counts.box_gradient, "box offsets")):
-        if np.isnan(gradient).any():
-            raise GhmdetError(f"{what} are no numbers (NaN)")
-    return counts
-
-
-def _add_at(counts: Tensor, sums: Tensor, place: Tensor, norm: Tensor) -> None:
-    """Add 1 to `counts` and the norm to `sums` at each place of the flattened tables."""
-    place, values = place.flatten(), norm.flatten().double()
-    if place.is_cpu:
-        counts += torch.bincount(place, minlength=counts.numel()).view(counts.shape)
-        sums += torch.bincount(place, values, minlength=sums.numel()).view(sums.shape)
-    else:  # where bincount would make the host wait
-        counts.view(-1).index_add_(0, place, counts.new_ones(1).expand(len(place)))
-        sums.view(-1).index_add_(0, place, values)

@@ -13,7 +13,8 @@ from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.detect import Detector, to_tensor
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.models import RetinaNet, model_state, preset
-from ghmdet.spectrum import SpectrumCounts, count_batch
+from ghmdet.spectrum import SpectrumCounts
+from spectrum_cases import count_batch
 
 DRAWN = ["examples", "boxes", "class_gradients", "box_gradients", "shares", "weights", "reliability"]
 

@@ -21,7 +21,7 @@ from ghmdet.models.anchors import anchors_inside, make_anchors
 from ghmdet.models.box_coder import encode
 from ghmdet.models.preprocess import Batch
 from ghmdet.models.targets import AnchorTargets
-from ghmdet.spectrum import Floats, SpectrumCounts, SpectrumSums, count_batch, sum_over_ranks
+from ghmdet.spectrum import Floats, SpectrumCounts, SpectrumSums, sum_over_ranks
 
 
 class SpectrumLog:
@@ -156,7 +156,7 @@ def measure_spectrum(
     """
     model = detector.model
     config = model.config
-    total = SpectrumCounts.empty(model.classes, config.strides)
+    sums = SpectrumSums(model.classes, config.strides, model.device)
     results: list[dict[str, Any]] = []
     seen: list[Floats] = []
     dataset = DetectionDataset(data, eval_transforms(config.min_size, config.max_size), cache=False)
@@ -166,11 +166,9 @@ def measure_spectrum(
         logits, deltas = model.forward_raw(batch.images)
         wanted = model.assign(targets, batch)
         anchors, level_counts = make_anchors(config, *batch.images.shape[-2:], batch.images.device)
-        differences = deltas - encode(wanted.boxes, anchors)
+        sums.add(logits, wanted.labels, deltas - encode(wanted.boxes, anchors), level_counts)
         try:
-            total += count_batch(
-                logits, wanted.labels, differences, level_counts, model.classes, config.strides
-            )
+            sums.check()
         except GhmdetError as error:
             raise CheckpointError(
                 f"the detector is broken, its {error} on {data.records[number].path}: give another checkpoint"
@@ -179,7 +177,7 @@ def measure_spectrum(
         found = model.postprocess(logits, deltas, batch)
         results += original_results(found[0], images[0], targets[0], data.category_ids)
         advance(1)
-    return Measured(total, results, np.concatenate([np.zeros(0), *seen]))
+    return Measured(sums.counts(), results, np.concatenate([np.zeros(0), *seen]))
 
 
 def _best_scores(logits: Tensor, wanted: AnchorTargets, objects: int) -> Floats:
