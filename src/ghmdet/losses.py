@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError, unknown_name
@@ -25,9 +27,11 @@ class _Harmonized(nn.Module):
     guard: MinCount
     """The floor of the guarded form, which is the default."""
     guarded_normalize: str
+    _arguments: Callable[..., Arguments]
 
     def __init__(
         self,
+        loss: Loss,
         bins: int,
         momentum: float,
         normalize: str | None,
@@ -48,15 +52,12 @@ class _Harmonized(nn.Module):
             normalize = "occupied" if self.min_count == 0.0 else self.guarded_normalize
         self.normalize = normalize
         check_options(bins, normalize, self.min_count, positives=self.guard == "positives")
-        if compat and (normalize, self.min_count, num_classes, accumulation_steps) != (
-            "occupied",
-            0.0,
-            None,
-            1,
-        ):
+        plain = normalize == "occupied" and self.min_count == 0.0
+        if compat and not (plain and num_classes is None and accumulation_steps == 1):
             raise GhmdetError(
                 'compat="mmdet" has fixed settings: leave normalize, min_count, per_class and accumulation_steps'
             )
+        self.loss = loss
         self.per_class = num_classes is not None
         self.compat = compat
         self.reduction = reduction
@@ -69,10 +70,17 @@ class _Harmonized(nn.Module):
         )
         self.bins = self.spectrum.bins
 
-    def _harmonize(self, arguments: Arguments, loss: Loss) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss of logits against targets, or of predicted offsets against target offsets."""
+        if self.compat and weight is not None:  # there a weight says only whether an element counts
+            counted = expand("weight", weight, inputs) > 0
+            valid = counted if valid is None else counted & expand("valid", valid, inputs)
+            weight = None
         return harmonized(
-            loss,
-            arguments,
+            self.loss,
+            self._arguments(inputs, targets, valid, weight),
             self._weigh,
             bins=self.bins,
             per_class=self.per_class,
@@ -91,15 +99,6 @@ class _Harmonized(nn.Module):
         table = region_weights(counts, batch.occupied, self.normalize, self.min_count)
         # The mean over all ranks' elements, as an average of the ranks gives it.
         return table, batch.examples.sum().clamp_min(1) / ranks
-
-    def _masks(
-        self, inputs: Tensor, valid: Tensor | None, weight: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """In the peer's form a weight says only whether an element counts."""
-        if not self.compat or weight is None:
-            return valid, weight
-        counted = expand("weight", weight, inputs) > 0
-        return (counted if valid is None else counted & expand("valid", valid, inputs)), None
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""
@@ -143,6 +142,7 @@ class GHMC(_Harmonized):
 
     guard: MinCount = "positives"
     guarded_normalize = "none"
+    _arguments = staticmethod(class_arguments)
 
     def __init__(
         self,
@@ -163,8 +163,9 @@ class GHMC(_Harmonized):
                 f"per_class={per_class} with num_classes={num_classes}: a density for each class needs their number, "
                 "a joint one takes none"
             )
+        steps, loss = accumulation_steps, CrossEntropy()
         super().__init__(
-            bins, momentum, normalize, min_count, num_classes, accumulation_steps, compat, reduction, impl
+            loss, bins, momentum, normalize, min_count, num_classes, steps, compat, reduction, impl
         )
 
     @classmethod
@@ -181,13 +182,6 @@ class GHMC(_Harmonized):
             accumulation_steps=accumulation_steps,
             reduction=reduction,
         )
-
-    def forward(
-        self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-    ) -> Tensor:
-        """The loss of logits against targets."""
-        arguments = class_arguments(inputs, targets, *self._masks(inputs, valid, weight))
-        return self._harmonize(arguments, CrossEntropy())
 
 
 class GHMR(_Harmonized):
@@ -209,6 +203,7 @@ class GHMR(_Harmonized):
 
     guard: MinCount = "mean"
     guarded_normalize = "all"
+    _arguments = staticmethod(regression_arguments)
 
     def __init__(
         self,
@@ -224,22 +219,14 @@ class GHMR(_Harmonized):
         impl: str = "auto",
     ) -> None:
         check_positive("mu", mu)
-        super().__init__(
-            bins, momentum, normalize, min_count, None, accumulation_steps, compat, reduction, impl
-        )
+        steps, loss = accumulation_steps, Asl1(mu)
+        super().__init__(loss, bins, momentum, normalize, min_count, None, steps, compat, reduction, impl)
         self.mu = mu
 
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMR:
         """The form of the article and its authors: no floor, μ = 0.02, 10 regions, momentum 0.7."""
         return cls(min_count=0.0, accumulation_steps=accumulation_steps, reduction=reduction)
-
-    def forward(
-        self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-    ) -> Tensor:
-        """The loss of predicted offsets against target offsets."""
-        arguments = regression_arguments(inputs, targets, *self._masks(inputs, valid, weight))
-        return self._harmonize(arguments, Asl1(self.mu))
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""
