@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -95,17 +96,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.transforms = transforms
         self._limits: tuple[int, int] | None = getattr(transforms, "load_limits", None)
         self._mosaic: float = getattr(getattr(transforms, "config", None), "mosaic", 0.0)
-        self._cache = self._make_cache(None if cache is True else CACHE_LIMIT) if cache else None
-
-    def _make_cache(self, limit: int | None) -> PictureCache | None:
-        sizes = np.empty((len(self), 2), dtype=np.int64)
-        total = 0
-        for index, (width, height) in enumerate(self.data.records.sizes.tolist()):
-            sizes[index] = shrunk = shrunk_size(width, height, self._limits)
-            total += 3 * shrunk[0] * shrunk[1]
-            if limit is not None and total > limit:
-                return None
-        return PictureCache(sizes)
+        self._cache: PictureCache | None = None
+        if cache:
+            sizes = np.array([shrunk_size(w, h, self._limits) for w, h in data.records.sizes.tolist()])
+            if cache is True or 3 * sizes.prod(1).sum() <= CACHE_LIMIT:
+                self._cache = PictureCache(sizes)
 
     def __len__(self) -> int:
         return len(self.data.records)
@@ -127,10 +122,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _load(self, index: int) -> tuple[Tensor, Target]:
         record = self.data.records[index]
-        if self._cache is None:
-            image = load_image(record, self._limits)
-        else:
-            image = self._cache.get(index, lambda: load_image(record, self._limits))
+        load = partial(load_image, record, self._limits)
+        image = load() if self._cache is None else self._cache.get(index, load)
         height, width = image.shape[1:]
         used = ~record.crowd
         shrink = np.array([width / record.width, height / record.height] * 2, dtype=np.float32)
@@ -146,20 +139,21 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         others = torch.randint(len(self), (3,)).tolist()
         image, first = self._load(index)
         height, width = image.shape[1:]
-        parts = []
+        canvas = torch.empty((3, 2 * height, 2 * width), dtype=torch.uint8)
+        boxes, labels = [], []
         for place, other in enumerate((index, *others)):
             image, target = self._load(other)
             h, w = image.shape[1:]
             view = max(h / height, w / width)  # the aspect kept, the rest of the quarter filled
             window = (0.0, 0.0, width * view, height * view)
             image, target = crop_and_place(image, target, window, (height, width), 0.0)
-            corner = torch.tensor([place % 2 * width, place // 2 * height] * 2)
-            parts.append((image, target["boxes"].as_subclass(Tensor) + corner, target["labels"]))
-        images, boxes, labels = zip(*parts, strict=True)
-        canvas = torch.cat([torch.cat(images[:2], dim=2), torch.cat(images[2:], dim=2)], dim=1)
-        share, x, y = torch.rand(3).tolist()
+            x, y = place % 2 * width, place // 2 * height
+            canvas[:, y : y + height, x : x + width] = image
+            boxes.append(target["boxes"].as_subclass(Tensor) + torch.tensor([x, y, x, y]))
+            labels.append(target["labels"])
+        share, *corner = torch.rand(3).tolist()
         view_w, view_h = (round(side * (1 + share)) for side in (width, height))
-        left, top = round(x * (2 * width - view_w)), round(y * (2 * height - view_h))
+        left, top = round(corner[0] * (2 * width - view_w)), round(corner[1] * (2 * height - view_h))
         target = {**first, "boxes": torch.cat(boxes), "labels": torch.cat(labels)}
         window = (left, top, left + view_w, top + view_h)
         visible = self.transforms.config.min_visible  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,26 +120,10 @@ def require_images(data: DetectionData) -> None:
     Raises DataError naming the first missing file and the number of missing ones.
     """
     records = data.records
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for index in range(len(records)):
-        folder, _, file = records.name(index).rpartition("/")
-        if folder not in listed:  # one listing is far faster than a question for each file
-            listed[folder] = _files_in(records.root / folder)
-        if file not in listed[folder]:
-            path = records.root / records.name(index)
-            if not path.is_file():  # the disk may know it in another spelling
-                missing.append(path)
+    paths = (records.root / records.name(index) for index in range(len(records)))
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         count = f"{len(missing)} of the {len(records)} images of split {data.split}"
         raise DataError(
             f"{missing[0]}: missing image, the first of {count}: put them there or remove their records; {CHECK}"
         )
-
-
-def _files_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()

@@ -5,7 +5,7 @@ Neither the number of worker processes nor of ranks changes a batch, and a run c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ghmdet.data.dataset import DetectionDataset, Draw
 from ghmdet.data.transforms import Target
@@ -82,22 +82,8 @@ class EpochBatches(Sampler[list[Draw]]):
         return int(state[0] >> np.uint64(1))
 
 
-class _ErrorsAsBatches(Dataset[Any]):
-    """Hands a DataError over as the batch: raised in a worker process, torch would wrap it in a page of traceback."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch | DataError:
-        try:
-            samples = [self.dataset[draw] for draw in draws]
-        except DataError as error:
-            return error
-        return [image for image, _ in samples], [target for _, target in samples]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _collate(samples: list[tuple[Tensor, Target]]) -> Batch:
+    return [image for image, _ in samples], [target for _, target in samples]
 
 
 class DetectionLoader(DataLoader[Any]):
@@ -110,10 +96,13 @@ class DetectionLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch, start_batch)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, DataError):
-                raise DataError(str(batch))  # a new one: a cycle with this frame would delay the workers' end
-            yield batch
+        try:
+            yield from super().__iter__()
+        except DataError as error:  # from a worker process it comes as the last line of a page of traceback
+            told = str(error).rstrip().rpartition("\n")[2]
+        else:
+            return
+        raise DataError(told.removeprefix(f"{DataError.__module__}.{DataError.__name__}: "))
 
 
 def make_loader(
@@ -155,9 +144,9 @@ def make_loader(
             "choose another batch size, or drop the last batch"
         )
     return DetectionLoader(
-        _ErrorsAsBatches(dataset),
+        dataset,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # DataLoader draws a seed nobody uses; not from the global generator

@@ -8,7 +8,7 @@ place. Random ones draw from torch's global generator.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,49 +74,39 @@ def crop_and_place(
     Boxes follow exactly, are clipped, and dropped with their labels when less than `min_visible` of their area or a
     side below one pixel is left.
     """
-    x, y = (_Axis.of(window[i], window[i + 2], image.shape[-1 - i], size[1 - i]) for i in (0, 1))
-    part = F.resize(image[:, y.start : y.stop, x.start : x.stop], [y.length, x.length], antialias=True)
-    if (y.length, x.length) != size:
-        canvas = (
-            image.float().mean((1, 2)).round().to(image.dtype)[:, None, None].expand(3, *size).contiguous()
-        )
-        canvas[:, y.place : y.place + y.length, x.place : x.place + x.length] = part
+    (left, right, x, width), (top, bottom, y, height) = (
+        _span(window[i], window[i + 2], image.shape[-1 - i], size[1 - i]) for i in (0, 1)
+    )
+    part = F.resize(image[:, top:bottom, left:right], [height, width], antialias=True)
+    if (height, width) != size:
+        fill = image.float().mean((1, 2)).round().to(image.dtype)
+        canvas = fill[:, None, None].expand(3, *size).contiguous()
+        canvas[:, y : y + height, x : x + width] = part
         part = canvas
-    low, high = torch.tensor([x.place, y.place]), torch.tensor([x.place + x.length, y.place + y.length])
-    zoom = torch.tensor([x.length / (x.stop - x.start), y.length / (y.stop - y.start)])
+    low, high = torch.tensor([x, y]), torch.tensor([x + width, y + height])
+    zoom = torch.tensor([width / (right - left), height / (bottom - top)])
     corners = target["boxes"].as_subclass(Tensor).reshape(-1, 2, 2)  # [n, corner, xy]
-    full = (corners - torch.tensor([x.start, y.start])) * zoom + low
+    full = (corners - torch.tensor([left, top])) * zoom + low
     inside = full.maximum(low).minimum(high)
     full_sides, sides = full[:, 1] - full[:, 0], inside[:, 1] - inside[:, 0]
     keep = (sides.prod(1) >= min_visible * full_sides.prod(1)) & (sides >= MIN_SIDE).all(1)
-    return part, {
-        **target,
-        "boxes": as_boxes(inside[keep].flatten(1), size),
-        "labels": target["labels"][keep],
-    }
+    boxes = as_boxes(inside[keep].flatten(1), size)
+    return part, {**target, "boxes": boxes, "labels": target["labels"][keep]}
 
 
-class _Axis(NamedTuple):
-    """Along one axis: pixels start to stop of the picture, drawn on `length` pixels of the output from `place` on."""
+def _span(low: float, high: float, side: int, out: int) -> tuple[int, int, int, int]:
+    """Along one axis, the part of the window low to high that shows the picture: its start and stop among the picture's
+    `side` pixels, its place and its length among the `out` pixels that the window is drawn on.
 
-    start: int
-    stop: int
-    place: int
-    length: int
-
-    @classmethod
-    def of(cls, low: float, high: float, side: int, out: int) -> _Axis:
-        """The window low to high of a picture's `side` pixels on `out` pixels.
-
-        Windows are rounded to whole pixels of the picture and then fill their share of the output exactly, so that
-        no strip is left at its edge; boxes follow the rounded window.
-        """
-        zoom = out / (high - low)
-        start = min(max(0, round(low)), side - 1)
-        stop = max(start + 1, min(side, round(high)))
-        place = min(out - 1, round(max(0.0, -low) * zoom))
-        end = min(out, round((side - low) * zoom))
-        return cls(start, stop, place, max(1, end - place))
+    Windows are rounded to whole pixels of the picture and then fill their share of the output exactly, so that no
+    strip is left at its edge; boxes follow the rounded window.
+    """
+    zoom = out / (high - low)
+    start = min(max(0, round(low)), side - 1)
+    stop = max(start + 1, min(side, round(high)))
+    place = min(out - 1, round(max(0.0, -low) * zoom))
+    end = min(out, round((side - low) * zoom))
+    return start, stop, place, max(1, end - place)
 
 
 def as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
