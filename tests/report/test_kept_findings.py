@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from report_cases import epochs, make_detector_run, make_run
 
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.report.inspection import inspect_run
 from ghmdet.report.page import write_report
 from ghmdet.report.run_files import read_curves
@@ -147,6 +148,14 @@ def test_where_the_data_has_gone_only_what_was_made_of_it_is_shown(
         run.page(data=data)
 
 
+def test_a_checkpoint_that_is_broken_is_said_on_the_page_unless_it_was_asked_for(run: Run) -> None:
+    (run.path / "best.pt").write_bytes(b"cut")
+    page = run.page()
+    assert "pictures give" not in page and "could not be inspected" in page and "best.pt" in page
+    with pytest.raises(CheckpointError, match=r"best\.pt"):
+        run.page(split="train")
+
+
 def test_a_pass_that_was_interrupted_leaves_nothing_that_is_shown(
     run: Run, data: Path, tmp_path: Path
 ) -> None:
@@ -189,9 +198,16 @@ def test_metrics_of_something_else_are_named(tmp_path: Path, content: bytes) -> 
     assert "metrics.json: not the figures of a validation" in damaged(tmp_path, "metrics.json", content)
 
 
-def saved(**arrays: Any) -> bytes:
-    import io
+def test_figures_that_are_no_numbers_are_dashes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", logged=False)
+    (run / "metrics.json").write_text(
+        '{"AP": "x", "AP50": 0.5, "images": [], "per_class": {"a": {"AP": 0.25}, "b": 3}}'
+    )
+    html = write_report([run], say=lambda line: None).read_text()
+    assert "<strong>–</strong>" in html and "<strong>.500</strong>" in html and ">.250</span>" in html
 
+
+def saved(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
@@ -237,7 +253,12 @@ def test_rows_that_are_damaged_are_left_out_and_counted(tmp_path: Path, row: byt
 
 
 @pytest.mark.parametrize(
-    "text", ['{"arguments": []}', '{"arguments": {"data": 3}, "machine": null, "git": null}', "{}"]
+    "text",
+    [
+        '{"arguments": []}',
+        '{"arguments": {"data": 3}, "machine": null, "git": {"commit": 5}, "started": 3}',
+        "{}",
+    ],
 )
 def test_a_run_that_says_little_of_itself_has_a_page(tmp_path: Path, text: str) -> None:
     run = make_run(tmp_path / "run", training=epochs(1))

@@ -1,1 +1,1 @@
-"""What a detector's training data does to it, to look at: spectra, figures, words (docs/spectrum.md)."""
+"""Reports on a trained detector: which examples pulled at it and what it gets wrong, in figures and in words."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import resources
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
+from ghmdet.report import figures
 from ghmdet.report.inspection import Inspection, inspect_run
-from ghmdet.report.run_files import require_run, short_names
-from ghmdet.report.sections import learning, plots, sections
+from ghmdet.report.run_files import read_curves, read_metrics, require_run, short_names
 from ghmdet.report.summary import templates
-from ghmdet.report.training import PULLERS
+from ghmdet.report.training import PULLERS, each_epoch, form_of, pulls, slider_json, training_words
+from ghmdet.spectrum import SpectrumCounts
+
+T = TypeVar("T")
+MOST_CONFUSED = 20  # classes in a confusion matrix; of more, the commonest confusions are listed
+WIDE = ("examples", "shares")
 
 
 def write_report(
@@ -56,10 +63,17 @@ def write_report(
         require_run(path)
     parts = []
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True), start=1):
-        parts.append(sections(path, name, f"r{number}", *_inspect(path, data, split, device, say)))
+        parts.append(_part(path, name, f"r{number}", *_inspect(path, data, split, device, say)))
         for damage in parts[-1]["damage"]:
             say(damage)
-    write_atomic(out, _render(parts))
+    together = {}
+    if len(parts) > 1:
+        scores = {one["name"]: one["scores"]["AP"] for one in parts if "AP" in one["scores"]}
+        losses = {one["name"]: one["losses"]["whole"] for one in parts if "whole" in one["losses"]}
+        together["learning"] = _learning(scores, losses, "together")
+        together["classes"] = list(dict.fromkeys(name for one in parts for name in one["classes"]))
+    page = templates().get_template("page.html.jinja")
+    write_atomic(out, page.render(parts=parts, together=together, pullers=PULLERS).lstrip())
     say(f"written: {out}")
     return out
 
@@ -80,19 +94,117 @@ def _inspect(
     return inspection, inspection.note
 
 
-def _render(parts: Sequence[dict[str, Any]]) -> str:
-    folder = resources.files("ghmdet.report")
-    css, js = (Markup((folder / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
-    together = _together(parts) if len(parts) > 1 else None
-    template = templates().get_template("page.html.jinja")
-    return template.render(parts=parts, together=together, pullers=PULLERS, css=css, js=js).lstrip()
+def _part(run: Path, name: str, key: str, inspection: Inspection | None, note: str) -> dict[str, Any]:
+    """Everything that the page shows of a run; None or empty where there is nothing to show.
 
+    Args:
+        run: its folder.
+        name: what it is called.
+        key: begins the ids of its part of the page.
+        inspection: what its best checkpoint was found to do, if it could be inspected.
+        note: why it could not, or what a reader should know of the inspection.
+    """
+    made, damage = require_run(run), list[str]()
 
-def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The runs side by side: their curves, and the classes of any."""
-    scores = {part["name"]: part["scores"]["AP"] for part in parts if "AP" in part["scores"]}
-    losses = {part["name"]: part["losses"]["whole"] for part in parts if "whole" in part["losses"]}
-    return {
-        "learning": plots(learning(scores, losses), "together"),
-        "classes": list(dict.fromkeys(name for part in parts for name in part["classes"])),
+    def whole(read: Callable[[Path], T], file: str) -> T | None:
+        try:
+            return read(run / file) if (run / file).exists() else None
+        except GhmdetError as error:
+            damage.append(str(error))
+            return None
+
+    metrics = whole(read_metrics, "metrics.json")
+    training = whole(SpectrumCounts.load, "spectrum.npz")
+    scores, losses, validated = read_curves(run, damage)
+    shown: dict[str, Any] = {
+        "name": name,
+        "key": key,
+        "made": made,
+        "damage": damage,
+        "note": note,
+        "metrics": metrics,
+        "validated": validated,
+        "scores": scores,
+        "losses": losses,
+        "learning": _learning(scores, losses, key),
+        "training": _training(training, str(made["arguments"].get("cls_loss")), key) if training else None,
+        "classes": (metrics or {}).get("per_class", {}),
     }
+    return shown | (_inspected(inspection, run, key) if inspection else {})
+
+
+def _learning(
+    scores: Mapping[str, figures.LineData], losses: Mapping[str, figures.LineData], key: str
+) -> list[dict[str, Any]]:
+    """The learning curves over epochs, by name, of what there is."""
+    curves = {"score": scores, "loss": losses}
+    return _plots({name: figures.draw_learning(each, name) for name, each in curves.items() if each}, key)
+
+
+def _plots(drawn: Mapping[str, Figure], key: str) -> list[dict[str, Any]]:
+    """Figures as SVG, with their titles; `key` begins their ids."""
+    made = []
+    for name, figure in drawn.items():
+        wide = name in WIDE
+        # About the size in which the page shows it, so that all text is equally large.
+        figure.set_size_inches((11, 3.6) if wide else (5, 3.5))
+        title = figure.get_suptitle()
+        figure.suptitle("")  # the page has it
+        svg = figures.inline_svg(figure, f"{key}-{name}", title)
+        made.append({"name": name, "title": title, "svg": svg, "wide": wide})
+    return made
+
+
+def _training(spectrum: SpectrumCounts, class_loss: str, key: str) -> dict[str, Any] | None:
+    """Which examples pulled in training, the figures of its last epoch, and all epochs' numbers for the slider."""
+    form, epochs = form_of(class_loss), each_epoch(spectrum)
+    if not epochs:
+        return None
+    last = epochs[max(epochs)]
+    return {
+        "epochs": len(epochs),
+        "pulls": pulls(spectrum, form),
+        "in_words": training_words(spectrum, form, class_loss),
+        "plots": _plots({name: figures.OF_SPECTRUM[name](last) for name in WIDE}, f"{key}-training"),
+        "json": Markup(slider_json(spectrum, form)),
+    }
+
+
+def _inspected(inspection: Inspection, run: Path, key: str) -> dict[str, Any]:
+    """What the inspection adds: findings, and where they were found, with the data set unless it is the run's own."""
+    found = inspection.findings
+    own = found["data"] == require_run(run)["arguments"].get("data")
+    curves = {"precision-recall": figures.draw_precision_recall(found["curves"])}
+    if found["reliability"]:
+        curves["reliability"] = figures.draw_reliability(found["reliability"])
+    spectra = {name: draw(inspection.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
+    return {
+        "found": found,
+        "where": f"‘{found['split']}’" + ("" if own else f" of {found['data']}"),
+        "classes": found["metrics"]["per_class"],
+        "spectra": _plots(spectra, key),
+        "curves": _plots(curves, key),
+        "confusion": _confusion(found["confusion"]),
+        "costliest": max(one["AP50_lost"] for one in found["errors"]) or 1,
+        "hardest": [_with_picture(one, run / "inspection") for one in found["hardest"]],
+    }
+
+
+def _confusion(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns' names and rows of (name, [(count, share of the row)]), or the commonest confusions of many classes."""
+    matrix, names = np.array(found["matrix"], dtype=np.int64), found["labels"][:-1]
+    labelled, detected = [*names, "nothing there"], [*names, "missed"]
+    if len(names) > MOST_CONFUSED:
+        wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+        places = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
+        pairs = [(i, j) for i, j in zip(*np.unravel_index(places, wrong.shape), strict=True) if wrong[i, j]]
+        return {"pairs": [(labelled[i], detected[j], int(wrong[i, j])) for i, j in pairs]}
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cells = [list(zip(*row, strict=True)) for row in zip(matrix.tolist(), shares.tolist(), strict=True)]
+    return {"columns": detected, "rows": list(zip(labelled, cells, strict=True))}
+
+
+def _with_picture(one: dict[str, Any], folder: Path) -> dict[str, Any]:
+    crop = folder / one["crop"]
+    uri = f"data:image/jpeg;base64,{base64.b64encode(crop.read_bytes()).decode()}" if crop.is_file() else ""
+    return one | {"uri": uri, "name": Path(one["file"]).name}

@@ -97,13 +97,18 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "percent": percent, "number": "{:,}".format}
+    environment.filters |= {"score": score, "percent": percent, "number": number}
     return environment
 
 
 def score(value: object) -> str:
     """A figure in 0..1 to three decimals, as in tables: .600, 1.000, or – for none."""
     return f"{value:.3f}".removeprefix("0") if isinstance(value, (int, float)) and value == value else "–"
+
+
+def number(value: object) -> str:
+    """A whole number with its thousands apart: 12,345, or – for none."""
+    return f"{value:,}" if isinstance(value, int) else "–"
 
 
 def percent(share: float) -> str:
