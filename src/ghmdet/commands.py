@@ -130,6 +130,4 @@ def anchors(
     config = preset(model, size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)
     read = read_data(data, split)
     print(read.describe())
-    with counting("pictures", None) as advance:
-        fit = fit_anchors(read, config, progress=advance)
-    print(fit.table())
+    print(fit_anchors(read, config).table())
