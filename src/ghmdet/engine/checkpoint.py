@@ -14,8 +14,7 @@ from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import write_atomic
 from ghmdet.models import RetinaNet, model_from_state
-from ghmdet.models.state import read_state
-from ghmdet.models.weights import is_model_state
+from ghmdet.models.weights import is_model_state, read_state
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import torchvision_import
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.backbone import Backbone
@@ -18,7 +19,6 @@ from ghmdet.models.neck import FeaturePyramid
 from ghmdet.models.postprocess import postprocess
 from ghmdet.models.preprocess import Batch, make_batch
 from ghmdet.models.presets import ModelConfig
-from ghmdet.models.state import fitting
 from ghmdet.models.targets import AnchorTargets, anchor_targets, check_targets, match, pad_targets
 
 
@@ -156,6 +156,26 @@ class RetinaNet(nn.Module):
 
     def _anchors(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         return make_anchors(self.config, images.shape[-2], images.shape[-1], images.device)
+
+
+def fitting(own: Mapping[str, Tensor], given: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
+    """Those of the given weights that a network has as its `own`: for `load_state_dict(.., strict=False)`.
+
+    A missing `num_batches_tracked` is no fault: frozen and old batch norms have none, and inference needs none.
+    Raises CheckpointError naming the first weight that is missing, of another shape, or, if `exact`, unknown.
+    """
+    for name, value in own.items():
+        if name not in given:
+            if not name.endswith("num_batches_tracked"):
+                raise CheckpointError(f"'{name}' is missing")
+        elif given[name].shape != value.shape:
+            raise CheckpointError(
+                f"'{name}' is {list(given[name].shape)} where {list(value.shape)} is needed"
+            )
+    unknown = next((name for name in given if name not in own), None)
+    if exact and unknown is not None:
+        raise CheckpointError(f"'{unknown}' is unknown")
+    return {name: given[name] for name in own if name in given}
 
 
 def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import torchvision_import
 from ghmdet.models.loss import LossConfig
 from ghmdet.models.presets import ModelConfig
-from ghmdet.models.retinanet import RetinaNet
-from ghmdet.models.state import fitting, read_state
+from ghmdet.models.retinanet import RetinaNet, fitting
 
 FORMAT = "ghmdet-detector"
 VERSION = 1
@@ -58,6 +57,26 @@ def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the detector's state does not fit together: {error}") from error
     return model.eval()
+
+
+def read_state(path: Path) -> Mapping[str, Any]:
+    """The dict in a file that torch.save wrote: tensors and plain values only, no code is run.
+
+    Raises CheckpointError naming the file where it is absent or something else.
+    """
+    if not path.is_file():
+        what = "this is a folder" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"{path}: {what}; give the path of a checkpoint, 'auto' or 'none'")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise whatever the reader happened to trip over
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values ({reason[0]})"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
+    return state
 
 
 def load_weights(model: RetinaNet, weights: str | Path) -> str:
