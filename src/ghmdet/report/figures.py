@@ -6,7 +6,7 @@ Every histogram, bar, line and map has a label, by which tests find what is draw
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ STYLE: Any = {
     "font.family": "DejaVu Sans",
     "grid.alpha": 0.25,
 }
+FARTHEST = 0.3  # |d| in the figure of the box losses
 G = "gradient norm g: 0 right, 1 wrong"
 LineData = tuple[Sequence[float], Sequence[float]]  # x, y
 
@@ -89,17 +90,17 @@ def draw_class_gradients(spectrum: SpectrumCounts) -> Figure:
     return figure
 
 
-def draw_box_gradients(spectrum: SpectrumCounts, farthest: float = 0.3) -> Figure:
+def draw_box_gradients(spectrum: SpectrumCounts) -> Figure:
     """The article's fourth figure: how strongly a coordinate that is off by |d| pulls under each box loss.
 
-    GHM-R has authentic smooth L1's total gradient over the coordinates of the spectrum. |d| goes up to `farthest`.
+    GHM-R has authentic smooth L1's total gradient over the coordinates of the spectrum.
     """
     title, xlabel = "How strongly a loss lets a box coordinate pull", "|d|, in sides of the anchor"
     figure, (axes,) = new_figure(title, xlabel, "pull of one coordinate")
-    difference = MU * np.tan(np.linspace(0, np.arctan(farthest / MU), 301))  # dense where gr changes
+    difference = MU * np.tan(np.linspace(0, np.arctan(FARTHEST / MU), 301))  # dense where gr changes
     for loss, values in reweighting.box_gradients(spectrum, difference).items():
         axes.plot(difference, values, color=LOSSES[loss], label=loss, linewidth=2)
-    axes.set(xlim=(0, farthest), ylim=(0, None))
+    axes.set(xlim=(0, FARTHEST), ylim=(0, None))
     _legend(axes)
     return figure
 
@@ -215,14 +216,15 @@ def draw_learning(curves: Mapping[str, LineData], what: str) -> Figure:
     return figure
 
 
-OF_SPECTRUM: dict[str, Callable[[SpectrumCounts], Figure]] = {
-    "examples": draw_examples,
-    "shares": draw_shares,
-    "class_gradients": draw_class_gradients,
-    "weights": draw_weights,
-    "boxes": draw_boxes,
-    "box_gradients": draw_box_gradients,
-}
+_OF_SPECTRUM = (
+    draw_examples,
+    draw_shares,
+    draw_class_gradients,
+    draw_weights,
+    draw_boxes,
+    draw_box_gradients,
+)
+OF_SPECTRUM = {draw.__name__.removeprefix("draw_"): draw for draw in _OF_SPECTRUM}
 """The figures of a trained detector's spectrum, by file name."""
 
 

@@ -15,9 +15,10 @@ from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 from ghmdet.report import figures
 from ghmdet.report.inspection import Inspection, inspect_run
+from ghmdet.report.reweighting import GUARDED, PUBLISHED
 from ghmdet.report.run_files import read_curves, read_metrics, require_run, short_names
 from ghmdet.report.summary import templates
-from ghmdet.report.training import PULLERS, each_epoch, form_of, pulls, slider_json, training_words
+from ghmdet.report.training import PULLERS, each_epoch, pulls, slider_json, training_words
 from ghmdet.spectrum import SpectrumCounts
 
 T = TypeVar("T")
@@ -157,9 +158,10 @@ def _plots(drawn: Mapping[str, Figure], key: str) -> list[dict[str, Any]]:
 
 def _training(spectrum: SpectrumCounts, class_loss: str, key: str) -> dict[str, Any] | None:
     """Which examples pulled in training, the figures of its last epoch, and all epochs' numbers for the slider."""
-    form, epochs = form_of(class_loss), each_epoch(spectrum)
+    epochs = each_epoch(spectrum)
     if not epochs:
         return None
+    form = PUBLISHED if class_loss == "ghm-c-published" else GUARDED
     last = epochs[max(epochs)]
     return {
         "epochs": len(epochs),

@@ -10,7 +10,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from ghmdet.evaluation.score import ScoreUse
 from ghmdet.report.reweighting import gradient_shares
-from ghmdet.spectrum import BACKGROUND, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
+from ghmdet.spectrum import OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
 WRONG = REGIONS - 1  # the last region of g, where the detector is nearly certain, and wrong
 FAR_OFF = 27  # the region of gr from which a coordinate is off by twice μ or more
@@ -127,7 +127,7 @@ def _split(names: Sequence[Any], examples: Ints, gradient: Floats) -> dict[str, 
 
 
 def _kinds(counts: Ints) -> dict[str, int]:
-    return {"background": int(counts[BACKGROUND]), "objects": int(counts[OBJECTS])}
+    return dict(zip(("background", "objects"), counts.tolist(), strict=True))
 
 
 def _shares(values: Floats) -> list[float]:

@@ -8,17 +8,12 @@ from functools import partial
 
 import numpy as np
 
-from ghmdet.report.reweighting import GUARDED, PLAIN, PUBLISHED, reweighted
+from ghmdet.report.reweighting import PLAIN, reweighted
 from ghmdet.report.summary import few_with_most, words
 from ghmdet.spectrum import OBJECTS, REGIONS, Floats, SpectrumCounts
 
 MOST_EPOCHS, MOST_CLASSES = 60, 80  # that a page holds
 PULLERS = ("easy background", "hard background", "objects seen", "objects not yet seen")
-
-
-def form_of(class_loss: str) -> str:
-    """The form of GHM-C to compare a run with: its own, or the guarded form where it trained with another loss."""
-    return PUBLISHED if class_loss == "ghm-c-published" else GUARDED
 
 
 def each_epoch(spectrum: SpectrumCounts) -> dict[int, SpectrumCounts]:
