@@ -173,8 +173,10 @@ def test_torchvision_transforms_stand_in_their_place() -> None:
     [
         ({"hflip": 1.5}, "augmentation hflip is 1.5: choose it from 0 to 1"),
         ({"hue": 0.7}, "augmentation hue is 0.7: choose it from 0 to 0.5"),
-        ({"scale": (1.2, 0.8)}, "augmentation scale is 1.2 to 0.8: choose a low end above 0"),
-        ({"scale": (0, 1)}, "augmentation scale is 0 to 1: choose a low end above 0"),
+        ({"scale": (1.2, 0.8)}, "augmentation scale is 1.2 to 0.8: choose a low end"),
+        ({"scale": (0, 1)}, "augmentation scale is 0 to 1: choose a low end from 0.1 on"),
+        ({"scale": (1e-320, 1)}, "augmentation scale is 1e-320 to 1: choose a low end from 0.1 on"),
+        ({"scale": (0.5, 1e30)}, "augmentation scale is 0.5 to 1e.30: .* a high end from there to 20"),
     ],
 )
 def test_impossible_settings(setting: dict[str, Any], said: str) -> None:

@@ -56,9 +56,9 @@ class AugmentConfig:
             if not 0 <= getattr(self, name) <= most:
                 raise GhmdetError(f"augmentation {name} is {getattr(self, name)}: choose it from 0 to {most}")
         low, high = self.scale
-        if not 0 < low <= high:
+        if not 0.1 <= low <= high <= 20:
             raise GhmdetError(
-                f"augmentation scale is {low} to {high}: choose a low end above 0 and not above the high end"
+                f"augmentation scale is {low} to {high}: choose a low end from 0.1 on and a high end from there to 20"
             )
 
 

@@ -17,7 +17,7 @@ VALIDATIONS = 10
 """About so many validations a run has, where nothing else is asked for."""
 
 WHOLE_NUMBERS = {
-    "size": (1, 20_000),
+    "size": (32, 20_000),
     "epochs": (1, 10**6),
     "batch_size": (1, 10**6),
     "accumulate": (1, 10**6),
