@@ -13,7 +13,7 @@ from ghmdet import Detector
 from ghmdet.data import read_data
 from ghmdet.engine.detect import detect, to_tensor
 from ghmdet.engine.evaluate import validate
-from ghmdet.engine.predict import KnownImages, predict
+from ghmdet.engine.predict import known_ids, predict
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.evaluation.score import score
 
@@ -215,19 +215,20 @@ def test_ids_come_from_the_annotations_by_name(tmp_path: Path) -> None:
             {"id": 8, "file_name": "y/1.jpg"},
             {"id": 9, "file_name": "2.jpg"},
         ],
+        "annotations": [],
         "categories": [{"id": 40, "name": "blue"}, {"id": 30, "name": "red"}],
     }
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    known = KnownImages(tmp_path / "a.json")
-    assert [known.image_id(Path(name)) for name in ("x/1.jpg", "y/1.jpg", "z/2.jpg")] == [7, 8, 9]
-    assert known.category_ids(["red", "blue"]) == (30, 40)
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    names = [Path(name) for name in ("x/1.jpg", "y/1.jpg", "z/2.jpg")]
+    assert known_ids(file, names, ["red", "blue"]) == ([7, 8, 9], (30, 40))
     with pytest.raises(DataError, match=r"2 images of file name 1\.jpg, wanted for z/1\.jpg"):
-        known.image_id(Path("z/1.jpg"))
+        known_ids(file, [Path("z/1.jpg")], [])
     with pytest.raises(DataError, match="no category 'green'"):
-        known.category_ids(["green"])
-    (tmp_path / "a.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(DataError, match="not COCO annotations"):
-        KnownImages(tmp_path / "a.json")
+        known_ids(file, names, ["green"])
+    file.write_text("[]")
+    with pytest.raises(DataError, match=r"a\.json: a JSON list"):
+        known_ids(file, names, [])
 
 
 def test_pictures_that_cannot_be_used_are_named(run: Path, squares: Path, tmp_path: Path) -> None:

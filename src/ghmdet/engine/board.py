@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.ops import box_convert
 
 from ghmdet.data import DetectionData
 from ghmdet.draw import contact_sheet, draw_side_by_side
 from ghmdet.engine.detect import to_tensor
-from ghmdet.spectrum import BACKGROUND, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
+from ghmdet.spectrum import BACKGROUND, OBJECTS, REGIONS, SpectrumCounts
 
 Draw = Callable[[SpectrumCounts], Figure]
 PICTURES = 4
@@ -29,8 +30,8 @@ class Board:
 
     Args:
         folder: where the event files go.
-        data: what the run is judged on.
-        figures: by name, what draws an epoch's spectrum; drawing stands above the engine, which is handed it.
+        data: the validation part.
+        figures: by name, what draws the last epoch of a spectrum.
         step: the step that the run goes on from; what an interrupted run wrote after it is hidden.
     """
 
@@ -39,37 +40,49 @@ class Board:
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """A row of a CSV: each column is a scalar of its name, but for those that say where in the run it is."""
+        """A row of a CSV: each column but step and epoch is a scalar of its name."""
         for name, value in row.items():
             if name not in ("step", "epoch") and value is not None:
                 self.writer.add_scalar(name, value, int(row["step"]))
 
     def add_spectrum(self, spectrum: SpectrumCounts, step: int) -> None:
-        """The spectrum of one epoch: histograms over g and gr, and the figures."""
-        for kind, name in ((BACKGROUND, "background"), (OBJECTS, "objects")):
-            counts, sums = (
-                part[-1, kind].sum(axis=(0, 1)) for part in (spectrum.examples, spectrum.gradient)
+        """The spectrum of the last epoch: histograms over g and gr, and the figures."""
+        examples, gradient = spectrum.examples[-1], spectrum.gradient[-1]
+        tables = {
+            "background": (examples[BACKGROUND], gradient[BACKGROUND]),
+            "objects": (examples[OBJECTS], gradient[OBJECTS]),
+            "boxes": (spectrum.boxes[-1], spectrum.box_gradient[-1]),
+        }
+        limits = np.arange(1, REGIONS + 1) / REGIONS
+        for name, (by_level, sums) in tables.items():
+            counts = by_level.sum(axis=(0, 1))
+            self.writer.add_histogram_raw(
+                f"spectrum/{name}",
+                min=0.0,
+                max=1.0,
+                num=int(counts.sum()),
+                sum=float(sums.sum()),
+                sum_squares=float((counts * (limits - 0.5 / REGIONS) ** 2).sum()),
+                bucket_limits=limits.tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=step,
             )
-            self._add_histogram(name, counts, sums, step)
-        self._add_histogram(
-            "boxes", spectrum.boxes[-1].sum(axis=(0, 1)), spectrum.box_gradient[-1].sum(axis=(0, 1)), step
-        )
         for name, draw in self.figures.items():
             self.writer.add_figure(f"spectrum/{name}", draw(spectrum), step)
 
     def add_predictions(self, results: Sequence[Mapping[str, Any]], step: int) -> None:
         """A sheet of a few pictures: annotations left, detections (of COCO results) right."""
-        records, label = self.data.records, {id_: k for k, id_ in enumerate(self.data.category_ids)}
+        records, ids = self.data.records, self.data.category_ids
         pairs = []
         for number in range(0, len(records), max(1, len(records) // PICTURES))[:PICTURES]:
             record = records[number]
             mine = [
                 one for one in results if one["image_id"] == record.image_id and one["score"] >= THRESHOLD
             ]
-            boxes = torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4)  # xywh
+            boxes = torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4)
             found = {
-                "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
-                "labels": torch.tensor([label[one["category_id"]] for one in mine]),
+                "boxes": box_convert(boxes, "xywh", "xyxy"),
+                "labels": torch.tensor([ids.index(one["category_id"]) for one in mine]),
                 "scores": torch.tensor([one["score"] for one in mine]),
             }
             truth = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}
@@ -81,19 +94,3 @@ class Board:
     def close(self) -> None:
         """Write what is left."""
         self.writer.close()
-
-    def _add_histogram(self, name: str, counts: Ints, sums: Floats, step: int) -> None:
-        edges = np.linspace(0, 1, REGIONS + 1)
-        centres = (edges[:-1] + edges[1:]) / 2
-        seen = counts.nonzero()[0]
-        self.writer.add_histogram_raw(
-            f"spectrum/{name}",
-            min=float(edges[seen[0]]) if len(seen) else 0.0,
-            max=float(edges[seen[-1] + 1]) if len(seen) else 0.0,
-            num=int(counts.sum()),
-            sum=float(sums.sum()),
-            sum_squares=float((counts * centres**2).sum()),
-            bucket_limits=edges[1:].tolist(),
-            bucket_counts=counts.tolist(),
-            global_step=step,
-        )

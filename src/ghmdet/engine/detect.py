@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
 from ghmdet.data.images import picture_tensor, read_picture
@@ -82,16 +83,18 @@ def to_tensor(picture: Any) -> Tensor:
     if isinstance(picture, Tensor):
         return picture
     if isinstance(picture, str | Path):
-        return read_picture(Path(picture)).float() / 255
-    if isinstance(picture, Image.Image):
-        return picture_tensor(picture).float() / 255
-    array = np.asarray(picture)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise DataError(
-            f"a picture of shape {array.shape} and type {array.dtype}: give uint8 [H, W, 3], a float tensor [3, H, W]"
-            " in 0..1, a Pillow picture or a file name"
-        )
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+        pixels = read_picture(Path(picture))
+    elif isinstance(picture, Image.Image):
+        pixels = picture_tensor(picture)
+    else:
+        array = np.asarray(picture)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise DataError(
+                f"a picture of shape {array.shape} and type {array.dtype}: give uint8 [H, W, 3], a float tensor"
+                " [3, H, W] in 0..1, a Pillow picture or a file name"
+            )
+        pixels = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return pixels.float() / 255
 
 
 @torch.inference_mode()
@@ -107,20 +110,10 @@ def detect(
     advance: Callable[[int], None] = lambda pictures: None,
     batches: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Detect on this rank's share of the pictures of `data`, in original pixels, as COCO results.
+    """Detect on the pictures of `data`, in original pixels, as COCO results; raises DataError for an unreadable one.
 
-    Args:
-        model: a detector on `device`; its mode is restored.
-        data: the pictures; their boxes are not looked at.
-        device: device and precision to run with.
-        batch_size: pictures at a time.
-        workers: processes that read pictures.
-        rank: which share, of `world_size` equal ones.
-        world_size: how many processes share the pictures.
-        advance: called with the number of pictures just finished.
-
-    Raises:
-        DataError: a picture that cannot be read.
+    model: on `device`; its mode is restored. batch_size: pictures at a time. workers: processes that read pictures.
+    rank: which of `world_size` equal shares of the pictures. advance: called with the number of pictures just finished.
     """
     was_training = model.training
     model.eval()
@@ -154,12 +147,14 @@ def _detect_batch(model: RetinaNet, images: Sequence[Tensor], device: Device) ->
     for indices in together.values():
         with device.autocast():
             batch = model([images[index].to(device.type, non_blocking=True) for index in indices])
-        for index, detections in zip(indices, batch, strict=True):
-            found[index] = {
-                name: value.cpu() if name == "labels" else value.float().cpu()
-                for name, value in detections.items()
-            }
-    return [found[index] for index in range(len(images))]
+        found |= zip(indices, batch, strict=True)
+    return [
+        {
+            name: value.cpu() if name == "labels" else value.float().cpu()
+            for name, value in found[index].items()
+        }
+        for index in range(len(images))
+    ]
 
 
 def original_results(
@@ -175,8 +170,8 @@ def coco_results(
     detections: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """One picture's detections (boxes [n, 4] xyxy pixels, scores [n], labels [n]) as COCO results (xywh boxes)."""
-    boxes = detections["boxes"].float().cpu()
-    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    boxes = box_convert(detections["boxes"].float().cpu(), "xyxy", "xywh").tolist()
+    labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
     return [
         {
             "image_id": image_id,
@@ -184,7 +179,5 @@ def coco_results(
             "bbox": [round(value, 3) for value in box],
             "score": round(certainty, 6),
         }
-        for box, label, certainty in zip(
-            xywh.tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True
-        )
+        for box, label, certainty in zip(boxes, labels, scores, strict=True)
     ]

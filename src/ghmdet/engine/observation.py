@@ -29,10 +29,8 @@ class SpectrumLog:
 
     Background anchors in the padding of the smaller pictures of a batch are not counted: they belong to no picture.
 
-    Args:
-        model: the detector that is trained; its `observe` is taken.
-        path: the file, which holds one row for each finished epoch, all ranks summed.
-        main: whether this is rank 0, which keeps and writes the epochs.
+    model: the detector that is trained, whose `observe` is set. path: the file, with one row for each finished epoch,
+    all ranks summed. main: whether this is rank 0, which keeps and writes the epochs.
     """
 
     def __init__(self, model: RetinaNet, path: Path, *, main: bool) -> None:
@@ -77,10 +75,9 @@ class SpectrumLog:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on with such counts, which rank 0 takes over for all; nothing is counted yet where there are none."""
         for name, table in self.sums.tables.items():
+            table.zero_()
             if self.main and name in state:
                 table.copy_(state[name])
-            else:
-                table.zero_()
 
 
 class Measured(NamedTuple):
@@ -104,15 +101,7 @@ def measure_checkpoint(
     workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> tuple[DetectionData, Measured]:
-    """A part of a data set, and what a pass of a saved detector over it saw.
-
-    Args:
-        checkpoint: a detector that training wrote.
-        data: a data set that `ghmdet.data.read_data` reads.
-        split: the part to look at.
-        device: auto, cpu or cuda; it runs in float32.
-        workers: processes that read pictures.
-        say: takes each line meant for the user.
+    """The part `split` of a data set, and what a pass of a saved detector over it saw, in float32.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or gives no numbers (NaN).
@@ -139,16 +128,12 @@ def measure_spectrum(
     workers: int = 0,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> Measured:
-    """The spectrum of a detector on a data set, without augmentation, in float32.
+    """What a pass of a detector over a data set sees, without augmentation, in float32; crowds are nothing to find.
 
     Pictures go one by one: in a batch the smaller ones are padded, and the padding's anchors would count.
 
-    Args:
-        detector: the detector.
-        data: the pictures; crowd boxes are nothing to find.
-        pictures: only the first so many.
-        workers: processes that read pictures.
-        advance: called with the number of pictures just finished.
+    pictures: only the first so many. workers: processes that read pictures. advance: called with the number of
+    pictures just finished.
 
     Raises:
         CheckpointError: the detector gives no numbers (NaN), naming the picture.

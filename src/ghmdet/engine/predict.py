@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ghmdet.data.coco import read_annotations
 from ghmdet.data.images import EXTENSIONS
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.detect import Detector, coco_results, to_tensor
@@ -63,10 +63,10 @@ def predict(
         )
     files = find_pictures(pictures, leave_out=out)
     detector = Detector.load(checkpoint, device=device, precision=precision)
-    truth = None if annotations is None else KnownImages(annotations)
-    category_ids = detector.category_ids if truth is None else truth.category_ids(detector.classes)
     names = [file.relative_to(root) for file in files]
-    ids = [number if truth is None else truth.image_id(name) for number, name in enumerate(names, start=1)]
+    ids, category_ids = list(range(1, len(names) + 1)), detector.category_ids
+    if annotations is not None:
+        ids, category_ids = known_ids(annotations, names, detector.classes)
     drawings = drawing_names(names)
     results: list[dict[str, Any]] = []
     unreadable: list[DataError] = []
@@ -80,11 +80,8 @@ def predict(
                     unreadable.append(error)
             found = detector.predict(list(images.values()))
             for (index, image), detections in zip(images.items(), found, strict=True):
-                name = names[index].as_posix()
-                results += [
-                    result | {"file_name": name}
-                    for result in coco_results(detections, ids[index], category_ids)
-                ]
+                name = {"file_name": names[index].as_posix()}
+                results += [result | name for result in coco_results(detections, ids[index], category_ids)]
                 sure = {key: value[detections["scores"] >= threshold] for key, value in detections.items()}
                 drawn = draw_detections(image, **sure, classes=detector.classes)
                 save_jpeg(drawn, out / drawings[index], quality=92)
@@ -110,12 +107,11 @@ def find_pictures(path: Path, leave_out: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such picture or folder")
+    own = leave_out.resolve()
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS
-        and file.is_file()
-        and not file.resolve().is_relative_to(leave_out.resolve())
+        if file.suffix.lower() in EXTENSIONS and file.is_file() and not file.resolve().is_relative_to(own)
     )
     if not files:
         raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
@@ -139,44 +135,30 @@ def drawing_names(names: Sequence[Path]) -> list[Path]:
     return drawings
 
 
-class KnownImages:
-    """The image and category ids of COCO annotations, found by file name and by class name.
+def known_ids(
+    annotations: Path, names: Sequence[Path], classes: Sequence[str]
+) -> tuple[list[int], tuple[int, ...]]:
+    """The image id of each picture, by its path or else by its file name, and the category id of each class.
 
     Raises:
-        DataError: the file is no COCO annotations; later, a name it does not know or that stands for two images.
+        DataError: the file is no COCO annotations, or has no such category, or not exactly one such image.
     """
-
-    def __init__(self, annotations: Path | str) -> None:
-        self.source = annotations
-        try:
-            content = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))
-            images = [(Path(image["file_name"]), int(image["id"])) for image in content["images"]]
-            self.categories = {
-                str(category["name"]): int(category["id"]) for category in content["categories"]
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{annotations}: not COCO annotations ({error!r}): give a file with 'images' and 'categories'"
-            ) from error
-        self.by_path = {path: {image_id} for path, image_id in images}
-        self.by_name: dict[str, set[int]] = {}
-        for path, image_id in images:
-            self.by_name.setdefault(path.name, set()).add(image_id)
-
-    def image_id(self, name: Path) -> int:
-        """The id of the picture at a path relative to the pictures' folder, or else of its only namesake."""
-        found = self.by_path.get(name) or self.by_name.get(name.name, set())
+    truth = read_annotations(annotations)
+    images: dict[Path | str, list[int]] = {}
+    for image_id, image in truth.images.items():
+        path = Path(str(image.get("file_name")))
+        images.setdefault(path, []).append(image_id)
+        images.setdefault(path.name, []).append(image_id)
+    ids = [images.get(name) or images.get(name.name, []) for name in names]
+    for name, found in zip(names, ids, strict=True):
         if len(found) != 1:
             what = f"{len(found)} images" if found else "no image"
-            raise DataError(f"{self.source}: has {what} of file name {name.name}, wanted for {name}")
-        return next(iter(found))
-
-    def category_ids(self, classes: Sequence[str]) -> tuple[int, ...]:
-        """The category id of each class."""
-        for name in classes:
-            if name not in self.categories:
-                raise DataError(
-                    f"{self.source}: has no category '{name}', which the detector finds; it has"
-                    f" {', '.join(self.categories)}"
-                )
-        return tuple(self.categories[name] for name in classes)
+            raise DataError(f"{annotations}: has {what} of file name {name.name}, wanted for {name}")
+    categories = {label: category_id for category_id, label in truth.categories.items()}
+    for label in classes:
+        if label not in categories:
+            there = ", ".join(categories)
+            raise DataError(
+                f"{annotations}: has no category '{label}', which the detector finds; it has {there}"
+            )
+    return [found[0] for found in ids], tuple(categories[label] for label in classes)

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,22 +34,18 @@ def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def _git_state() -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        return subprocess.check_output(["git", *arguments], text=True, stderr=subprocess.DEVNULL, timeout=10)
 
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain"))}
+    return None
 
 
 class CsvLog:
@@ -89,25 +86,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def draw_curves(path: Path, log: CsvLog, metrics: CsvLog) -> None:
-    """Draw the losses over the steps, and AP and AP50 over the steps, as one picture."""
+    """Draw the losses over the steps, and AP and AP50 over the steps, as one picture (PNG)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    steps = [int(row["step"]) for row in log.rows()]
-    for name in ("loss", "classification", "bbox_regression"):
-        losses.plot(steps, [float(row[name]) for row in log.rows()], label=name, linewidth=1)
-    losses.set(xlabel="step", ylabel="loss", yscale="log", title="training")
-    losses.legend(frameon=False)
-    validated = [row for row in metrics.rows() if row["AP"]]
-    for name in ("AP", "AP50"):
-        values = [float(row[name]) for row in validated]
-        scores.plot([int(row["step"]) for row in validated], values, marker="o", markersize=3, label=name)
-    scores.set(xlabel="step", ylim=(0, 1), title="validation")
-    scores.legend(frameon=False)
-    for axes in (losses, scores):
+    for axes, table, names, marker in (
+        (losses, log, ("loss", "classification", "bbox_regression"), ""),
+        (scores, metrics, ("AP", "AP50"), "o"),
+    ):
+        for name in names:
+            rows = [row for row in table.rows() if row[name]]
+            steps, values = [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
+            axes.plot(steps, values, label=name, linewidth=1, marker=marker, markersize=3)
+        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomic(path, buffer.getvalue())
+    losses.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    scores.set(xlabel="step", ylim=(0, 1), title="validation")
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))
