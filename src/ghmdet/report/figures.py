@@ -210,7 +210,7 @@ def draw_learning(curves: Mapping[str, LineData], what: str) -> Figure:
     figure, (axes,) = new_figure(f"{what.capitalize()} over the epochs", "epoch", what)
     for name, (x, y) in curves.items():
         axes.plot(x, y, marker="o" if what == "score" else "", markersize=3, label=name, linewidth=1.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(0, 1) if what == "score" else _log_scale(axes)
     _legend(axes)
     return figure
