@@ -44,7 +44,7 @@ from ghmdet.data import (
 from ghmdet.data.dataset import Draw
 from ghmdet.engine.detect import coco_results
 from ghmdet.engine.device import choose_device, keep_freed_memory
-from ghmdet.engine.optim import WeightAverage, make_optimizer, warmup_cosine
+from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.evaluation.score import score
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, RetinaNet, load_weights, preset
@@ -144,10 +144,10 @@ class Proxy:
         optimizer = make_optimizer(
             model, model.backbone, lr=recipe.lr, backbone_lr=1.0, weight_decay=recipe.weight_decay
         )
-        schedule = warmup_cosine(optimizer, steps=recipe.steps, warmup=recipe.warmup)
         average = WeightAverage(model, recipe.ema)
         anchors, _ = make_anchors(self.config, *features.picture, torch.device("cpu"))
-        for rows in itertools.islice(self._batches(pictures, seed), recipe.steps):
+        for step, rows in enumerate(itertools.islice(self._batches(pictures, seed), recipe.steps)):
+            set_rate(optimizer, warmup_cosine(step, recipe.steps, recipe.warmup))
             with self.device.autocast():
                 logits, deltas = model.head(model.neck(features.batch(rows)))
             labels, boxes = features.targets(rows, anchors, len(model.classes))
@@ -159,7 +159,6 @@ class Proxy:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
             average.update(model)
         return average.model
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.data.make import SynthConfig, synthesize
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer
 from ghmdet.engine.settings import TrainConfig
@@ -104,15 +105,10 @@ def loader_shares(pictures: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "synthetic"
         synthesize(root, SynthConfig(images=pictures * 4 // 3, size=(640, 480)))
-        data = TrainingData(
-            root,
-            TrainConfig(batch_size=16),
-            step.model.config,
-            workers=0,
-            rank=0,
-            world_size=1,
-            say=lambda line: None,
+        run = begin_run(
+            root, TrainConfig(batch_size=16, workers=0, device="cpu"), lambda line: None, began=0.0
         )
+        data = TrainingData(root, step.model.config, run)
         step(*next(iter(data.loader)))  # what a first call loads is not counted
         found = {}
         for epoch in range(3):

@@ -59,7 +59,7 @@ class Watched(Trainer):
         super().__init__(*arguments)
         validate = self.validation.validate
 
-        def watched(place: Place, epochs: int) -> None:
+        def watched(place: Place, epochs: int | None) -> None:
             validate(place, epochs)
             self._record()
 
@@ -74,13 +74,13 @@ class Watched(Trainer):
         row = {
             "epoch": self.place.epoch,
             "step": self.place.step,
-            "AP": json.loads((self.out / "metrics.json").read_text())["AP"]
+            "AP": json.loads((self.run.folder / "metrics.json").read_text())["AP"]
             if self.place.best_epoch == self.place.epoch
             else None,
             "examples": torch.bincount(place, minlength=FINE).tolist(),
             "positives": torch.bincount(place[positive], minlength=FINE).tolist(),
         }
-        with (self.out / "spectra.jsonl").open("a") as file:
+        with (self.run.folder / "spectra.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -194,7 +194,7 @@ def main() -> None:
             seed=chosen.seed,
             val_every=1 if chosen.epochs <= 10 else 2,
         )
-        Watched(chosen.data, chosen.out, config, True, print).run()
+        Watched(chosen.data, chosen.out, config, True).fit()
         return
     figures = {}
     for folder in chosen.folders:

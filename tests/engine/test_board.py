@@ -38,7 +38,7 @@ def out(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of three epochs that was stopped and continued."""
     out = tmp_path_factory.mktemp("board") / "run"
     with pytest.raises(KeyboardInterrupt):
-        Stopped(squares, out, CONFIG, False, lambda line: None).run()
+        Stopped(squares, out, CONFIG, say=lambda line: None).fit()
     train(squares, out, CONFIG, resume=True, say=lambda line: None, figures={"examples": draw_examples})
     return out
 

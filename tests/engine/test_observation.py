@@ -103,7 +103,7 @@ def test_each_epoch_is_what_its_steps_saw(squares: Path, tmp_path: Path) -> None
             return super()._step(*batch)  # type: ignore[arg-type]
 
     config = replace(TINY, epochs=2, val_every=2, batch_size=2, accumulate=3)
-    Watched(squares, tmp_path / "x", config, False, lambda line: None).run()
+    Watched(squares, tmp_path / "x", config, say=lambda line: None).fit()
     spectrum = SpectrumCounts.load(tmp_path / "x" / "spectrum.npz")
     assert (spectrum.classes, spectrum.strides) == (("red", "blue"), NANO.strides)
     assert len(steps) == 12 and len(spectrum.pictures) == 2

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine_cases import TINY
-from ghmdet.engine import validation
-from ghmdet.engine.checkpoint import load_checkpoint
+from ghmdet.engine import evaluate
+from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.engine.loss_log import NonFiniteLoss
 from ghmdet.engine.train import Trainer, train
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.spectrum import SpectrumCounts
 
 
@@ -91,7 +92,7 @@ class Interrupted(Trainer):
 def test_interrupted_run_continues_to_the_same_numbers(squares: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt, match="--resume continues"):
-        Interrupted(squares, out, TINY, False, lambda line: None).run()
+        Interrupted(squares, out, TINY, say=lambda line: None).fit()
     assert load_checkpoint(out / "last.pt")["training"]["place"]["batch"] == 2
     train(squares, out, TINY, resume=True, say=lambda line: None)
     assert rows(out / "log.csv") == rows(run / "log.csv")
@@ -114,6 +115,23 @@ def test_resume_refuses_other_settings_and_a_new_run_refuses_an_old_folder(squar
         train(squares, run, TINY)
 
 
+@pytest.mark.parametrize("part", ["place", "optimizer", "average", "rng"])
+def test_a_training_state_of_another_version_is_named_with_the_version_that_made_it(
+    squares: Path, run: Path, tmp_path: Path, part: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    made = json.loads((run / "run.json").read_text())
+    made["versions"]["ghmdet"] = "0.0.7"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(made))
+    state = load_checkpoint(run / "last.pt")
+    for value in ({"another": 1}, None):
+        training = {name: kept for name, kept in state["training"].items() if name != part}
+        training |= {part: value} if value else {}
+        save_checkpoint(tmp_path / "run" / "last.pt", {**state, "training": training})
+        with pytest.raises(CheckpointError, match=r"last\.pt: .* made by ghmdet 0\.0\.7, this is "):
+            train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
+
+
 def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Path, tmp_path: Path) -> None:
     class Diverging(Trainer):
         def _step(self, *batch: object) -> bool:  # type: ignore[override]
@@ -126,7 +144,7 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
         NonFiniteLoss,
         match=r"step 5 .*pictures of the batch: train_\d+\.png, .*last good checkpoint, --weights .*last\.pt",
     ):
-        Diverging(squares, tmp_path / "x", TINY, False, lambda line: None).run()
+        Diverging(squares, tmp_path / "x", TINY, say=lambda line: None).fit()
     state = load_checkpoint(tmp_path / "x" / "last.pt")
     assert state["training"]["place"]["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
@@ -136,7 +154,7 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
 def test_training_stops_early_when_nothing_improves_and_stays_stopped(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_every: int, epochs: int
 ) -> None:
-    monkeypatch.setattr(validation, "detect", lambda *_, **__: [])
+    monkeypatch.setattr(evaluate, "detect", lambda *_, **__: [])
     config = replace(TINY, epochs=9, val_every=val_every, patience=2, lr=1e-9)
     for resume in (False, True):
         place = train(squares, tmp_path / "x", config, resume=resume, say=lambda line: None)
@@ -149,13 +167,13 @@ def test_stop_is_granted_at_the_end_of_an_epoch_when_losses_are_read_rarely(
 ) -> None:
     class Rarely(Trainer):
         def _step(self, *batch: object) -> bool:  # type: ignore[override]
-            self.look_every = 20
+            self.budget.interval = 20
             if self.place.step == 1:
                 os.kill(os.getpid(), 15)
             return super()._step(*batch)  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt, match="after step 3"):
-        Rarely(squares, tmp_path / "x", TINY, False, lambda line: None).run()
+        Rarely(squares, tmp_path / "x", TINY, say=lambda line: None).fit()
     assert load_checkpoint(tmp_path / "x" / "last.pt")["training"]["place"]["epoch"] == 1
     assert len(rows(tmp_path / "x" / "log.csv")) == 3
 
@@ -175,6 +193,23 @@ def test_a_missing_validation_picture_is_met_before_training(squares: Path, tmp_
     shutil.copytree(squares, copy)
     (copy / "images" / "val_2.png").unlink()
     with pytest.raises(GhmdetError, match=r"val_2\.png"):
+        train(copy, tmp_path / "x", TINY, say=lambda line: None)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "other bytes", "another size"])
+def test_a_validation_picture_that_cannot_be_read_is_met_before_training(
+    squares: Path, tmp_path: Path, damage: str
+) -> None:
+    copy = tmp_path / "squares"
+    shutil.copytree(squares, copy)
+    picture = copy / "images" / "val_2.png"
+    whole = picture.read_bytes()
+    if damage == "another size":
+        Image.new("RGB", (96, 73)).save(picture)
+    else:
+        picture.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"no picture")
+    with pytest.raises(DataError, match=r"val_2\.png: (unreadable image|size mismatch)"):
         train(copy, tmp_path / "x", TINY, say=lambda line: None)
     assert not (tmp_path / "x").exists()
 

@@ -13,10 +13,10 @@ import numpy as np
 from ghmdet.compare.arms import settings, words
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import MAY_CHANGE
+from ghmdet.engine.evaluate import COLUMNS
 from ghmdet.engine.run_folder import CsvLog, write_json
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import DIVERGED
-from ghmdet.engine.validation import COLUMNS
 from ghmdet.errors import GhmdetError
 from ghmdet.models import CLS_LOSSES
 

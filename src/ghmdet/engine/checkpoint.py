@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ class Place:
 
 def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:
     """All that a run was asked for, as plain values."""
-    epochs = None if config.budget else config.total_epochs
+    epochs = config.epochs if config.budget else config.total_epochs
     return {"data": str(data), "out": str(out)} | asdict(config) | {"epochs": epochs}
 
 
@@ -96,10 +98,14 @@ def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, A
         raise GhmdetError(
             f"{last}: a detector without its training state cannot be resumed; start it by --weights"
         )
-    saved = dict(training["arguments"])
-    # A setting that has gone since and was off says nothing.
-    known = arguments["augment"]
-    saved["augment"] = {name: value for name, value in saved["augment"].items() if name in known or value}
+    try:
+        saved, _, _ = dict(training["arguments"]), Place(**training["place"]), training["content"]
+        # A setting that has gone since and was off says nothing.
+        saved["augment"] = {
+            name: value for name, value in saved["augment"].items() if name in arguments["augment"] or value
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise other_version(out) from error
     changed = [
         f"{name} {arguments[name]} (the run has {saved.get(name)})"
         for name in arguments
@@ -108,3 +114,13 @@ def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, A
     if changed:
         raise GhmdetError(f"cannot resume {out} with other settings: {'; '.join(changed)}")
     return training
+
+
+def other_version(out: Path) -> CheckpointError:
+    """The error for a run whose training state this version cannot use, saying which version made it."""
+    made = json.loads((out / "run.json").read_text())["versions"] if (out / "run.json").exists() else {}
+    return CheckpointError(
+        f"{out / 'last.pt'}: its training state cannot be resumed here: it was made by ghmdet"
+        f" {made.get('ghmdet', 'of an unknown version')}, this is {version('ghmdet')}: resume it with that version, or"
+        f" start anew with --weights {out / 'last.pt'}"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,6 @@ def detect(
     rank: int = 0,
     world_size: int = 1,
     advance: Callable[[int], None] = lambda pictures: None,
-    batches: int | None = None,
 ) -> list[dict[str, Any]]:
     """Detect on the pictures of `data`, in original pixels, as COCO results; raises DataError for an unreadable one.
 
@@ -124,7 +122,7 @@ def detect(
         dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size
     )
     results = []
-    for images, targets in islice(loader, batches):
+    for images, targets in loader:
         found = _detect_batch(model, images, device)
         for image, target, detections in zip(images, targets, found, strict=True):
             results += original_results(detections, image, target, data.category_ids)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ghmdet.engine.context import RunContext
 from ghmdet.engine.run_folder import CsvLog
 from ghmdet.errors import GhmdetError
 
@@ -24,28 +23,12 @@ class NonFiniteLoss(GhmdetError):
 class LossLog(CsvLog):
     """`log.csv` of a run, and the values of the batches that are not in it yet: reading them makes a GPU wait.
 
-    Args:
-        out: the run's folder.
-        accelerator: what the run was prepared with.
-        file_names: the names of pictures by their ids.
-        fp16: whether losses are scaled; a gradient that overflows is then no divergence, its step is left out.
+    file_names: gives the names of pictures by their ids.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        accelerator: Accelerator,
-        file_names: Callable[[list[int]], list[str]],
-        *,
-        fp16: bool,
-    ) -> None:
-        super().__init__(out / "log.csv", LOG_COLUMNS)
-        self.last, self.accelerator, self.file_names, self.fp16 = (
-            out / "last.pt",
-            accelerator,
-            file_names,
-            fp16,
-        )
+    def __init__(self, run: RunContext, file_names: Callable[[list[int]], list[str]]) -> None:
+        super().__init__(run.folder / "log.csv", LOG_COLUMNS)
+        self.run, self.file_names = run, file_names
         self.unread: list[tuple[dict[str, float], Tensor, list[int]]] = []
 
     def keep(self, row: dict[str, float], values: Tensor, ids: list[int]) -> None:
@@ -60,39 +43,36 @@ class LossLog(CsvLog):
         Raises:
             NonFiniteLoss: naming the pictures of the first batch whose loss or gradient is not finite.
         """
-        wished = torch.zeros(len(LOSSES) + 2, device=self.accelerator.device)
+        wished = torch.zeros(len(LOSSES) + 2, device=self.run.accelerator.device)
         wished[: len(wishes)] = torch.tensor(wishes)
         mine = torch.stack([*(values for _, values, _ in self.unread), wished])
-        everyone = self.accelerator.reduce(mine, "mean").cpu()
+        everyone = self.run.accelerator.reduce(mine, "mean").cpu()
         everyone, wished = everyone[:-1], everyone[-1]
         self._check(everyone)
-        if self.accelerator.is_main_process:
+        if self.run.main:
             for step in dict.fromkeys(row["step"] for row, _, _ in self.unread):
                 places = [i for i, (row, _, _) in enumerate(self.unread) if row["step"] == step]
                 means = everyone[places].mean(0)
                 means[-1] = everyone[places[-1], -1]  # only the batch that steps has a gradient norm
-                values = dict(zip(("loss", *LOSSES, "grad_norm"), means.tolist(), strict=True))
+                values = dict(zip(LOG_COLUMNS[3:], means.tolist(), strict=True))
                 self.append(self.unread[places[0]][0] | values)
         self.unread.clear()
         return [bool(wish > 0) for wish in wished[: len(wishes)]]
 
     def _check(self, values: Tensor) -> None:
-        watched = values[:, :3] if self.fp16 else values
+        # In fp16 losses are scaled: a gradient that overflows is then no divergence, its step is left out.
+        watched = values[:, :3] if self.run.device.precision == "fp16" else values
         bad = (~watched.isfinite().all(1)).nonzero().flatten().tolist()
         if not bad:
             return
         row, _, ids = self.unread[bad[0]]
-        if self.last.exists():
-            mend = f"start again from the last good checkpoint, --weights {self.last}"
-        else:
-            mend = "start again"
-        raise NonFiniteLoss(
-            f"the loss is not finite at step {row['step']} ({_named(values[bad[0]])}); pictures of the batch:"
-            f" {', '.join(self.file_names(gather_object(ids)))}: look at them with `ghmdet data check`, or {mend}"
-            " with a lower --lr and another --out"
+        told = ", ".join(
+            f"{name} {value:g}" for name, value in zip(LOG_COLUMNS[3:], values[bad[0]].tolist(), strict=True)
         )
-
-
-def _named(values: Tensor) -> str:
-    names = ("loss", *LOSSES, "gradient norm")
-    return ", ".join(f"{name} {value:g}" for name, value in zip(names, values.tolist(), strict=True))
+        last = self.run.folder / "last.pt"
+        good = f" from the last good checkpoint, --weights {last}," if last.exists() else ""
+        raise NonFiniteLoss(
+            f"the loss is not finite at step {row['step']} ({told}); pictures of the batch:"
+            f" {', '.join(self.file_names(gather_object(ids)))}: look at them with `ghmdet data check`, or start again"
+            f"{good} with a lower --lr and another --out"
+        )

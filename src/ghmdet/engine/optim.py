@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
 
 from ghmdet.models import RetinaNet
 
@@ -18,7 +17,10 @@ from ghmdet.models import RetinaNet
 def make_optimizer(
     model: nn.Module, backbone: nn.Module, *, lr: float, backbone_lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW with the backbone's learning rate at `lr * backbone_lr`, and no decay on biases and norms (vectors)."""
+    """AdamW with the backbone's learning rate at `lr * backbone_lr`, and no decay on biases and norms (vectors).
+
+    Each group keeps its learning rate as `initial_lr`, too: `lr` is to be that times a factor.
+    """
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -29,6 +31,7 @@ def make_optimizer(
             {
                 "params": parameters,
                 "lr": lr * (backbone_lr if backbone_group else 1.0),
+                "initial_lr": lr * (backbone_lr if backbone_group else 1.0),
                 "weight_decay": weight_decay if decayed else 0.0,
             }
             for (backbone_group, decayed), parameters in groups.items()
@@ -50,48 +53,26 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     return norm
 
 
-class Curve:
-    """The learning rate's course over `steps` steps, whose end may be moved on the way."""
+def warmup_cosine(position: float, steps: int, warmup: float) -> float:
+    """The factor of the learning rate at a position (in steps) of a course of `steps`.
 
-    def __init__(self, steps: int, warmup: float) -> None:
-        self.steps, self.warmup = steps, warmup
-        self.moved_at, self.progress_then = 0, 0.0
+    It rises linearly over the first `warmup * steps`, then falls as a cosine to 1 %.
 
-    def position(self, step: int) -> float:
-        """The step at which a run that always had this end would be; `step` itself where the end was never moved."""
-        since, rest = step - self.moved_at, max(1, self.steps - self.moved_at)
-        return self.steps * self.progress_then + (1 - self.progress_then) * self.steps * since / rest
-
-    def move_end(self, steps: int, step: int) -> None:
-        """Let the course end after `steps` steps; it goes on at `step` from where it is, faster or slower."""
-        progress = self.position(step) / self.steps
-        self.steps, self.moved_at, self.progress_then = steps, step, progress
-
-    def __call__(self, step: int) -> float:
-        """The factor of the learning rate at a step."""
-        place, rising = self.position(step), round(self.warmup * self.steps)
-        if place < rising:
-            return min(1.0, (place + 1) / rising)
-        share = min(1.0, (place - rising) / max(1, self.steps - rising))
-        return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share))
-
-
-def warmup_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: float) -> LambdaLR:
-    """A learning rate that rises linearly for `warmup * steps` steps, then falls as a cosine to 1 % of its peak.
-
-    Its one `Curve` is `lr_lambdas[0]`; the schedule's state keeps it.
+    >>> [round(warmup_cosine(position, 100, 0.1), 3) for position in (0, 9, 55, 100)]
+    [0.1, 1.0, 0.505, 0.01]
     """
-    return LambdaLR(optimizer, Curve(steps, warmup))
+    rising = round(warmup * steps)
+    if position < rising:
+        return min(1.0, (position + 1) / rising)
+    share = min(1.0, (position - rising) / max(1, steps - rising))
+    return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
-def move_end(schedule: LambdaLR, steps: int) -> None:
-    """Let a schedule of `warmup_cosine` end after `steps` steps."""
-    curve = schedule.lr_lambdas[0]
-    assert isinstance(curve, Curve)
-    curve.move_end(steps, schedule.last_epoch)
-    schedule._last_lr = [base * curve(schedule.last_epoch) for base in schedule.base_lrs]
-    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
-        group["lr"] = rate
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Give each group of `make_optimizer`'s optimizer its learning rate times a factor; returns the last one's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(group["lr"])
 
 
 class WeightAverage:

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 @contextmanager
@@ -25,10 +25,13 @@ def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.advance(task, done)
 
 
-def step_progress(*, show: bool) -> Progress:
-    """The bar of a training run, with steps done and time left; where stdout is a terminal and `show` says so."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not show or not sys.stdout.isatty())
+@contextmanager
+def progress_bar(*, show: bool) -> Iterator[Callable[[float, str], None]]:
+    """A bar on stdout for the block, if `show`; yields a function of the share that is done and of what is done now."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not show or not sys.stdout.isatty()) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share, about: bar.update(task, completed=share, description=about)
 
 
 class StopSignal:

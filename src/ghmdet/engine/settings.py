@@ -71,7 +71,7 @@ class TrainConfig:
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
     epochs: int | None = None
-    """Passes over the training pictures; by default 30, or as many as fit into `budget`."""
+    """Passes over the training pictures; by default 30, or as many as fit into `budget`. With both, what ends first."""
     budget: str | None = None
     """Time for the whole run, such as 90s, 20m or 1.5h: it trains as long as it can and ends within it."""
     batch_size: int = 16
@@ -119,10 +119,6 @@ class TrainConfig:
         )
         if self.budget is not None:
             seconds_of(self.budget)
-            if self.epochs is not None:
-                raise GhmdetError(
-                    f"--epochs {self.epochs} and --budget {self.budget}: give one; a budget plans the epochs"
-                )
 
     @property
     def total_epochs(self) -> int:

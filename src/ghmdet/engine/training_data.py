@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ghmdet.data import DetectionDataset, make_loader, read_data, require_images, train_transforms
+from ghmdet.data import (
+    DetectionData,
+    DetectionDataset,
+    make_loader,
+    read_data,
+    require_images,
+    train_transforms,
+)
+from ghmdet.data.images import load_image
 from ghmdet.engine.anchor_fit import anchor_warning
-from ghmdet.engine.settings import TrainConfig
+from ghmdet.engine.context import RunContext
+from ghmdet.engine.progress import counting
 from ghmdet.errors import GhmdetError
 from ghmdet.models import ModelConfig
 
@@ -16,23 +26,12 @@ from ghmdet.models import ModelConfig
 class TrainingData:
     """The two parts of a data set, `train` and `val`, and the `loader` of this rank's batches.
 
-    workers: processes that read pictures. say: takes each line meant for the user.
-
     Raises:
         GhmdetError: data that cannot be used, or too little of it for a batch or a step.
     """
 
-    def __init__(
-        self,
-        data: Path,
-        config: TrainConfig,
-        model: ModelConfig,
-        *,
-        workers: int,
-        rank: int,
-        world_size: int,
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, data: Path, model: ModelConfig, run: RunContext) -> None:
+        config, accelerator = run.config, run.accelerator
         self.train = read_data(data, config.train_split)
         self.val = read_data(data, config.val_split, classes=self.train.classes)
         if self.val.split == self.train.split:
@@ -42,13 +41,15 @@ class TrainingData:
             )
         for part in (self.train, self.val):
             require_images(part)
-            say(part.describe())
+            run.say(part.describe())
+        _decode(self.val, accelerator.process_index, accelerator.num_processes)
         if unmatched := anchor_warning(self.train, model):
             options = f"--model {config.model} --size {model.max_size} --split {config.train_split}"
-            say(f"{unmatched}: `ghmdet data anchors {data} {options}` says what would fit")
-        if config.batch_size % world_size:
+            run.say(f"{unmatched}: `ghmdet data anchors {data} {options}` says what would fit")
+        if config.batch_size % accelerator.num_processes:
             raise GhmdetError(
-                f"--batch-size {config.batch_size} does not divide among {world_size} processes: give a multiple of it"
+                f"--batch-size {config.batch_size} does not divide among {accelerator.num_processes} processes:"
+                " give a multiple of it"
             )
         dataset = DetectionDataset(
             self.train, train_transforms(model.min_size, model.max_size, config.augment)
@@ -58,9 +59,9 @@ class TrainingData:
             batch_size=config.batch_size,
             shuffle=True,
             seed=config.seed,
-            workers=workers,
-            rank=rank,
-            world_size=world_size,
+            workers=run.workers,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
             drop_last=True,
         )
         self.steps_per_epoch = len(self.loader) // config.accumulate
@@ -84,3 +85,15 @@ class TrainingData:
         """The names of training pictures by their ids."""
         paths = {record.image_id: record.path for record in self.train.records}
         return [paths[image_id].name for image_id in ids]
+
+
+def _decode(data: DetectionData, rank: int, world_size: int) -> None:
+    """Decode this rank's share of the pictures, small: the first epoch is too late for an error of the last.
+
+    Raises:
+        DataError: naming the first that cannot be read.
+    """
+    records = data.records[rank::world_size]
+    with ThreadPoolExecutor(os.cpu_count()) as threads, counting("pictures", len(records)) as advance:
+        for _ in threads.map(lambda record: load_image(record, (32, 32)), records):
+            advance(1)
