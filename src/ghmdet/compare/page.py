@@ -17,22 +17,22 @@ from ghmdet.spectrum import SpectrumCounts
 HEADS = ("arm", "weight", "AP", "AP50", "difference, 95 % interval", "P(better)", "min", "MiB")
 
 
-def write_comparison(out: Path, figures: dict[str, Any], spectra: Mapping[str, SpectrumCounts]) -> list[Path]:
+def write_comparison(out: Path, result: dict[str, Any], spectra: Mapping[str, SpectrumCounts]) -> list[Path]:
     """Write comparison.json, comparison.md and the pictures comparison_ap and comparison_spectra; their paths."""
-    write_json(out / "comparison.json", figures)
+    write_json(out / "comparison.json", result)
     pictures = [
-        *save_figure(_draw_AP(figures), out / "comparison_ap"),
+        *save_figure(_draw_AP(result), out / "comparison_ap"),
         *save_figure(draw_runs(spectra), out / "comparison_spectra"),
     ]
-    return [out / "comparison.json", write_atomic(out / "comparison.md", page(figures, pictures)), *pictures]
+    return [out / "comparison.json", write_atomic(out / "comparison.md", page(result, pictures)), *pictures]
 
 
-def summary(figures: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> str:
     """The arms as a table, and what a reader of it must know, a line each."""
-    arms, first, seeds = figures["arms"], figures["first"], len(figures["seeds"])
+    arms, first, seeds = result["arms"], result["first"], len(result["seeds"])
     notes = [
-        f"Judged on {figures['pictures']} pictures ({figures['split']}), the last weights of {seeds} seed(s) an arm;"
-        f" differences from '{first}' are paired, their 95 % intervals are over {figures['statistics']['over']}."
+        f"Judged on {result['pictures']} pictures ({result['split']}), the last weights of {seeds} seed(s) an arm;"
+        f" differences from '{first}' are paired, their 95 % intervals are over {result['statistics']['over']}."
     ]
     if seeds < 3:
         why = ("", "One seed says nothing of another", "Two seeds hardly say how much seeds differ")[seeds]
@@ -47,19 +47,19 @@ def summary(figures: dict[str, Any]) -> str:
     return "\n\n".join([_table(HEADS, [_row(name, arm) for name, arm in arms.items()]), *notes])
 
 
-def page(figures: dict[str, Any], pictures: Sequence[Path]) -> str:
+def page(result: dict[str, Any], pictures: Sequence[Path]) -> str:
     """The whole of it in markdown: arms, classes, grids, pictures, how it was made."""
-    arms = {name: arm for name, arm in figures["arms"].items() if "failed" not in arm}
+    arms = {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
     classes = list(next(iter(arms.values()))["per_class"])
     parts = [
-        f"# Comparison on {figures['data']}",
-        summary(figures),
+        f"# Comparison on {result['data']}",
+        summary(result),
         "## AP by class",
         _table(
-            ("arm", *(f"{name} ({figures['boxes'][name]} boxes)" for name in classes)),
+            ("arm", *(f"{name} ({result['boxes'][name]} boxes)" for name in classes)),
             [(name, *(_class_cell(arm["per_class"][one]) for one in classes)) for name, arm in arms.items()],
         ),
-        f"In brackets the 95 % interval of the difference from '{figures['first']}'; of many intervals one in twenty"
+        f"In brackets the 95 % interval of the difference from '{result['first']}'; of many intervals one in twenty"
         " misses its value by chance.",
     ]
     if grids := {name: arm["grid"] for name, arm in arms.items() if arm["grid"]}:
@@ -67,7 +67,7 @@ def page(figures: dict[str, Any], pictures: Sequence[Path]) -> str:
         lines = [(name, *(_grid_cell(grid, weight) for weight in weights)) for name, grid in grids.items()]
         parts += ["## AP by weight, on held-out training pictures", _table(("arm", *weights), lines)]
     parts += [f"![{each.stem}]({each.name})" for each in pictures if each.suffix == ".svg"]
-    made = figures["made"]
+    made = result["made"]
     parts.append(
         f"Made {made['started']} by `{made['command']}`; versions and machine are in comparison.json."
     )
@@ -119,9 +119,9 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {row} |" for row in rows)
 
 
-def _draw_AP(figures: dict[str, Any]) -> Figure:
+def _draw_AP(result: dict[str, Any]) -> Figure:
     """AP of each arm and seed, and differences from the first arm, with their intervals."""
-    arms = {name: arm for name, arm in figures["arms"].items() if "failed" not in arm}
+    arms = {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
     figure, (left, right) = new_figure("", "AP", "", 2, sharey=True)
     figure.set_size_inches(10, 1.4 + 0.45 * len(arms))
     for row, (arm, colour) in enumerate(zip(arms.values(), cycle(COLOURS), strict=False)):
@@ -133,5 +133,5 @@ def _draw_AP(figures: dict[str, Any]) -> Figure:
     right.axvline(0, color="black", linewidth=1)
     left.set(title="AP: seeds, mean, 95 % interval", ylim=(len(arms) - 0.5, -0.5))
     left.set_yticks(range(len(arms)), list(arms))
-    right.set(title=f"AP less that of {figures['first']}, 95 % interval", xlabel="difference")
+    right.set(title=f"AP less that of {result['first']}, 95 % interval", xlabel="difference")
     return figure

@@ -81,21 +81,21 @@ def compare(
         tune_epochs=tune_epochs,
     )
     train = read_data(data, config.train_split)
-    judged = read_data(data, split, classes=train.classes)
-    if judged.split == train.split:
+    part = read_data(data, split, classes=train.classes)
+    if part.split == train.split:
         raise GhmdetError(f"--split {split}: the arms are trained on it: give another part to judge them on")
-    for part in (train, judged):
-        require_images(part)
+    require_images(train)
+    require_images(part)
     plan.keep(train)
     if list_commands:
         for command in plan.commands():
             say(command)
         return None
     failed = _make_runs(plan, say)
-    figures, spectra = judge(plan, judged, failed, say)
-    say(summary(figures))
-    say(f"written: {', '.join(map(str, write_comparison(out, figures, spectra)))}")
-    return figures
+    result, spectra = judge(plan, part, failed, say)
+    say(summary(result))
+    say(f"written: {', '.join(map(str, write_comparison(out, result, spectra)))}")
+    return result
 
 
 def read_grid(given: str) -> tuple[float, ...] | None:
