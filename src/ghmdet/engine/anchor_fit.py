@@ -28,14 +28,15 @@ WARN_AT_LEAST = 20  # boxes: a class with fewer gives no share worth a warning
 
 
 class TrainingBoxes(NamedTuple):
-    """The boxes of a data set (crowd regions left out) at the size that pictures have in training, unaugmented."""
+    """The boxes of a data set (crowd regions left out) at the size that pictures have in training, unaugmented.
+
+    boxes: [n, 4] xyxy pixels. labels: [n] int64. canvas: [n, 2] int64, height and width of each box's picture, padded
+    as a batch would be.
+    """
 
     boxes: Tensor
-    """[n, 4] xyxy pixels."""
     labels: Tensor
-    """[n] int64."""
     canvas: Tensor
-    """[n, 2] int64: height and width of its picture, padded as a batch would be."""
     classes: tuple[str, ...]
 
 
@@ -84,14 +85,16 @@ def _nearest(places: Tensor, to: Tensor) -> Tensor:
 
 
 class Group(NamedTuple):
-    """How some of the boxes meet the anchors."""
+    """How so many boxes meet the anchors.
+
+    unmatched: share of the boxes whose best IoU with any anchor is below `positive_iou`, so that only their best anchor
+    has them. mean_iou: mean of the boxes' best IoU with any anchor.
+    """
 
     name: str
     boxes: int
     unmatched: float
-    """Share of the boxes whose best IoU with any anchor is below `positive_iou`: only their best anchor has them."""
     mean_iou: float
-    """Mean of the boxes' best IoU with any anchor."""
 
 
 def _groups(boxes: TrainingBoxes, config: ModelConfig, *, sizes: bool = False) -> list[Group]:
@@ -117,17 +120,14 @@ def anchor_warning(data: DetectionData, config: ModelConfig) -> str | None:
     Looks at 100 000 boxes at most, evenly spread over the split, and at classes with at least 20 of them.
     """
     pictures = len(data.records) * WARN_BOXES // max(WARN_BOXES, len(data.records.boxes))
-    boxes = training_boxes(data, config, pictures)
-    groups = _groups(boxes, config)
+    groups = _groups(training_boxes(data, config, pictures), config)
     large = groups[:1] + [group for group in groups[1:] if group.boxes >= WARN_AT_LEAST]
     worst = max(large, key=lambda group: group.unmatched, default=None)
     if worst is None or worst.unmatched <= WARN_SHARE:
         return None
-    name = "boxes" if worst is groups[0] else f"boxes of '{worst.name}'"
-    return (
-        f"{worst.unmatched:.0%} of the {name} meet no anchor at IoU {config.positive_iou:g}"
-        " and get only their best one"
-    )
+    whose = "" if worst is groups[0] else f" of '{worst.name}'"
+    meet = f"meet no anchor at IoU {config.positive_iou:g} and get only their best one"
+    return f"{worst.unmatched:.0%} of the boxes{whose} {meet}"
 
 
 class Setting(NamedTuple):
@@ -145,13 +145,11 @@ class Setting(NamedTuple):
 
 
 class AnchorFit(NamedTuple):
-    """What `fit_anchors` found; `table()` is the text to print."""
+    """Groups: all boxes, each class, each range of sizes. Tried: the best setting for each number of ratios."""
 
     groups: list[Group]
-    """All boxes, each class, each range of sizes."""
     present: Setting
     tried: list[Setting]
-    """The best setting found for each number of ratios."""
 
     @property
     def suggestion(self) -> Setting | None:

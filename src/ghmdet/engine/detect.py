@@ -50,8 +50,7 @@ class Detector:
             CheckpointError: the file is missing or is not such a checkpoint.
             GhmdetError: the device is not there.
         """
-        chosen = choose_device(device, precision)
-        return cls(*load_detector(path), chosen)
+        return cls(*load_detector(path), choose_device(device, precision))
 
     @torch.inference_mode()
     def predict(self, images: Picture | Sequence[Picture]) -> list[dict[str, Tensor]]:
@@ -108,7 +107,7 @@ def detect(
     world_size: int = 1,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> list[dict[str, Any]]:
-    """Detect on the pictures of `data`, in original pixels, as COCO results; raises DataError for an unreadable one.
+    """Detect on the pictures of `data`: COCO results, in original pixels; raises DataError for an unreadable picture.
 
     model: on `device`; its mode is restored. batch_size: pictures at a time. workers: processes that read pictures.
     rank: which of `world_size` equal shares of the pictures. advance: called with the number of pictures just finished.
@@ -146,13 +145,7 @@ def _detect_batch(model: RetinaNet, images: Sequence[Tensor], device: Device) ->
         with device.autocast():
             batch = model([images[index].to(device.type, non_blocking=True) for index in indices])
         found |= zip(indices, batch, strict=True)
-    return [
-        {
-            name: value.cpu() if name == "labels" else value.float().cpu()
-            for name, value in found[index].items()
-        }
-        for index in range(len(images))
-    ]
+    return [{name: value.cpu() for name, value in found[index].items()} for index in range(len(images))]
 
 
 def original_results(
@@ -160,7 +153,7 @@ def original_results(
 ) -> list[dict[str, Any]]:
     """The detections on an image [3, H, W] of a `DetectionDataset`, as COCO results in the file's own pixels."""
     to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
-    boxes = detections["boxes"].float().cpu() * to_original.flip(0).repeat(2)
+    boxes = detections["boxes"].cpu() * to_original.flip(0).repeat(2)
     return coco_results(detections | {"boxes": boxes}, target["image_id"], category_ids)
 
 
@@ -168,7 +161,7 @@ def coco_results(
     detections: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """One picture's detections (boxes [n, 4] xyxy pixels, scores [n], labels [n]) as COCO results (xywh boxes)."""
-    boxes = box_convert(detections["boxes"].float().cpu(), "xyxy", "xywh").tolist()
+    boxes = box_convert(detections["boxes"].cpu(), "xyxy", "xywh").tolist()
     labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
     return [
         {
