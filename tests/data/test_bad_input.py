@@ -132,6 +132,25 @@ def test_no_usable_box_names_the_first_rejected(tmp_path: Path) -> None:
     )
 
 
+def test_names_that_nothing_can_print_or_no_disk_can_hold(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, three_pictures())
+    half = "\ud800"
+    text = (
+        file.read_text()
+        .replace('"c.jpg"', json.dumps(f"{half}c.jpg"))
+        .replace('"emu"', json.dumps(f"emu{half} 🙂"))
+    )
+    file.write_text(text)
+    data = read_data(tmp_path)
+    assert data.classes == ("cat", "dog", "emu? 🙂") and data.records[2].path.name == "?c.jpg"
+    file.write_text(text.replace("b.jpg", "b" * 5000))
+    assert failure(tmp_path).startswith(f"{tmp_path}: File name too long: '")
+    for split in ("x" * 5000, "[" + "9" * 5000 + "]"):
+        config = tmp_path / f"{len(split)}.yaml"
+        config.write_text(f"train: {split}\nnames: [cat]\n")
+        assert failure(config).startswith(f"{config}: ")
+
+
 # --- boxes
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ghmdet.data.images import load_image, reason
 from ghmdet.data.layout import split_names
-from ghmdet.data.read import FORMATS, detect_format, find_split, no_usable_box
+from ghmdet.data.read import detect_format, find_split, no_usable_box, read_split
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
@@ -56,7 +56,7 @@ def check_data(
     read: list[DetectionData] = []
     for name, place in wanted.items():
         try:
-            read.append(FORMATS[format].read_split(path, name, place, None))
+            read.append(read_split(format, path, name, place))
         except DataError as error:
             problems.append(_unreadable(path, error))
     seen: Seen = {}

@@ -80,7 +80,10 @@ def load_json(file: Path) -> Any:
     """The content of a JSON file; raises DataError naming it when it is missing, empty or no JSON."""
     text = read_text(file)
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # maybe half a character, which nothing can print
+            content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+        return content
     except json.JSONDecodeError as error:
         flawed = f" at line {error.lineno}, column {error.colno} ({error.msg})"
     except RecursionError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ghmdet.data import coco, voc, yolo
 from ghmdet.data.layout import SPLITS, split_names
 from ghmdet.data.records import DetectionData
+from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 FORMATS: dict[str, Any] = {"COCO": coco, "VOC": voc, "YOLO": yolo}
@@ -23,12 +25,14 @@ def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder: check the path")
-    if path.is_file():
-        format = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO"}.get(path.suffix.lower())
-        if format is None:
-            raise DataError(f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml")
-        return format, FORMATS[format].find_splits(path)
-    found = {name: splits for name, format in FORMATS.items() if (splits := format.find_splits(path))}
+    by_suffix = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO"}
+    with _disk_errors(path):
+        if path.is_file():
+            name = by_suffix.get(path.suffix.lower())
+            if name is None:
+                raise DataError(f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml")
+            return name, FORMATS[name].find_splits(path)
+        found = {name: splits for name, format in FORMATS.items() if (splits := format.find_splits(path))}
     if not found:
         looked_for = "; ".join(f"{name}: {format.LOOKED_FOR}" for name, format in FORMATS.items())
         raise DataError(f"{path}: no data set recognised: looked for {looked_for}")
@@ -51,6 +55,25 @@ def find_split(path: Path, splits: dict[str, Any], split: str) -> tuple[str, Any
     raise DataError(
         f"{path}: no split '{split}': splits found: {', '.join(sorted(splits))}: choose one of them"
     )
+
+
+def read_split(
+    format: str, path: Path, split: str, place: Any, classes: Sequence[str] | None = None
+) -> DetectionData:
+    """One split as the reader of its format gives it, maybe without a box; raises as `read_data` does."""
+    with _disk_errors(path):
+        data: DetectionData = FORMATS[format].read_split(path, split, place, classes)
+    return data
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a name that is too long for the disk, a folder that may not be read
+        raise DataError(
+            f"{path}: {error.strerror}: {shown(error.filename)}: correct the name or its permissions"
+        ) from None
 
 
 def no_usable_box(data: DetectionData) -> str | None:
@@ -79,7 +102,7 @@ def read_data(
     path = Path(path)
     format, splits = detect_format(path)
     name, place = find_split(path, splits, split)
-    data: DetectionData = FORMATS[format].read_split(path, name, place, classes)
+    data = read_split(format, path, name, place, classes)
     if empty := no_usable_box(data):
         first = f" (the first rejected: {data.problems[0]})" if data.problems else ""
         raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ghmdet.data.images import load_image, require_images
 from ghmdet.data.make.erase import erasable, erase
 from ghmdet.data.make.folder import new_set, write_annotations
-from ghmdet.data.read import FORMATS, detect_format, find_split, read_data
+from ghmdet.data.read import detect_format, find_split, read_data, read_split
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
 
@@ -193,7 +193,7 @@ def _other_splits(data: Path, split: str, part: DetectionData) -> list[Detection
     name, splits = detect_format(data)
     left_out = {find_split(data, splits, split)[0], "trainval"}
     others = [(other, source) for other, source in splits.items() if other not in left_out]
-    return [FORMATS[name].read_split(data, other, source, part.classes) for other, source in others]
+    return [read_split(name, data, other, source, part.classes) for other, source in others]
 
 
 def _counts(part: DetectionData, boxes: Mask) -> NDArray[np.int64]:
