@@ -18,16 +18,12 @@ def erasable(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bo
     What stays of the others would be too much to pass as background. boxes: [n, 4] xyxy pixels of a picture of `size`
     (width, height). A box's ellipse is the one that touches its four sides: objects seldom fill the corners.
     """
-    width, height = size
-    cover = np.zeros((height, width), dtype=np.int32)
-    ellipses = [_ellipse(box, width, height) for box in boxes]
-    for (rows, columns), inside in ellipses:
-        cover[rows, columns] += inside
-    free = []
-    for box, (_, inside) in zip(boxes, ellipses, strict=True):
-        others = cover[_window(box, width, height)] - inside
-        free.append(bool(others.size) and (others == 0).mean() >= ERASABLE)
-    return np.array(free, dtype=bool)
+    ellipses = [_ellipse(box, size) for box in boxes]
+    cover = np.zeros(size[::-1], dtype=np.int32)
+    for window, inside in ellipses:
+        cover[window] += inside
+    others = [cover[window] - inside for window, inside in ellipses]
+    return np.array([cells.size and (cells == 0).mean() >= ERASABLE for cells in others], dtype=bool)
 
 
 def erase(image: Tensor, boxes: NDArray[np.float32], others: NDArray[np.float32]) -> Tensor:
@@ -40,39 +36,29 @@ def erase(image: Tensor, boxes: NDArray[np.float32], others: NDArray[np.float32]
     height, width = image.shape[1:]
     gone, kept, boxed = (np.zeros((height, width), dtype=bool) for _ in range(3))
     for box in boxes:
-        gone[_window(box, width, height, MARGIN)] = True
+        gone[_ellipse(box, (width, height), MARGIN)[0]] = True
     for box in others:
-        (rows, columns), inside = _ellipse(box, width, height)
-        kept[rows, columns] |= inside
-        boxed[rows, columns] = True
+        window, inside = _ellipse(box, (width, height))
+        kept[window] |= inside
+        boxed[window] = True
     gone &= ~kept
     ground = ~(gone | boxed)
     fill = _carried_on(image.float(), torch.from_numpy(ground if ground.any() else ~gone))
     return torch.where(torch.from_numpy(gone), fill.round().to(torch.uint8), image)
 
 
-def _window(box: NDArray[np.float32], width: int, height: int, margin: float = 0.0) -> tuple[slice, slice]:
-    """Rows and columns of the pixels that the box touches."""
+def _ellipse(
+    box: NDArray[np.float32], size: tuple[int, int], margin: float = 0.0
+) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
+    """Rows and columns of the pixels that the box and its margin touch, and which of them lie in its ellipse."""
     x1, y1, x2, y2 = box.tolist()
     more = margin * max(x2 - x1, y2 - y1)
-    rows, columns = (
-        slice(max(0, int(np.floor(low - more))), min(limit, int(np.ceil(high + more))))
-        for low, high, limit in ((y1, y2, height), (x1, x2, width))
-    )
-    return rows, columns
-
-
-def _ellipse(
-    box: NDArray[np.float32], width: int, height: int
-) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
-    """The box's window, and which of its pixels lie in its ellipse."""
-    x1, y1, x2, y2 = box.tolist()
-    rows, columns = _window(box, width, height)
-    y, x = (
-        (np.arange(part.start, part.stop) + 0.5 - (low + high) / 2) / ((high - low) / 2)
-        for part, low, high in ((rows, y1, y2), (columns, x1, x2))
-    )
-    return (rows, columns), y[:, None] ** 2 + x**2 <= 1
+    window, squares = [], []
+    for low, high, limit in ((y1, y2, size[1]), (x1, x2, size[0])):
+        start, stop = max(0, int(np.floor(low - more))), min(limit, int(np.ceil(high + more)))
+        window.append(slice(start, stop))
+        squares.append(((np.arange(start, stop) + 0.5 - (low + high) / 2) / ((high - low) / 2)) ** 2)
+    return (window[0], window[1]), squares[0][:, None] + squares[1] <= 1
 
 
 def _carried_on(image: Tensor, known: Tensor) -> Tensor:
