@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,9 +128,8 @@ def draw_batch(
 
 def save_jpeg(picture: Image.Image, path: Path | str, quality: int = 90) -> Path:
     """Writes the picture as JPEG to `path`, whole or not at all, and returns the path; raises OSError."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0)  # thin lines keep their colour
-    return write_atomic(path, buffer.getvalue())
+    # Without subsampling thin lines keep their colour.
+    return write_atomic(path, lambda file: picture.save(file, "JPEG", quality=quality, subsampling=0))
 
 
 def _picture(image: Image.Image | Tensor) -> Image.Image:

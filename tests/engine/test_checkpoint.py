@@ -144,10 +144,13 @@ def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_p
     arguments = run_arguments(Path("data"), tmp_path, TrainConfig())
     for zoom_out in (0.0, 0.5):
         before = arguments | {"augment": arguments["augment"] | {"zoom_out": zoom_out, "iou_crop": 0.0}}
-        state = {"format": "ghmdet-detector", "training": {"arguments": before, "place": zoom_out}}
+        state = {
+            "format": "ghmdet-detector",
+            "training": {"arguments": before, "place": {"step": 3}, "content": {}},
+        }
         save_checkpoint(tmp_path / "last.pt", state)
         if not zoom_out:
             found = saved_run(tmp_path, arguments, resume=True)
-            assert found is not None and found["place"] == 0
+            assert found is not None and found["place"] == {"step": 3}
     with pytest.raises(GhmdetError, match=r"cannot resume .* with other settings: augment .*'zoom_out': 0.5"):
         saved_run(tmp_path, arguments, resume=True)

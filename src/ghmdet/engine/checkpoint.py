@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,9 +20,7 @@ from ghmdet.models.weights import is_model_state, read_state
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `path`; a crash leaves the file that was there."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path | str) -> Mapping[str, Any]:
