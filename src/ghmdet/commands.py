@@ -13,9 +13,8 @@ from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
 from ghmdet.engine.anchor_fit import fit_anchors
 from ghmdet.engine.progress import counting
-from ghmdet.engine.settings import TrainConfig
+from ghmdet.engine.settings import DetectorConfig, TrainConfig
 from ghmdet.errors import GhmdetError
-from ghmdet.models import preset
 from ghmdet.report.figures import draw_examples, draw_shares
 from ghmdet.report.page import write_report
 
@@ -111,23 +110,15 @@ def anchors(
     /,
     *,
     split: str = "train",
-    model: str = "nano",
-    size: int | None = None,
-    anchor_base: float | None = None,
-    anchor_ratios: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None,
+    config: Annotated[DetectorConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Say which boxes no anchor can match, and which anchors would match more.
 
     Args:
         data: Folder of the data set, or a COCO annotations file.
         split: Part of the data set to look at.
-        model: Preset: nano, r18, r50 or r50_v2.
-        size: Longest side of a training picture in pixels; the preset's own by default.
-        anchor_base: Side of the smallest anchor in strides of its level; the preset's own by default.
-        anchor_ratios: Shapes of the anchors, height over width; the preset's own by default.
     """
-    TrainConfig(size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)  # refuses what cannot be
-    config = preset(model, size=size, anchor_base=anchor_base, anchor_ratios=anchor_ratios)
-    read = read_data(data, split)
-    print(read.describe())
-    print(fit_anchors(read, config).table())
+    network = (config or DetectorConfig()).network()
+    part = read_data(data, split)
+    print(part.describe())
+    print(fit_anchors(part, network).table())

@@ -13,7 +13,6 @@ from cyclopts import CycloptsError, Parameter
 
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
-from ghmdet.models import LossConfig, preset
 from ghmdet.options import parser
 
 REFUSED = {
@@ -72,10 +71,8 @@ def _read_arm(name: str, own: dict[str, Any], base: TrainConfig, where: str) -> 
     app.default(_settings)
     try:
         config: TrainConfig = app(words(settings(base) | own), exit_on_error=False, print_error=False)
-        LossConfig(config.cls_loss, config.box_loss, config.cls_weight, config.box_weight)
-        preset(
-            config.model, size=config.size, anchor_base=config.anchor_base, anchor_ratios=config.anchor_ratios
-        )
+        config.network()
+        config.losses()
     except (CycloptsError, GhmdetError) as error:
         raise GhmdetError(f"{where}: {' '.join(str(error).split())}") from None
     if config.cls_weight == 0:

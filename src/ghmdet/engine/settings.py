@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from ghmdet.data.transforms import AugmentConfig
 from ghmdet.errors import GhmdetError
+from ghmdet.models import LossConfig, ModelConfig, preset
 
 EPOCHS = 30
 VALIDATIONS = 10
@@ -44,11 +45,11 @@ NUMBERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What a training run is made of, apart from its data and its folder.
+class DetectorConfig:
+    """Which detector, as the command line has it.
 
     Raises:
-        GhmdetError: a value that cannot be trained with, named with its mend.
+        GhmdetError: a value that no detector can have, named with its mend.
     """
 
     model: str = "nano"
@@ -57,9 +58,31 @@ class TrainConfig:
     """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
     proportion."""
     anchor_base: float | None = None
-    """Side of the smallest anchor in strides of its level; the preset's own by default (see `ghmdet data anchors`)."""
+    """Side of the smallest anchor in strides of its level; the preset's own by default. `ghmdet data anchors` says what
+    fits."""
     anchor_ratios: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None
     """Shapes of the anchors, height over width; the preset's own by default."""
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            **{name: value for name, value in vars(self).items() if name in WHOLE_NUMBERS | NUMBERS}
+        )
+
+    def network(self) -> ModelConfig:
+        """What the detector is made of; raises GhmdetError for an unknown preset."""
+        return preset(
+            self.model, size=self.size, anchor_base=self.anchor_base, anchor_ratios=self.anchor_ratios
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DetectorConfig):
+    """What a training run is made of, apart from its data and its folder.
+
+    Raises:
+        GhmdetError: a value that cannot be trained with, named with its mend.
+    """
+
     cls_loss: str = "ghm-c"
     """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
     box_loss: str = "giou"
@@ -114,11 +137,20 @@ class TrainConfig:
     """Also write for TensorBoard: all numbers, spectra, what the detector sees (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        check_numbers(
-            **{name: value for name, value in vars(self).items() if name in WHOLE_NUMBERS | NUMBERS}
-        )
+        super().__post_init__()
         if self.budget is not None:
             seconds_of(self.budget)
+
+    def network(self) -> ModelConfig:
+        """What the detector is made of; from scratch its batch norm learns, since frozen it would not normalise."""
+        network = super().network()
+        return replace(network, freeze_batch_norm=False) if self.weights == "none" else network
+
+    def losses(self) -> LossConfig:
+        """What it is trained by; raises GhmdetError for an unknown loss."""
+        return LossConfig(
+            self.cls_loss, self.box_loss, self.cls_weight, self.box_weight, accumulation_steps=self.accumulate
+        )
 
     @property
     def total_epochs(self) -> int:

@@ -29,7 +29,7 @@ from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.files import write_atomic
-from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights, preset
+from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights
 
 if TYPE_CHECKING:
     from ghmdet.engine.board import Draw
@@ -318,22 +318,7 @@ class Trainer:
 
 def _checked(out: Path, config: TrainConfig) -> tuple[ModelConfig, LossConfig]:
     """What the detector and its losses are made of; GhmdetError for a setting that cannot be used here."""
-    network = preset(
-        config.model,
-        size=config.size,
-        anchor_base=config.anchor_base,
-        anchor_ratios=config.anchor_ratios,
-    )
-    if config.weights == "none":
-        # Frozen at random values, batch norm would not normalise: from scratch it has to learn.
-        network = dataclasses.replace(network, freeze_batch_norm=False)
-    losses = LossConfig(
-        cls_loss=config.cls_loss,
-        box_loss=config.box_loss,
-        cls_weight=config.cls_weight,
-        box_weight=config.box_weight,
-        accumulation_steps=config.accumulate,
-    )
+    network, losses = config.network(), config.losses()
     if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
     if out.exists() and not out.is_dir():
