@@ -237,6 +237,11 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         synthesize(tmp_path / "set", SynthConfig(**SMALL, seed=3))
     assert all_bytes(tmp_path) == before
+    unfinished = tmp_path / "killed" / ".unfinished" / "images"  # what a killed run leaves is no foreign file
+    unfinished.mkdir(parents=True)
+    monkeypatch.undo()
+    synthesize(tmp_path / "killed", SynthConfig(**SMALL))
+    assert not unfinished.exists() and all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "set")
 
 
 def test_what_is_drawn_does_not_drift(tmp_path: Path) -> None:

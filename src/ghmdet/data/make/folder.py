@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +11,30 @@ from typing import Any
 
 from ghmdet.errors import DataError
 
+UNFINISHED = ".unfinished"
+
 
 @contextmanager
 def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     """A folder to write a data set into: at the end of the block, what it holds takes its place in `out`.
 
-    An earlier set's `images` and `annotations` go, and other files of `out` stay. Nothing happens to `out` when the
-    block fails. marker: the file by which a set of the same command is known.
+    An earlier set's `images` and `annotations` go, and other files of `out` stay. Nothing there changes when the block
+    fails. marker: the file by which a set of the same command is known.
 
     Raises DataError where `out` is a file, or a folder with something in it but no marker.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file: give a folder to write the data set into")
-    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+    found = {entry.name for entry in out.iterdir()} - {UNFINISHED} if out.is_dir() else {marker}
+    if found and marker not in found:
         raise DataError(
             f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    building = out / UNFINISHED
+    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+    building.mkdir(parents=True)
     try:
         yield building
-        out.mkdir(exist_ok=True)
         for name in ("annotations", "images"):
             shutil.rmtree(out / name, ignore_errors=True)
         for entry in sorted(

@@ -31,6 +31,8 @@ GOLD = (232, 190, 58)
 MOST_OVERLAP, LEAST_INSIDE, LEAST_SIDE = 0.3, 0.55, 4.0  # shares of a box's area, and pixels
 TRIES = 20  # places that are tried for a vehicle
 
+Place = tuple[Points, float, float]  # where a thing lies: its centre, its heading in radians, its length
+
 
 class Thing(NamedTuple):
     """An object as it lies in the picture: class name, box x1 y1 x2 y2 in pixels, whether its look is unusual."""
@@ -54,7 +56,7 @@ def draw_scene(config: SynthConfig, rng: np.random.Generator) -> tuple[Image.Ima
 
 
 class _Scene:
-    """A canvas and the objects on it so far."""
+    """A canvas and the objects on it so far; `unit` is a car's length in pixels, `heading` that of roads and most cars."""
 
     def __init__(self, config: SynthConfig, rng: np.random.Generator) -> None:
         self.config, self.rng, self.size = config, rng, np.array(config.size)
@@ -64,18 +66,11 @@ class _Scene:
         self.unit = config.object_size * min(config.size) * rng.uniform(0.8, 1.25)
         self.heading = rng.uniform(0, 2 * np.pi)
 
-    def _draw(
-        self,
-        parts: Iterable[Part],
-        centre: Points,
-        angle: float,
-        scale: float,
-        colours: Mapping[str, Colour] = MATERIALS,
-    ) -> None:
+    def _draw(self, parts: Iterable[Part], at: Place, colours: Mapping[str, Colour] = MATERIALS) -> None:
         for part in parts:
             colour = colours[part.colour] if isinstance(part.colour, str) else part.colour
             edge = _shade(colour, 0.65) if part.colour in ("paint", "stripe") else None
-            corners = place(part.points, centre, angle, scale) * SCALE
+            corners = place(part.points, *at) * SCALE
             self.pencil.polygon(corners.ravel().tolist(), fill=colour, outline=edge)
 
     def add_roads(self) -> None:
@@ -89,7 +84,7 @@ class _Scene:
             road += [
                 Part((225, 222, 205, 220), dash + np.array((x, 0))) for x in np.arange(-reach, reach, unit)
             ]
-            self._draw(road, centre, self.heading + turn, 1)
+            self._draw(road, (centre, self.heading + turn, 1))
 
     def add_clutter(self) -> None:
         rng = self.rng
@@ -100,7 +95,7 @@ class _Scene:
         kind = rng.choice(CLUTTER)
         if kind == "bush":
             angle, size = 0.0, size * 0.5
-        self._draw(clutter(kind, rng), centre, angle, size, colours)
+        self._draw(clutter(kind, rng), (centre, angle, size), colours)
 
     def add_vehicle(self, name: str) -> None:
         """Draws a vehicle where it neither hides nor is hidden much; nothing where no such place is found."""
@@ -119,11 +114,9 @@ class _Scene:
             seen = _visible_box(place(starts, *at), place(ends, *at), self.size)
             if seen and all(_overlap(seen, other.box) <= MOST_OVERLAP for other in self.things):
                 colours = _materials(rng, hard, self.ground)
-                shadow = 0.06 * self.unit * np.array((1.0, 0.8))
-                self._draw(
-                    (Part((0, 0, 0, 40), part.points) for part in parts), at[0] + shadow, angle, length
-                )
-                self._draw(parts, *at, colours)
+                shadow = at[0] + 0.06 * self.unit * np.array((1.0, 0.8))
+                self._draw((Part((0, 0, 0, 40), part.points) for part in parts), (shadow, *at[1:]))
+                self._draw(parts, at, colours)
                 self.things.append(Thing(name, seen, hard))
                 return
 
@@ -134,12 +127,12 @@ class _Scene:
                 x0, y0, x1, y1 = thing.box
                 corner = np.array((rng.choice((x0, x1)), rng.choice((y0, y1))))
                 radius = 0.42 * min(x1 - x0, y1 - y0) + 0.1 * self.unit
-                self._draw(clutter("tree", rng), corner, 0, radius)
+                self._draw(clutter("tree", rng), (corner, 0, radius))
         for _ in range(rng.poisson(self.config.clutter / 6)):
             centre, radius = rng.uniform((0, 0), self.size), self.unit * rng.uniform(0.3, 0.7)
             around = (*(centre - radius * 1.3), *(centre + radius * 1.3))
             if not any(_overlap(around, thing.box) > 0 for thing in self.things):
-                self._draw(clutter("tree", rng), centre, 0, radius)
+                self._draw(clutter("tree", rng), (centre, 0, radius))
 
 
 def _ground(config: SynthConfig, rng: np.random.Generator) -> tuple[Colour, Image.Image]:
