@@ -40,13 +40,10 @@ def find_splits(root: Path) -> dict[str, YoloSplit]:
         raise DataError(f"{root}: names no pictures: give train, val or test a folder")
     texts = (root / "classes.txt", root / "labels" / "classes.txt")
     names = config or next((file for file in texts if file.is_file()), None)
-    for images, labels in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
-        places = {split: [root / place.format(split) for place in (images, labels)] for split in SPLITS}
-        found = {
-            split: YoloSplit((pair[0],), names)
-            for split, pair in places.items()
-            if all(folder.is_dir() for folder in pair)
-        }
+    for layout in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
+        places = {split: [root / folder.format(split) for folder in layout] for split in SPLITS}
+        there = {split: pair for split, pair in places.items() if all(folder.is_dir() for folder in pair)}
+        found = {split: YoloSplit((images,), names) for split, (images, _) in there.items()}
         if found:
             return found
     if (root / "images").is_dir() and next((root / "labels").glob("*.txt"), None) is not None:

@@ -56,7 +56,7 @@ def draw_scene(config: SynthConfig, rng: np.random.Generator) -> tuple[Image.Ima
 
 
 class _Scene:
-    """A canvas and the objects on it so far; `unit` is a car's length in pixels, `heading` that of roads and most cars."""
+    """A canvas and the objects on it so far; `unit` is a car's length in pixels, `heading` that of the roads."""
 
     def __init__(self, config: SynthConfig, rng: np.random.Generator) -> None:
         self.config, self.rng, self.size = config, rng, np.array(config.size)
