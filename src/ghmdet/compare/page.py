@@ -1,4 +1,4 @@
-"""A comparison as a markdown page and pictures; the page's head is what the terminal shows."""
+"""A comparison as a page of markdown and two figures; the head of the page is what the terminal shows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HEADS = ("arm", "weight", "AP", "AP50", "difference, 95 % interval", "P(better)"
 
 
 def write_comparison(out: Path, result: dict[str, Any], spectra: Mapping[str, SpectrumCounts]) -> list[Path]:
-    """Write comparison.json, comparison.md and the pictures comparison_ap and comparison_spectra; their paths."""
+    """Write comparison.json, comparison.md and the figures comparison_ap and comparison_spectra; their paths."""
     write_json(out / "comparison.json", result)
-    pictures = [
+    figures = [
         *save_figure(_draw_AP(result), out / "comparison_ap"),
         *save_figure(draw_runs(spectra), out / "comparison_spectra"),
     ]
-    return [out / "comparison.json", write_atomic(out / "comparison.md", page(result, pictures)), *pictures]
+    return [out / "comparison.json", write_atomic(out / "comparison.md", page(result, figures)), *figures]
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -47,8 +47,8 @@ def summary(result: dict[str, Any]) -> str:
     return "\n\n".join([_table(HEADS, [_row(name, arm) for name, arm in arms.items()]), *notes])
 
 
-def page(result: dict[str, Any], pictures: Sequence[Path]) -> str:
-    """The whole of it in markdown: arms, classes, grids, pictures, how it was made."""
+def page(result: dict[str, Any], figures: Sequence[Path]) -> str:
+    """The whole of it in markdown: arms, classes, grids, figures, how it was made."""
     arms = {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
     classes = list(next(iter(arms.values()))["per_class"])
     parts = [
@@ -57,16 +57,25 @@ def page(result: dict[str, Any], pictures: Sequence[Path]) -> str:
         "## AP by class",
         _table(
             ("arm", *(f"{name} ({result['boxes'][name]} boxes)" for name in classes)),
-            [(name, *(_class_cell(arm["per_class"][one]) for one in classes)) for name, arm in arms.items()],
+            [
+                (
+                    name,
+                    *(
+                        f"{_spread(one['AP'])} {_difference(one['difference'])}"
+                        for one in arm["per_class"].values()
+                    ),
+                )
+                for name, arm in arms.items()
+            ],
         ),
-        f"In brackets the 95 % interval of the difference from '{result['first']}'; of many intervals one in twenty"
+        f"With a sign, the difference from '{result['first']}' and its 95 % interval. Of many intervals one in twenty"
         " misses its value by chance.",
     ]
     if grids := {name: arm["grid"] for name, arm in arms.items() if arm["grid"]}:
         weights = sorted({weight for grid in grids.values() for weight in grid}, key=float)
         lines = [(name, *(_grid_cell(grid, weight) for weight in weights)) for name, grid in grids.items()]
         parts += ["## AP by weight, on held-out training pictures", _table(("arm", *weights), lines)]
-    parts += [f"![{each.stem}]({each.name})" for each in pictures if each.suffix == ".svg"]
+    parts += [f"![{each.stem}]({each.name})" for each in figures if each.suffix == ".svg"]
     made = result["made"]
     parts.append(
         f"Made {made['started']} by `{made['command']}`; versions and machine are in comparison.json."
@@ -84,23 +93,19 @@ def _row(name: str, arm: dict[str, Any]) -> Sequence[str]:
         f"{arm['weight']:g}{'*' if arm['weight_at_edge'] else ''}",
         _spread(arm["AP"]),
         _spread(arm["AP50"]),
-        f"{difference['mean']:+.3f} {_bounds(difference)}" if difference else "-",
+        _difference(difference) or "-",
         f"{difference['probability_better']:.2f}" if difference else "-",
         f"{arm['cost']['minutes']:.1f}",
         "-" if memory is None else f"{memory:.0f}",
     )
 
 
-def _spread(figure: dict[str, Any]) -> str:
-    return f"{figure['mean']:.3f}" + ("" if figure["std"] is None else f" ± {figure['std']:.3f}")
+def _spread(of_seeds: dict[str, Any]) -> str:
+    return f"{of_seeds['mean']:.3f}" + ("" if of_seeds["std"] is None else f" ± {of_seeds['std']:.3f}")
 
 
-def _bounds(difference: dict[str, Any]) -> str:
-    return f"({difference['low']:+.3f} to {difference['high']:+.3f})"
-
-
-def _class_cell(one: dict[str, Any]) -> str:
-    return _spread(one["AP"]) + (f" {_bounds(one['difference'])}" if one["difference"] else "")
+def _difference(one: dict[str, Any] | None) -> str:
+    return f"{one['mean']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})" if one else ""
 
 
 def _grid_cell(grid: dict[str, float | None], weight: str) -> str:

@@ -45,7 +45,7 @@ def compare(
 
     Args:
         data: Folder of the data set, or a COCO annotations file.
-        out: Folder for the comparison: its runs, comparison.json, comparison.md and pictures.
+        out: Folder for the comparison: its runs, comparison.json, comparison.md and figures.
         arms: Class losses with commas between them (ghm is ghm-c), or a YAML file of settings by arm. Differences are
             taken from the first.
         seeds: Runs of each arm, with seeds from `--seed` on; the same for every arm.
@@ -136,7 +136,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
             outcome = run.outcome()
             if outcome is None:
-                outcome = Outcome(failed=reason or "it left no figures")
+                outcome = Outcome(failed=reason or "it left no AP")
                 failed[run.arm] = f"{run}: {outcome.failed}"
             done += 1
             if outcome.AP is None:
