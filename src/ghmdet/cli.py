@@ -1,4 +1,4 @@
-"""The command line: names for functions, whose docstrings are the help, and what becomes of their errors."""
+"""The command line: the functions that are commands, whose docstrings are their help, and how errors are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that tie rooms together: training with its report, and those of `ghmdet data`."""
+"""Commands that call more than one function: training with its report, and those of `ghmdet data`."""
 
 from __future__ import annotations
 

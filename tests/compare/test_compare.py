@@ -127,7 +127,7 @@ def test_arms_by_short_names_and_from_a_file(tmp_path: Path) -> None:
         ("a: {model: nanno}", "arm 'a': unknown model 'nanno': did you mean 'nano'?"),
         ("a: {lr: -1}", "arm 'a': --lr -1"),
         ("a: {lr: {b: 1}}", "--lr: unable to convert"),
-        ("a: {seed: 1}", "'seed' is nothing in which arms"),
+        ("a: {seed: 1}", "arm 'a': 'seed' must be the same for all arms"),
         ("a: {cls_weight: 0}", "give one above 0"),
         ("../a: {cls_loss: ce}", "arm '../a'"),
         ("- ce", "write each arm as"),

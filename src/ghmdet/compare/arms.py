@@ -21,9 +21,9 @@ REFUSED = {
     "patience": "a comparison judges the last epoch of every run",
     "budget": "as many epochs as fit are not the same for all arms: give --epochs",
 }
-"""Settings of which a comparison takes none for all its arms, and why."""
+"""Options that `ghmdet compare` refuses, and why."""
 SHARED = ("seed", "train_split", "val_split", "tensorboard")
-"""Settings that all arms have alike."""
+"""Settings that are the same for all arms."""
 
 
 def read_arms(given: str, base: TrainConfig) -> dict[str, TrainConfig]:
@@ -64,7 +64,7 @@ def _read_arm(name: str, own: dict[str, Any], base: TrainConfig, where: str) -> 
     if not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise GhmdetError(f"{where}: name it with letters, digits, '-', '_', '+' and '.'")
     for key in own.keys() & {*SHARED, *REFUSED} - {"cls_loss"}:
-        raise GhmdetError(f"{where}: '{key}' is nothing in which arms of a comparison may differ")
+        raise GhmdetError(f"{where}: '{key}' must be the same for all arms: leave it out")
     if own.get("cls_loss") == "ghm":
         own["cls_loss"] = "ghm-c"
     app = parser()
