@@ -105,10 +105,8 @@ def loader_shares(pictures: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "synthetic"
         synthesize(root, SynthConfig(images=pictures * 4 // 3, size=(640, 480)))
-        run = begin_run(
-            root, TrainConfig(batch_size=16, workers=0, device="cpu"), lambda line: None, began=0.0
-        )
-        data = TrainingData(root, step.model.config, run)
+        config = TrainConfig(size=320, batch_size=16, workers=0, device="cpu")
+        data = TrainingData(begin_run(root, Path(folder) / "run", config, say=lambda line: None))
         step(*next(iter(data.loader)))  # what a first call loads is not counted
         found = {}
         for epoch in range(3):

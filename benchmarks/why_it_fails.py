@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import Place
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.detect import to_tensor
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import Trainer
@@ -194,7 +195,7 @@ def main() -> None:
             seed=chosen.seed,
             val_every=1 if chosen.epochs <= 10 else 2,
         )
-        Watched(chosen.data, chosen.out, config, True).fit()
+        Watched(begin_run(chosen.data, chosen.out, config, resume=True)).fit()
         return
     figures = {}
     for folder in chosen.folders:

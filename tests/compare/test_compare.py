@@ -22,6 +22,7 @@ from ghmdet.compare.arms import read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
 from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import read_data
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import write_json
 from ghmdet.engine.settings import TrainConfig
@@ -185,7 +186,7 @@ def test_arms_of_one_seed_start_from_the_same_weights_and_see_the_same_batches(
     starts, batches = [], []
     for arm in plan.arms:
         run = final_runs(plan, arm, 0.1)[1]
-        trainer = Trainer(run.data, run.out, run.config, say=quiet)
+        trainer = Trainer(begin_run(run.data, run.out, run.config, say=quiet))
         starts.append({name: value.clone() for name, value in trainer.model.named_parameters()})
         batches.append(list(trainer.data.loader)[:2])
     for weights, seen in zip(starts[1:], batches[1:], strict=True):

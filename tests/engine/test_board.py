@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine_cases import TINY
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.train import Trainer, train
 from ghmdet.report.figures import draw_examples
 from ghmdet.spectrum import SpectrumCounts
@@ -38,7 +39,7 @@ def out(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of three epochs that was stopped and continued."""
     out = tmp_path_factory.mktemp("board") / "run"
     with pytest.raises(KeyboardInterrupt):
-        Stopped(squares, out, CONFIG, say=lambda line: None).fit()
+        Stopped(begin_run(squares, out, CONFIG, say=lambda line: None)).fit()
     train(squares, out, CONFIG, resume=True, say=lambda line: None, figures={"examples": draw_examples})
     return out
 

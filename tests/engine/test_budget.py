@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from engine_cases import TINY
 from ghmdet.engine.budget import Budget
 from ghmdet.engine.checkpoint import load_checkpoint
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.optim import warmup_cosine
 from ghmdet.engine.settings import TrainConfig, seconds_of
-from ghmdet.engine.train import COURSE, Trainer, train
+from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 
+COURSE = 1000
 BUDGETED = replace(TINY, epochs=None, val_every=None)
 
 
@@ -331,10 +333,10 @@ def test_with_epochs_and_a_budget_the_first_to_end_decides(squares: Path, run: P
 
     config, out = replace(TINY, budget="100h"), tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        Interrupted(squares, out, config, say=lambda line: None).fit()
+        Interrupted(begin_run(squares, out, config, say=lambda line: None)).fit()
     training = load_checkpoint(out / "last.pt")["training"]
     assert training["place"]["seconds"] > 0
-    resumed = Trainer(squares, out, config, resume=True, say=lambda line: None)
+    resumed = Trainer(begin_run(squares, out, config, resume=True, say=lambda line: None))
     assert resumed.run.began < time.monotonic() - training["place"]["seconds"]
     resumed.fit()
     assert rows(out / "log.csv") == rows(run / "log.csv")

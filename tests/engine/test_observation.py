@@ -13,6 +13,7 @@ from torch import Tensor
 
 import naive
 from engine_cases import TINY
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.train import Trainer
 from ghmdet.models import PRESETS, RetinaNet
@@ -103,7 +104,7 @@ def test_each_epoch_is_what_its_steps_saw(squares: Path, tmp_path: Path) -> None
             return super()._step(*batch)  # type: ignore[arg-type]
 
     config = replace(TINY, epochs=2, val_every=2, batch_size=2, accumulate=3)
-    Watched(squares, tmp_path / "x", config, say=lambda line: None).fit()
+    Watched(begin_run(squares, tmp_path / "x", config, say=lambda line: None)).fit()
     spectrum = SpectrumCounts.load(tmp_path / "x" / "spectrum.npz")
     assert (spectrum.classes, spectrum.strides) == (("red", "blue"), NANO.strides)
     assert len(steps) == 12 and len(spectrum.pictures) == 2

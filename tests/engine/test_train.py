@@ -17,6 +17,7 @@ from PIL import Image
 from engine_cases import TINY
 from ghmdet.engine import evaluate
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
+from ghmdet.engine.context import begin_run
 from ghmdet.engine.loss_log import NonFiniteLoss
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
@@ -92,7 +93,7 @@ class Interrupted(Trainer):
 def test_interrupted_run_continues_to_the_same_numbers(squares: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt, match="--resume continues"):
-        Interrupted(squares, out, TINY, say=lambda line: None).fit()
+        Interrupted(begin_run(squares, out, TINY, say=lambda line: None)).fit()
     assert load_checkpoint(out / "last.pt")["training"]["place"]["batch"] == 2
     train(squares, out, TINY, resume=True, say=lambda line: None)
     assert rows(out / "log.csv") == rows(run / "log.csv")
@@ -144,7 +145,7 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
         NonFiniteLoss,
         match=r"step 5 .*pictures of the batch: train_\d+\.png, .*last good checkpoint, --weights .*last\.pt",
     ):
-        Diverging(squares, tmp_path / "x", TINY, say=lambda line: None).fit()
+        Diverging(begin_run(squares, tmp_path / "x", TINY, say=lambda line: None)).fit()
     state = load_checkpoint(tmp_path / "x" / "last.pt")
     assert state["training"]["place"]["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
@@ -173,7 +174,7 @@ def test_stop_is_granted_at_the_end_of_an_epoch_when_losses_are_read_rarely(
             return super()._step(*batch)  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt, match="after step 3"):
-        Rarely(squares, tmp_path / "x", TINY, say=lambda line: None).fit()
+        Rarely(begin_run(squares, tmp_path / "x", TINY, say=lambda line: None)).fit()
     assert load_checkpoint(tmp_path / "x" / "last.pt")["training"]["place"]["epoch"] == 1
     assert len(rows(tmp_path / "x" / "log.csv")) == 3
 

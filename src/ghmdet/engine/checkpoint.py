@@ -113,6 +113,20 @@ def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, A
     return training
 
 
+def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], out: Path) -> None:
+    """Give each part of a run in `out` its saved state, and PyTorch's generator its own.
+
+    Raises:
+        CheckpointError: a state that this version cannot use.
+    """
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved.get(name, {}))
+        torch.set_rng_state(saved["rng"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise other_version(out) from error
+
+
 def other_version(out: Path) -> CheckpointError:
     """The error for a run whose training state this version cannot use, saying which version made it."""
     made = json.loads((out / "run.json").read_text())["versions"] if (out / "run.json").exists() else {}

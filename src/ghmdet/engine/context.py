@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
+from ghmdet.engine.checkpoint import run_arguments, saved_run
 from ghmdet.engine.device import Device, choose_device, keep_freed_memory
 from ghmdet.engine.settings import TrainConfig
+from ghmdet.errors import GhmdetError, unknown_name
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A training run: its folder and settings, where it runs, when it began, and who is told of it."""
+    """A training run: what it was asked for, where it runs, when it began, and who is told of it."""
 
+    data: Path
+    """The data set."""
     folder: Path
+    """Where its files go."""
     config: TrainConfig
+    saved: Mapping[str, Any] | None
+    """The training state that it goes on from."""
     device: Device
     accelerator: Accelerator
     began: float
@@ -37,7 +46,7 @@ class RunContext:
 
     @property
     def seconds(self) -> float:
-        """The time so far."""
+        """The time so far, also before it was interrupted."""
         return time.monotonic() - self.began
 
     @property
@@ -49,12 +58,31 @@ class RunContext:
         return min(8, each) if self.device.type == "cuda" else 0
 
 
-def begin_run(folder: Path, config: TrainConfig, say: Callable[[str], None], began: float) -> RunContext:
-    """Choose the device, join the other ranks and seed the generators.
+def begin_run(
+    data: Path | str,
+    out: Path | str,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    began: float | None = None,
+) -> RunContext:
+    """Check what was asked for, choose the device, join the other ranks and seed the generators (see `train`).
 
     Raises:
-        GhmdetError: the device is not there.
+        GhmdetError: a setting that cannot be used here, a folder that holds another run.
     """
+    began = time.monotonic() if began is None else began
+    data, out = Path(data), Path(out)
+    if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
+        raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
+    if out.exists() and not out.is_dir():
+        raise GhmdetError(f"--out {out} is a file: give a folder")
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise GhmdetError(
+            "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
+        )
+    saved = saved_run(out, run_arguments(data, out, config), resume)
     device = choose_device(config.device, config.precision)
     if device.type == "cpu":
         keep_freed_memory()
@@ -64,5 +92,6 @@ def begin_run(folder: Path, config: TrainConfig, say: Callable[[str], None], beg
         cpu=device.type == "cpu", mixed_precision="no" if device.precision == "fp32" else device.precision
     )
     set_seed(config.seed)
+    used = saved["place"]["seconds"] if saved else 0.0
     to_user = say if accelerator.is_main_process else lambda line: None
-    return RunContext(folder, config, device, accelerator, began, to_user)
+    return RunContext(data, out, config, saved, device, accelerator, began - used, to_user)

@@ -15,7 +15,7 @@ from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.device import peak_memory
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import CsvLog, draw_curves, write_json
-from ghmdet.engine.settings import check_numbers
+from ghmdet.engine.settings import BATCH_SIZE, WORKERS
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.models import RetinaNet, model_state
 
@@ -57,7 +57,8 @@ def validate(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
-    check_numbers(batch_size=batch_size, workers=workers)
+    BATCH_SIZE.check("batch_size", batch_size)
+    WORKERS.check("workers", workers)
     detector = Detector.load(checkpoint, device=device, precision=precision)
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())

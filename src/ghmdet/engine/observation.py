@@ -14,7 +14,7 @@ from torch import Tensor
 from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader, read_data
 from ghmdet.engine.detect import Detector, original_results
 from ghmdet.engine.progress import counting
-from ghmdet.engine.settings import check_numbers
+from ghmdet.engine.settings import WORKERS
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import RetinaNet
 from ghmdet.models.anchors import anchors_inside, make_anchors
@@ -108,7 +108,7 @@ def measure_checkpoint(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
-    check_numbers(workers=workers)
+    WORKERS.check("workers", workers)
     detector = Detector.load(checkpoint, device=device, precision="fp32")
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())

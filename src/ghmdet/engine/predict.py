@@ -14,7 +14,7 @@ from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.detect import Detector, coco_results, to_tensor
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
-from ghmdet.engine.settings import check_numbers
+from ghmdet.engine.settings import BATCH_SIZE, Range
 from ghmdet.errors import DataError, GhmdetError
 
 
@@ -54,7 +54,8 @@ def predict(
             cannot be read.
         CheckpointError: the checkpoint cannot be read.
     """
-    check_numbers(threshold=threshold, batch_size=batch_size)
+    Range(0.0, 1.0).check("threshold", threshold)
+    BATCH_SIZE.check("batch_size", batch_size)
     pictures, out = Path(pictures), Path(out)
     root = pictures if pictures.is_dir() else pictures.parent
     if root.resolve().is_relative_to(out.resolve()):

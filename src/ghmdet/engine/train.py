@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from ghmdet.draw import draw_batch
 from ghmdet.engine.budget import END, Budget, in_words
-from ghmdet.engine.checkpoint import Place, other_version, run_arguments, save_checkpoint, saved_run
-from ghmdet.engine.context import begin_run
+from ghmdet.engine.checkpoint import Place, restore, run_arguments, save_checkpoint
+from ghmdet.engine.context import RunContext, begin_run
 from ghmdet.engine.evaluate import Validation
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
@@ -27,16 +26,14 @@ from ghmdet.engine.progress import StopSignal, progress_bar
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.training_data import TrainingData
-from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
-from ghmdet.models import LossConfig, ModelConfig, RetinaNet, load_weights
+from ghmdet.models import RetinaNet, load_weights
 
 if TYPE_CHECKING:
-    from ghmdet.engine.board import Draw
+    from ghmdet.engine.board import Board, Draw
 
 DIVERGED = "diverged.txt"
-COURSE = 1000
-"""Steps of the learning rate's course where only the clock says how far it is."""
 
 
 def train(
@@ -72,43 +69,41 @@ def train(
         NonFiniteLoss: training diverged; `last.pt` and `best.pt` are those of before.
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
-    trainer = Trainer(Path(data), Path(out), config or TrainConfig(), resume, say, began, figures, report)
+    run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, began=began)
+    trainer = Trainer(run, figures, reports=report is not None)
     try:
-        return trainer.fit()
+        place = trainer.fit()
     except NonFiniteLoss as error:
-        write_atomic(Path(out) / DIVERGED, f"{error}\n")
+        write_atomic(run.folder / DIVERGED, f"{error}\n")
         raise
+    run.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {run.folder / 'best.pt'}")
+    if report and not trainer.budget.can_report:
+        run.say(f"no report, to end within the budget: ghmdet report {run.folder}")
+    elif report and run.main:
+        report(run.folder)
+    if run.config.budget:
+        late = ", too late" if run.seconds > trainer.budget.seconds else ""
+        epochs = place.step / trainer.data.steps_per_epoch
+        run.say(
+            f"--budget {run.config.budget}: ended after {in_words(run.seconds)}{late}, and {epochs:.3g} epochs"
+        )
+    return place
 
 
 class Trainer:
-    """One run: `__init__` builds its parts in the order in which data flows, `fit` is the loop."""
+    """One run: `__init__` builds its parts in the order in which data flows, `fit` is the loop.
+
+    figures: as of `train`. reports: whether a report will follow, for which a budget sets time aside.
+    """
 
     def __init__(
-        self,
-        data: Path,
-        out: Path,
-        config: TrainConfig,
-        resume: bool = False,
-        say: Callable[[str], None] = print,
-        began: float | None = None,
-        figures: Mapping[str, Draw] | None = None,
-        report: Callable[[Path], object] | None = None,
+        self, run: RunContext, figures: Mapping[str, Draw] | None = None, *, reports: bool = False
     ) -> None:
-        network, losses = _checked(out, config)
-        self.arguments = run_arguments(data, out, config)
-        saved = saved_run(out, self.arguments, resume)
-        self.place = Place(**saved["place"]) if saved else Place()
-        began = time.monotonic() if began is None else began
-        self.run = run = begin_run(out, config, say, began - self.place.seconds)
-
-        self.data = TrainingData(data, network, run)
-        if saved and saved["content"] != self.data.content:
-            raise GhmdetError(
-                f"cannot resume {out} on other data: it was trained on {saved['content']}, {data} has"
-                f" {self.data.content}"
-            )
+        config, self.run = run.config, run
+        network, losses = config.network(), config.losses()
+        self.data = TrainingData(run)
         self.model = model = RetinaNet(network, self.data.train.classes, losses)
-        run.say(f"resuming {out / 'last.pt'}" if saved else load_weights(model, config.weights))
+        run.say(f"resuming {run.folder / 'last.pt'}" if run.saved else load_weights(model, config.weights))
         run.say(f"{config.model} on {run.device.reason}; {run.accelerator.num_processes} process(es)")
         model.to(run.accelerator.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(
@@ -119,49 +114,62 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.average = WeightAverage(model, config.ema)
-        self.spectrum = SpectrumLog(model, out / "spectrum.npz", main=run.main)
-        self.epochs: int | None = self.arguments["epochs"]
-        """None where only the budget ends the run."""
+        self.spectrum = SpectrumLog(model, run.folder / "spectrum.npz", main=run.main)
         self.budget = Budget(
             seconds_of(config.budget) if config.budget else math.inf,
             run.began,
             # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU it makes it wait.
             interval=1 if run.device.type == "cpu" else 20,
             batches=math.ceil(len(self.data.val.records) / config.batch_size),
-            reports=report is not None,
+            reports=reports,
             agree=broadcast_object_list,
         )
-        if saved:
-            try:
-                self._restore(saved)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise other_version(out) from error
-        elif run.seconds > self.budget.seconds - END:
+        if run.seconds > self.budget.seconds - END and not run.saved:
             raise GhmdetError(
                 f"--budget {config.budget}: reading the data and the model alone took {in_words(run.seconds)}:"
                 " give more time"
             )
+        self.arguments = run_arguments(run.data, run.folder, config)
+        self.epochs: int | None = self.arguments["epochs"]
+        """None where only the budget ends the run."""
+        self.course = self.epochs * self.data.steps_per_epoch if self.epochs else 1000
+        """Steps of the learning rate's course; without epochs the clock says how far along it the run is."""
+        self.place = Place(**run.saved["place"]) if run.saved else Place()
+        self.parts: dict[str, Any] = {
+            "model": model,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "spectrum": self.spectrum,
+            "budget": self.budget,
+        }
+        if run.accelerator.scaler:
+            self.parts["scaler"] = run.accelerator.scaler
+        if run.saved:
+            restore(self.parts, run.saved, run.folder)
         self.parallel, self.optimizer = run.accelerator.prepare(model, self.optimizer)
         self.log = LossLog(run, self.data.file_names)
         self.validation = Validation(
             run, self.average.model, self.data.val, self.data.train.category_ids, self.log
         )
-        self.saved = time.monotonic()
-
-        self.report, self.board = report, None
+        self.saved_at = time.monotonic()
+        self.board: Board | None = None
         if run.main:
-            if not saved:
-                write_json(out / "run.json", provenance(self.arguments))
-            (out / DIVERGED).unlink(missing_ok=True)
-            self.log.start(self.place.step)
-            self.validation.log.start(self.place.step)
-            self.spectrum.start(self.place.epoch)
-            if config.tensorboard:
-                from ghmdet.engine.board import Board
+            self._open_files(figures or {})
 
-                self.board = Board(out / "tensorboard", self.data.val, figures or {}, self.place.step)
-                self.log.also = self.validation.log.also = self.board.add_row
-                self.validation.board = self.board
+    def _open_files(self, figures: Mapping[str, Draw]) -> None:
+        run, step = self.run, self.place.step
+        if not run.saved:
+            write_json(run.folder / "run.json", provenance(self.arguments))
+        (run.folder / DIVERGED).unlink(missing_ok=True)
+        self.log.start(step)
+        self.validation.log.start(step)
+        self.spectrum.start(self.place.epoch)
+        if run.config.tensorboard:
+            from ghmdet.engine.board import Board
+
+            self.board = Board(run.folder / "tensorboard", self.data.val, figures, step)
+            self.log.also = self.validation.log.also = self.board.add_row
+            self.validation.board = self.board
 
     def fit(self) -> Place:
         """Train to the end of the epochs or of the budget, or until the AP has not risen for `patience` epochs."""
@@ -171,11 +179,11 @@ class Trainer:
             ended = time.monotonic()
             while True:
                 if self._validation_due():
-                    show(self.progress, "validating")
+                    show(self.position / self.course, "validating")
                     self.validation.validate(place, self.epochs)
                     self._save()
                     self.budget.validated(time.monotonic() - ended)
-                if self.progress >= 1 or self._gave_up():
+                if self.over or self._gave_up():
                     break
                 self.parallel.train()
                 data.loader.set_epoch(place.epoch, start_batch=place.batch)
@@ -186,10 +194,10 @@ class Trainer:
                     if place.epoch == place.batch == 0 and run.main:
                         draw_batch(run.folder / "batch.jpg", images, targets, data.train.classes)
                     if self._step(images, targets):
-                        show(self.progress, f"epoch {place.epoch + 1}, step {place.step}")
+                        show(self.position / self.course, f"epoch {place.epoch + 1}, step {place.step}")
                         if len(self.log.unread) >= self.budget.interval * config.accumulate:
                             self._look(stop)
-                        if self.progress >= 1:
+                        if self.over:
                             break
                 self.log.read()  # a run that diverged ends here
                 seen = self.spectrum.end_epoch()
@@ -200,14 +208,17 @@ class Trainer:
                 self._look(stop)
                 self._save()
                 self.budget.look(place.step)
-        self._say_the_end()
         return place
 
     @property
-    def progress(self) -> float:
-        """How far the run is, 1 at its end: by steps or by the clock, whichever is further."""
-        steps = self.epochs and self.epochs * self.data.steps_per_epoch
-        return max(self.place.step / steps if steps else 0.0, self.budget.share)
+    def position(self) -> float:
+        """How far along its course the run is: by steps or by the clock, whichever is further."""
+        return max(self.place.step if self.epochs else 0, self.budget.share * self.course)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come to the end."""
+        return self.position >= self.course
 
     def _step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> bool:
         """Forward and backward of one batch; whether it completed an optimizer step."""
@@ -224,9 +235,7 @@ class Trainer:
             )
             loss = torch.stack([losses[name] for name in LOSSES]).sum()
             accelerator.backward(loss / config.accumulate)
-        steps = self.epochs * self.data.steps_per_epoch if self.epochs else COURSE
-        position = max(place.step if self.epochs else 0, self.budget.share * steps)
-        rate = set_rate(self.optimizer, warmup_cosine(position, steps, config.warmup))
+        rate = set_rate(self.optimizer, warmup_cosine(self.position, self.course, config.warmup))
         norm = loss.new_zeros(())
         if stepping:
             accelerator.unscale_gradients()
@@ -245,7 +254,7 @@ class Trainer:
         every = self.run.config.val_every or (validate_every(self.epochs) if self.epochs else None)
         if place.batch or place.epoch == place.validated_epoch:
             return False
-        if self.progress >= 1:
+        if self.over:
             return True
         return place.epoch - place.validated_epoch >= every if every else self.budget.validation_due
 
@@ -258,7 +267,7 @@ class Trainer:
 
     def _look(self, stop: StopSignal) -> None:
         """Read the losses and the clock; save where it is time, and stop where a signal asked for it."""
-        due = time.monotonic() - self.saved > 60 * self.run.config.checkpoint_minutes
+        due = time.monotonic() - self.saved_at > 60 * self.run.config.checkpoint_minutes
         due, stopping = self.log.read(due, stop.asked)
         self.budget.look(self.place.step)
         if due or stopping:
@@ -269,62 +278,14 @@ class Trainer:
                 " continues"
             )
 
-    def _say_the_end(self) -> None:
-        run, place = self.run, self.place
-        run.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {run.folder / 'best.pt'}")
-        if self.report and not self.budget.can_report:
-            run.say(f"no report, to end within the budget: ghmdet report {run.folder}")
-        elif self.report and run.main:
-            self.report(run.folder)
-        if run.config.budget:
-            late = ", too late" if run.seconds > self.budget.seconds else ""
-            run.say(
-                f"--budget {run.config.budget}: ended after {in_words(run.seconds)}{late}, and"
-                f" {place.step / self.data.steps_per_epoch:.3g} epochs"
-            )
-
     def _save(self) -> None:
         self.log.read()
         self.place.seconds = self.run.seconds
-        scaler = self.run.accelerator.scaler
-        state = {
-            "arguments": self.arguments,
-            "content": self.data.content,
-            "place": dataclasses.asdict(self.place),
-            "budget": self.budget.state_dict(),
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "spectrum": self.spectrum.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "rng": torch.get_rng_state(),
-        }
+        about = {"arguments": self.arguments, "content": self.data.content, "place": asdict(self.place)}
+        state = about | {name: part.state_dict() for name, part in self.parts.items()}
+        state["rng"] = torch.get_rng_state()
         if self.run.main:
             save_checkpoint(
                 self.run.folder / "last.pt", self.validation.detector_state() | {"training": state}
             )
-        self.saved = time.monotonic()
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.budget.load_state_dict(state.get("budget", {}))
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.spectrum.load_state_dict(state.get("spectrum", {}))
-        if self.run.accelerator.scaler and state["scaler"]:
-            self.run.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-
-
-def _checked(out: Path, config: TrainConfig) -> tuple[ModelConfig, LossConfig]:
-    """What the detector and its losses are made of; GhmdetError for a setting that cannot be used here."""
-    network, losses = config.network(), config.losses()
-    if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
-        raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
-    if out.exists() and not out.is_dir():
-        raise GhmdetError(f"--out {out} is a file: give a folder")
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise GhmdetError(
-            "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
-        )
-    return network, losses
+        self.saved_at = time.monotonic()

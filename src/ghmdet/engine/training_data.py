@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ghmdet.data import (
@@ -20,7 +19,6 @@ from ghmdet.engine.anchor_fit import anchor_warning
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.progress import counting
 from ghmdet.errors import GhmdetError
-from ghmdet.models import ModelConfig
 
 
 class TrainingData:
@@ -30,8 +28,8 @@ class TrainingData:
         GhmdetError: data that cannot be used, or too little of it for a batch or a step.
     """
 
-    def __init__(self, data: Path, model: ModelConfig, run: RunContext) -> None:
-        config, accelerator = run.config, run.accelerator
+    def __init__(self, run: RunContext) -> None:
+        config, accelerator, data, model = run.config, run.accelerator, run.data, run.config.network()
         self.train = read_data(data, config.train_split)
         self.val = read_data(data, config.val_split, classes=self.train.classes)
         if self.val.split == self.train.split:
@@ -70,6 +68,12 @@ class TrainingData:
             raise GhmdetError(
                 f"{len(self.train.records)} pictures make {len(self.loader)} batches of {config.batch_size},"
                 f" fewer than --accumulate {config.accumulate}: give a smaller --batch-size or --accumulate"
+            )
+
+        if run.saved and run.saved["content"] != self.content:
+            raise GhmdetError(
+                f"cannot resume {run.folder} on other data: it was trained on {run.saved['content']}, {data} has"
+                f" {self.content}"
             )
 
     @property
