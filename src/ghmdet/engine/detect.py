@@ -50,7 +50,8 @@ class Detector:
             CheckpointError: the file is missing or is not such a checkpoint.
             GhmdetError: the device is not there.
         """
-        return cls(*load_detector(path), choose_device(device, precision))
+        chosen = choose_device(device, precision)  # first: to read a checkpoint takes longer
+        return cls(*load_detector(path), chosen)
 
     @torch.inference_mode()
     def predict(self, images: Picture | Sequence[Picture]) -> list[dict[str, Tensor]]:
