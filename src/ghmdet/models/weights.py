@@ -66,13 +66,13 @@ def read_state(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
-        raise CheckpointError(f"{path}: {what}; give the path of a checkpoint, 'auto' or 'none'")
+        raise CheckpointError(f"{path}: {what}: give the path of a checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever the reader happened to trip over
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        # Not the reader's words: they propose to run the code in the file.
         raise CheckpointError(
-            f"{path}: not a checkpoint of tensors and plain values ({reason[0]})"
+            f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__}): give another"
         ) from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
