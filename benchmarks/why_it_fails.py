@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ghmdet.data import DetectionData
-from ghmdet.engine.checkpoint import Place
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.detect import to_tensor
 from ghmdet.engine.settings import TrainConfig
@@ -56,15 +55,9 @@ def scores_and_targets(model: RetinaNet, data: DetectionData) -> tuple[Tensor, T
 class Watched(Trainer):
     """A run that writes its spectrum at every validation."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        validate = self.validation.validate
-
-        def watched(place: Place, epochs: int | None) -> None:
-            validate(place, epochs)
-            self._record()
-
-        self.validation.validate = watched  # type: ignore[method-assign]
+    def _validate(self) -> None:
+        super()._validate()
+        self._record()
 
     def _record(self) -> None:
         model = self.average.model

@@ -10,7 +10,7 @@ import torch
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.draw import contact_sheet, draw_side_by_side, save_jpeg
-from ghmdet.engine.checkpoint import run_arguments, saved_run
+from ghmdet.engine.checkpoint import saved_run
 from ghmdet.engine.detect import Detector, to_tensor
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.settings import TrainConfig
@@ -47,7 +47,7 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
         )
     config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
     # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
-    saved_run(out / "run", run_arguments(out / "data", out / "run", config), resume=True)
+    saved_run(out / "data", out / "run", config, resume=True)
     say(str(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed))))
     train(out / "data", out / "run", config, resume=True, say=say)
     metrics = validate(out / "run" / "best.pt", out / "data", say=say)

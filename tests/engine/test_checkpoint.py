@@ -150,7 +150,7 @@ def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_p
         }
         save_checkpoint(tmp_path / "last.pt", state)
         if not zoom_out:
-            found = saved_run(tmp_path, arguments, resume=True)
+            found = saved_run(Path("data"), tmp_path, TrainConfig(), resume=True)
             assert found is not None and found["place"] == {"step": 3}
     with pytest.raises(GhmdetError, match=r"cannot resume .* with other settings: augment .*'zoom_out': 0.5"):
-        saved_run(tmp_path, arguments, resume=True)
+        saved_run(Path("data"), tmp_path, TrainConfig(), resume=True)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from engine_cases import TINY
-from ghmdet.engine import evaluate
+from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.loss_log import NonFiniteLoss
@@ -155,7 +155,7 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
 def test_training_stops_early_when_nothing_improves_and_stays_stopped(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_every: int, epochs: int
 ) -> None:
-    monkeypatch.setattr(evaluate, "detect", lambda *_, **__: [])
+    monkeypatch.setattr(engine, "detect", lambda *_, **__: [])
     config = replace(TINY, epochs=9, val_every=val_every, patience=2, lr=1e-9)
     for resume in (False, True):
         place = train(squares, tmp_path / "x", config, resume=resume, say=lambda line: None)

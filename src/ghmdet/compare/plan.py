@@ -13,8 +13,7 @@ import numpy as np
 from ghmdet.compare.arms import settings, words
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import MAY_CHANGE
-from ghmdet.engine.evaluate import COLUMNS
-from ghmdet.engine.run_folder import CsvLog, write_json
+from ghmdet.engine.run_folder import read_rows, write_json
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import DIVERGED
 from ghmdet.errors import GhmdetError
@@ -56,7 +55,7 @@ class Run:
         diverged = self.out / DIVERGED
         if diverged.exists():
             return Outcome(failed=diverged.read_text(encoding="utf-8").strip())
-        rows = CsvLog(self.out / "metrics.csv", COLUMNS).rows()
+        rows = read_rows(self.out / "metrics.csv")
         if not rows or int(rows[-1]["epoch"]) < self.config.total_epochs:
             return None
         AP, seconds, memory = (rows[-1][name] for name in ("AP", "seconds", "memory"))

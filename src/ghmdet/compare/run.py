@@ -18,9 +18,8 @@ from ghmdet.compare.page import summary, write_comparison
 from ghmdet.compare.plan import Outcome, Plan, Run
 from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
-from ghmdet.engine.loss_log import LOG_COLUMNS
 from ghmdet.engine.progress import StopSignal
-from ghmdet.engine.run_folder import CsvLog
+from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 
@@ -152,7 +151,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
 def _train(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
     """Train one run in a process of its own, which a signal lets stop where it can go on; why it failed, if it did."""
     run.out.mkdir(parents=True, exist_ok=True)
-    output, log = run.out / "output.txt", CsvLog(run.out / "log.csv", LOG_COLUMNS)
+    output, log = run.out / "output.txt", run.out / "log.csv"
     with output.open("ab") as file:
         # A session of its own: the terminal's interrupt must reach it once, from here.
         process = subprocess.Popen(
@@ -167,7 +166,7 @@ def _train(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
             if stop.asked:
                 process.terminate()
                 process.wait()
-            rows = log.rows()
+            rows = read_rows(log)
             show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}/{run.config.total_epochs}")
             time.sleep(0.5)
     finally:

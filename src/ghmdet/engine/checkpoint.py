@@ -51,8 +51,8 @@ def load_detector(path: Path | str) -> tuple[RetinaNet, tuple[int, ...] | None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-MAY_CHANGE = {"workers", "checkpoint_minutes", "tensorboard", "patience", "val_every"}
-"""Settings that a resumed run may change, since the weights do not depend on them."""
+MAY_CHANGE = {"data", "out", "workers", "checkpoint_minutes", "tensorboard", "patience", "val_every"}
+"""What a resumed run may have otherwise, since the weights do not depend on it."""
 
 
 @dataclass
@@ -74,20 +74,16 @@ def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:
     return {"data": str(data), "out": str(out)} | asdict(config) | {"epochs": epochs}
 
 
-def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """What `last.pt` keeps of the training in `out`, None for a new run.
+def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
+    """The training state that `last.pt` in `out` keeps, None for a new run.
 
     Raises:
         GhmdetError: `out` holds a run and `resume` is off, or the run has other settings.
         CheckpointError: `last.pt` cannot be read.
     """
     last = out / "last.pt"
-    if not resume:
-        if last.exists() or (out / "run.json").exists():
-            raise GhmdetError(
-                f"{out} holds a run already: add --resume to continue it, or give another --out"
-            )
-        return None
+    if not resume and (last.exists() or (out / "run.json").exists()):
+        raise GhmdetError(f"{out} holds a run already: add --resume to continue it, or give another --out")
     if not last.exists():
         return None
     training: dict[str, Any] | None = load_checkpoint(last).get("training")
@@ -95,6 +91,7 @@ def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, A
         raise GhmdetError(
             f"{last}: a detector without its training state cannot be resumed; start it by --weights"
         )
+    arguments = run_arguments(data, out, config)
     try:
         saved, _, _ = dict(training["arguments"]), Place(**training["place"]), training["content"]
         # A setting that has gone since and was off says nothing.
@@ -102,13 +99,12 @@ def saved_run(out: Path, arguments: dict[str, Any], resume: bool) -> dict[str, A
             name: value for name, value in saved["augment"].items() if name in arguments["augment"] or value
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise other_version(out) from error
-    changed = [
-        f"{name} {arguments[name]} (the run has {saved.get(name)})"
-        for name in arguments
-        if name not in MAY_CHANGE | {"data", "out"} and arguments[name] != saved.get(name)
-    ]
-    if changed:
+        raise _other_version(out) from error
+    if changed := [
+        f"{name} {value} (the run has {saved.get(name)})"
+        for name, value in arguments.items()
+        if name not in MAY_CHANGE and value != saved.get(name)
+    ]:
         raise GhmdetError(f"cannot resume {out} with other settings: {'; '.join(changed)}")
     return training
 
@@ -124,10 +120,10 @@ def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], out: Path) -> No
             part.load_state_dict(saved.get(name, {}))
         torch.set_rng_state(saved["rng"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise other_version(out) from error
+        raise _other_version(out) from error
 
 
-def other_version(out: Path) -> CheckpointError:
+def _other_version(out: Path) -> CheckpointError:
     """The error for a run whose training state this version cannot use, saying which version made it."""
     made = json.loads((out / "run.json").read_text())["versions"] if (out / "run.json").exists() else {}
     return CheckpointError(

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from ghmdet.engine.checkpoint import run_arguments, saved_run
+from ghmdet.engine.checkpoint import saved_run
 from ghmdet.engine.device import Device, choose_device, keep_freed_memory
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError, unknown_name
@@ -82,7 +82,7 @@ def begin_run(
         raise GhmdetError(
             "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
         )
-    saved = saved_run(out, run_arguments(data, out, config), resume)
+    saved = saved_run(data, out, config, resume=resume)
     device = choose_device(config.device, config.precision)
     if device.type == "cpu":
         keep_freed_memory()

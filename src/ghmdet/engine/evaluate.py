@@ -1,29 +1,16 @@
-"""Scoring a detector: by `ghmdet val`, and within a training run, which keeps the best."""
+"""`ghmdet val`: the score of a trained detector on a part of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
-
-from ghmdet.data import DetectionData, read_data
-from ghmdet.engine.checkpoint import Place, save_checkpoint
-from ghmdet.engine.context import RunContext
+from ghmdet.data import read_data
 from ghmdet.engine.detect import Detector, detect
-from ghmdet.engine.device import peak_memory
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import CsvLog, draw_curves, write_json
+from ghmdet.engine.run_folder import write_json
 from ghmdet.engine.settings import BATCH_SIZE, WORKERS
 from ghmdet.evaluation.score import Metrics, score
-from ghmdet.models import RetinaNet, model_state
-
-if TYPE_CHECKING:
-    from ghmdet.engine.board import Board
-
-SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 
 def validate(
@@ -79,73 +66,3 @@ def validate(
     say(metrics.table())
     say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
     return metrics
-
-
-class Validation:
-    """Judges the averaged weights `model` of a run on `data`; `metrics.csv` is its `log`.
-
-    Every rank detects on its share of the pictures. Rank 0 scores, and writes `best.pt`, `metrics.json`, the log and
-    `curves.png` (with the losses of `losses`).
-    """
-
-    def __init__(
-        self,
-        run: RunContext,
-        model: RetinaNet,
-        data: DetectionData,
-        category_ids: tuple[int, ...],
-        losses: CsvLog,
-    ) -> None:
-        self.run, self.model, self.data, self.losses = run, model, data, losses
-        self.category_ids = category_ids
-        self.log = CsvLog(run.folder / "metrics.csv", COLUMNS)
-        self.board: Board | None = None
-        """Where predictions are shown."""
-
-    def validate(self, place: Place, epochs: int | None) -> None:
-        """Score the weights at `place`, which learns of it, of a run of `epochs`; keep them if they are the best."""
-        run, folder = self.run, self.run.folder
-        # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
-        for buffer in self.model.buffers():
-            broadcast(buffer)
-        results = gather_object(
-            detect(
-                self.model,
-                self.data,
-                device=run.device,
-                batch_size=run.config.batch_size,
-                workers=run.workers,
-                rank=run.accelerator.process_index,
-                world_size=run.accelerator.num_processes,
-            )
-        )
-        metrics: Metrics = broadcast_object_list([score(self.data.to_coco(), results) if run.main else None])[
-            0
-        ]
-        place.seconds, place.validated_epoch = run.seconds, place.epoch
-        AP, better = metrics.AP or 0.0, (metrics.AP or 0.0) > place.best_AP
-        if better:
-            place.best_AP, place.best_epoch = AP, place.epoch
-        if better and run.main:
-            save_checkpoint(folder / "best.pt", self.detector_state())
-            metrics.save_json(folder / "metrics.json")
-        if run.main:
-            memory = peak_memory(run.device.type)
-            row = {
-                "step": place.step,
-                "epoch": place.epoch,
-                "seconds": round(place.seconds, 1),
-                "memory": None if memory is None else round(memory),
-            }
-            self.log.append(row | {name: metrics.to_dict()[name] for name in SCORES})
-            draw_curves(folder / "curves.png", self.losses, self.log)
-        if self.board:
-            self.board.add_predictions(results, place.step)
-        run.say(
-            f"epoch {place.epoch}{f'/{epochs}' if epochs else ''}: AP {AP:.3f}, AP50 {metrics.AP50 or 0:.3f}"
-            f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
-        )
-
-    def detector_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the detector."""
-        return model_state(self.model) | {"category_ids": list(self.category_ids)}

@@ -59,7 +59,11 @@ class CsvLog:
 
     def start(self, keep_until_step: int = 0) -> None:
         """Begin the file anew, or keep its rows up to and including a step."""
-        kept = [row for row in self.rows() if int(row["step"]) <= keep_until_step] if keep_until_step else []
+        kept = (
+            [row for row in read_rows(self.path) if int(row["step"]) <= keep_until_step]
+            if keep_until_step
+            else []
+        )
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
@@ -72,12 +76,13 @@ class CsvLog:
             csv.DictWriter(file, self.columns).writerow(row)
         self.also(row)
 
-    def rows(self) -> list[dict[str, str]]:
-        """All rows, as text."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows of a CSV by their columns, as text; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,18 +90,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def draw_curves(path: Path, log: CsvLog, metrics: CsvLog) -> None:
-    """Draw the losses over the steps, and AP and AP50 over the steps, as one picture (PNG)."""
+def draw_curves(folder: Path) -> None:
+    """Draw the losses of `log.csv`, and AP and AP50 of `metrics.csv`, over the steps as `curves.png`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    for axes, table, names, marker in (
-        (losses, log, ("loss", "classification", "bbox_regression"), ""),
-        (scores, metrics, ("AP", "AP50"), "o"),
+    for axes, file, names, marker in (
+        (losses, "log.csv", ("loss", "classification", "bbox_regression"), ""),
+        (scores, "metrics.csv", ("AP", "AP50"), "o"),
     ):
         for name in names:
-            rows = [row for row in table.rows() if row[name]]
+            rows = [row for row in read_rows(folder / file) if row[name]]
             steps, values = [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
             axes.plot(steps, values, label=name, linewidth=1, marker=marker, markersize=3)
         axes.legend(frameon=False)
@@ -104,4 +109,4 @@ def draw_curves(path: Path, log: CsvLog, metrics: CsvLog) -> None:
         axes.grid(alpha=0.3)
     losses.set(xlabel="step", ylabel="loss", yscale="log", title="training")
     scores.set(xlabel="step", ylim=(0, 1), title="validation")
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    write_atomic(folder / "curves.png", lambda file: figure.savefig(file, format="png", dpi=120))

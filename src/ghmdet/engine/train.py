@@ -11,29 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 
 from ghmdet.draw import draw_batch
 from ghmdet.engine.budget import END, Budget, in_words
 from ghmdet.engine.checkpoint import Place, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
-from ghmdet.engine.evaluate import Validation
+from ghmdet.engine.detect import detect
+from ghmdet.engine.device import peak_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer, set_rate, warmup_cosine
 from ghmdet.engine.progress import StopSignal, progress_bar
-from ghmdet.engine.run_folder import provenance, write_json
+from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.errors import GhmdetError
+from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import write_atomic
-from ghmdet.models import RetinaNet, load_weights
+from ghmdet.models import RetinaNet, load_weights, model_state
 
 if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
 
 DIVERGED = "diverged.txt"
+SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 
 def train(
@@ -148,9 +152,7 @@ class Trainer:
             restore(self.parts, run.saved, run.folder)
         self.parallel, self.optimizer = run.accelerator.prepare(model, self.optimizer)
         self.log = LossLog(run, self.data.file_names)
-        self.validation = Validation(
-            run, self.average.model, self.data.val, self.data.train.category_ids, self.log
-        )
+        self.metrics = CsvLog(run.folder / "metrics.csv", METRICS_COLUMNS)
         self.saved_at = time.monotonic()
         self.board: Board | None = None
         if run.main:
@@ -162,14 +164,13 @@ class Trainer:
             write_json(run.folder / "run.json", provenance(self.arguments))
         (run.folder / DIVERGED).unlink(missing_ok=True)
         self.log.start(step)
-        self.validation.log.start(step)
+        self.metrics.start(step)
         self.spectrum.start(self.place.epoch)
         if run.config.tensorboard:
             from ghmdet.engine.board import Board
 
             self.board = Board(run.folder / "tensorboard", self.data.val, figures, step)
-            self.log.also = self.validation.log.also = self.board.add_row
-            self.validation.board = self.board
+            self.log.also = self.metrics.also = self.board.add_row
 
     def fit(self) -> Place:
         """Train to the end of the epochs or of the budget, or until the AP has not risen for `patience` epochs."""
@@ -180,7 +181,7 @@ class Trainer:
             while True:
                 if self._validation_due():
                     show(self.position / self.course, "validating")
-                    self.validation.validate(place, self.epochs)
+                    self._validate()
                     self._save()
                     self.budget.validated(time.monotonic() - ended)
                 if self.over or self._gave_up():
@@ -258,6 +259,47 @@ class Trainer:
             return True
         return place.epoch - place.validated_epoch >= every if every else self.budget.validation_due
 
+    def _validate(self) -> None:
+        """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
+        run, place, folder, val = self.run, self.place, self.run.folder, self.data.val
+        # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
+        for buffer in self.average.model.buffers():
+            broadcast(buffer)
+        mine = detect(
+            self.average.model,
+            val,
+            device=run.device,
+            batch_size=run.config.batch_size,
+            workers=run.workers,
+            rank=run.accelerator.process_index,
+            world_size=run.accelerator.num_processes,
+        )
+        results = gather_object(mine)
+        found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
+        AP = found.AP or 0.0
+        place.seconds, place.validated_epoch = run.seconds, place.epoch
+        if better := place.best_AP < AP:
+            place.best_AP, place.best_epoch = AP, place.epoch
+        if run.main:
+            if better:
+                save_checkpoint(folder / "best.pt", self._detector_state())
+                found.save_json(folder / "metrics.json")
+            memory = peak_memory(run.device.type)
+            row: dict[str, Any] = {
+                "step": place.step,
+                "epoch": place.epoch,
+                "seconds": round(place.seconds, 1),
+            }
+            row["memory"] = None if memory is None else round(memory)
+            self.metrics.append(row | {name: found.to_dict()[name] for name in SCORES})
+            draw_curves(folder)
+        if self.board:
+            self.board.add_predictions(results, place.step)
+        run.say(
+            f"epoch {place.epoch}{f'/{self.epochs}' if self.epochs else ''}: AP {AP:.3f}, AP50 {found.AP50 or 0:.3f}"
+            f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
+        )
+
     def _gave_up(self) -> bool:
         stale, patience = self.place.validated_epoch - self.place.best_epoch, self.run.config.patience
         if not patience or stale < patience:
@@ -285,7 +327,8 @@ class Trainer:
         state = about | {name: part.state_dict() for name, part in self.parts.items()}
         state["rng"] = torch.get_rng_state()
         if self.run.main:
-            save_checkpoint(
-                self.run.folder / "last.pt", self.validation.detector_state() | {"training": state}
-            )
+            save_checkpoint(self.run.folder / "last.pt", self._detector_state() | {"training": state})
         self.saved_at = time.monotonic()
+
+    def _detector_state(self) -> dict[str, Any]:
+        return model_state(self.average.model) | {"category_ids": list(self.data.train.category_ids)}
