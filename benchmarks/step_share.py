@@ -27,7 +27,7 @@ from torch import Tensor
 from ghmdet.data.make import SynthConfig, synthesize
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.device import choose_device, keep_freed_memory
-from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer
+from ghmdet.engine.optim import WeightAverage, make_optimizer
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.models import PRESETS, RetinaNet
@@ -77,7 +77,7 @@ class Step:
         with self.part("network backward"):
             torch.autograd.backward(outputs, [one.grad for one in cut])
         with self.part("clip"):
-            clip_gradients(model.parameters(), 1e9)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
         with self.part("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -111,7 +111,7 @@ def simulated(
     **machine: Any,
 ) -> Run:
     made = Machine(**machine)
-    budget = Budget(seconds, 0.0, look_every, batches, reports, clock=lambda: made.now)
+    budget = Budget(seconds, lambda: made.now, look_every, batches, reports)
     return Run(made, budget, per_epoch).go()
 
 
@@ -233,9 +233,9 @@ def test_two_steps_are_made_however_little_time_there_is() -> None:
 
 def test_a_run_goes_on_where_it_stopped() -> None:
     made = Machine(step=0.9, validation=8.0)
-    first = Run(made, Budget(1200.0, 0.0, 1, 6, False, clock=lambda: made.now)).go(until=700)
+    first = Run(made, Budget(1200.0, lambda: made.now, 1, 6, False)).go(until=700)
     later = Machine(step=0.9, validation=8.0)
-    budget = Budget(1200.0, -made.now, 1, 6, False, clock=lambda: later.now)
+    budget = Budget(1200.0, lambda: made.now + later.now, 1, 6, False)
     budget.load_state_dict(first.budget.state_dict())
     assert budget.first == 8.0 and len(budget.validations) == len(first.validated) > 3
     second = Run(later, budget).go()
@@ -247,7 +247,7 @@ def test_a_run_goes_on_where_it_stopped() -> None:
 
 
 def test_a_run_whose_state_knows_no_share_takes_it_from_the_time() -> None:
-    budget = Budget(100.0, 0.0, 1, 1, False, clock=lambda: 40.0)
+    budget = Budget(100.0, lambda: 40.0, 1, 1, False)
     budget.load_state_dict({})
     assert budget.share == 0.4
 
@@ -260,7 +260,7 @@ def test_a_rank_follows_the_clock_of_rank_0() -> None:
         return [0.25, True, 7]
 
     now = [0.0]
-    budget = Budget(100.0, 0.0, 1, 1, False, agree, clock=lambda: now[0])
+    budget = Budget(100.0, lambda: now[0], 1, 1, False, agree)
     budget.begin(0)
     for step in (1, 2):
         now[0] += 25.0
@@ -273,9 +273,7 @@ def test_without_a_budget_no_clock_is_looked_at() -> None:
     def never() -> float:
         raise AssertionError
 
-    budget = Budget(
-        math.inf, 0.0, 20, 1, True, agree=lambda mine: pytest.fail("nothing to agree on"), clock=never
-    )
+    budget = Budget(math.inf, never, 20, 1, True, agree=lambda mine: pytest.fail("nothing to agree on"))
     budget.look(3)
     assert (budget.share, budget.interval) == (0, 20)
 

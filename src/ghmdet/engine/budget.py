@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ REPORTING = 0.1
 VALIDATING = 0.2
 """Share of the time that validations may take, apart from the last."""
 LOOKS = 5
-"""Looks at the clock whose median tells the present pace, so that one that stalled is not heard."""
+"""Looks at the clock whose median is the present pace, so that one stall does not count."""
 KEPT = ("first", "share", "validations")
 
 
@@ -31,27 +30,25 @@ KEPT = ("first", "share", "validations")
 class Budget:
     """How far a run is by the clock; all times in seconds.
 
-    At each look `share` becomes the share that is used of the time for training: all of it but for a reserve, in which
-    the last validation, the report and the end of the process fit at the present pace. It never falls, and the run
-    trains until it is 1.
+    Most of the time is for training; a reserve is kept for the last validation, the report and the end of the process,
+    as long as they would take at the present pace. `share` is how much of the training time is used: it is found anew
+    at each look, never falls, and ends the training when it is 1.
 
     Args:
         seconds: the time of the whole command; `math.inf` without a budget, whose share stays 0.
-        began: the reading of `clock` from which it counts.
+        elapsed: gives the time of the run so far.
         interval: steps until the next look; with a budget about one a second, but no more than this.
-        batches: batches of a validation; until one is measured, each is taken to be as long as a step.
+        batches: batches of a validation; until one was timed, each is taken to last as long as a step.
         reports: whether the run is to end with a report.
         agree: gives rank 0's list of values to every rank, whose clocks differ.
-        clock: gives the time.
     """
 
     seconds: float
-    began: float
+    elapsed: Callable[[], float]
     interval: int
     batches: int
     reports: bool
     agree: Callable[[list[Any]], list[Any]] = lambda mine: mine
-    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self.share, self.validation_due = 0.0, False
@@ -63,18 +60,13 @@ class Budget:
         self._last = (math.nan, 0)
 
     @property
-    def used(self) -> float:
-        """The time of the run so far."""
-        return self.clock() - self.began
-
-    @property
     def pace(self) -> float:
         """The time that a step takes at present."""
         return statistics.median_low(self._paces) if self._paces else 0.0
 
     @property
     def validation(self) -> float:
-        """The time that a validation will take: as the last ones did, but longer if steps have become so since."""
+        """The time that a validation will take: that of the last ones, or more if steps take longer since."""
         if not self.validations:
             return SCORING + self.batches * self.pace
         now = self.pace
@@ -88,32 +80,32 @@ class Budget:
     @property
     def can_report(self) -> bool:
         """Whether there is still time for it."""
-        return self.seconds - self.used > self.reporting + END
+        return self.seconds - self.elapsed() > self.reporting + END
 
     def begin(self, step: int) -> None:
-        """Note that steps follow, after `step` of them; what was done since the last look was something else."""
+        """Note that training goes on after `step` steps; the time since the last look was not spent on steps."""
         if math.isnan(self.first):
-            self.first = self.used
+            self.first = self.elapsed()
         if math.isnan(self._since):
-            self._since, self._share_then = self.used, self.share
-        self._last = (self.used, step)
+            self._since, self._share_then = self.elapsed(), self.share
+        self._last = (self.elapsed(), step)
 
     def look(self, step: int) -> None:
         """Note that `step` steps are done, and look at the clock."""
         if math.isinf(self.seconds):
             return
-        used, (before, steps) = self.used, self._last
+        used, (before, steps) = self.elapsed(), self._last
         if step > steps:
             self._paces.append((used - before) / (step - steps))
         self._last = (used, step)
         if len(self._paces) < 2:
-            return  # a first step is slow
+            return  # the first step is slow on every machine
         report = self.reporting if self.reports and self.reporting <= REPORTING * self.seconds else 0.0
         reserve = 1.25 * self.validation + report + END + 0.01 * self.seconds
         interval = min(self._most, max(1, int(1 / max(self.pace, 1e-9))))
         left = self.seconds - used - reserve - interval * self.pace
         share = (used - self.first) / (used - self.first + left) if left > 0 else 1.0
-        # A validation is worth its time where there is as much training before it as after it.
+        # Before and after a validation at least four times as long is trained.
         apart = (1 / VALIDATING - 1) * self.validation
         due = share >= self._share_then + 1 / VALIDATIONS and min(used - self._since, left) >= apart
         agreed = self.agree([min(1.0, max(self.share, share)), due, interval])
@@ -122,7 +114,7 @@ class Budget:
     def validated(self, seconds: float) -> None:
         """Note that a validation is over, and how long it took, saving included."""
         self.validations.append((seconds, self.pace or math.inf))
-        self._since, self._share_then = self.used, self.share
+        self._since, self._share_then = self.elapsed(), self.share
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes."""
@@ -130,7 +122,7 @@ class Budget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; one without a share, of a run made before, takes it from the time used."""
-        vars(self).update({"first": 0.0, "share": min(1.0, self.used / self.seconds)} | dict(state))
+        vars(self).update({"first": 0.0, "share": min(1.0, self.elapsed() / self.seconds)} | dict(state))
 
 
 def in_words(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What every part of a training run needs to know and what does not change while it lasts."""
+"""What every part of a training run needs to know, and what stays the same while it lasts."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ghmdet.errors import GhmdetError, unknown_name
 
 @dataclass(frozen=True)
 class RunContext:
-    """A training run: what it was asked for, where it runs, when it began, and who is told of it."""
+    """A training run: what it was asked for, where it runs, when it began, and who is told of it.
+
+    data: the data set. folder: where its files go. saved: the training state that it goes on from, if it was
+    interrupted. began: the reading of `time.monotonic()` from which its time counts. say: takes each line meant for the
+    user, on rank 0.
+    """
 
     data: Path
-    """The data set."""
     folder: Path
-    """Where its files go."""
     config: TrainConfig
     saved: Mapping[str, Any] | None
-    """The training state that it goes on from."""
     device: Device
     accelerator: Accelerator
     began: float
-    """The reading of `time.monotonic()` from which its time counts."""
     say: Callable[[str], None]
-    """Takes each line meant for the user, on rank 0."""
 
     @property
     def main(self) -> bool:
@@ -46,7 +46,7 @@ class RunContext:
 
     @property
     def seconds(self) -> float:
-        """The time so far, also before it was interrupted."""
+        """The time of the run so far; after an interruption, that before it counts too."""
         return time.monotonic() - self.began
 
     @property

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import nn
 
 from ghmdet.models import RetinaNet
 
@@ -38,19 +36,6 @@ def make_optimizer(
         ],
         fused=True,  # on a CPU a third of the time
     )
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients down so that their common norm is at most `limit`; returns the norm that they had.
-
-    `torch.nn.utils.clip_grad_norm_`, which writes every gradient anew also where none changes; here not where looking
-    at the norm makes nothing wait.
-    """
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if norm.device.type != "cpu" or not norm <= limit:  # also where it is NaN
-        clip_grads_with_norm_(parameters, limit, norm)
-    return norm
 
 
 def warmup_cosine(position: float, steps: int, warmup: float) -> float:

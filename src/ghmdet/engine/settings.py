@@ -19,13 +19,13 @@ VALIDATIONS = 10
 
 
 class Range(NamedTuple):
-    """The least and the greatest value of a numeric option, both whole numbers where it takes no others."""
+    """The least and the greatest value of a numeric option: whole numbers where it takes only those."""
 
     low: float
     high: float
 
     def check(self, name: str, given: float | tuple[float, ...] | None) -> None:
-        """Raise GhmdetError for a value (or one of several) outside, naming the option and the mend; None is none."""
+        """Raise GhmdetError, with the mend, where the value of the option `name`, or one of several, is outside."""
         whole = isinstance(self.low, int)
         for value in given if isinstance(given, tuple) else () if given is None else (given,):
             if not self.low <= value <= self.high or (whole and not isinstance(value, int)):

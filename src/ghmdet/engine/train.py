@@ -22,7 +22,7 @@ from ghmdet.engine.detect import detect
 from ghmdet.engine.device import peak_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
-from ghmdet.engine.optim import WeightAverage, clip_gradients, make_optimizer, set_rate, warmup_cosine
+from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine
 from ghmdet.engine.progress import StopSignal, progress_bar
 from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
@@ -121,7 +121,7 @@ class Trainer:
         self.spectrum = SpectrumLog(model, run.folder / "spectrum.npz", main=run.main)
         self.budget = Budget(
             seconds_of(config.budget) if config.budget else math.inf,
-            run.began,
+            elapsed=lambda: run.seconds,
             # On a CPU reading the loss costs nothing, so a bad one is met at once; on a GPU it makes it wait.
             interval=1 if run.device.type == "cpu" else 20,
             batches=math.ceil(len(self.data.val.records) / config.batch_size),
@@ -239,8 +239,7 @@ class Trainer:
         rate = set_rate(self.optimizer, warmup_cosine(self.position, self.course, config.warmup))
         norm = loss.new_zeros(())
         if stepping:
-            accelerator.unscale_gradients()
-            norm = clip_gradients(self.model.parameters(), config.clip_norm)
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.average.update(self.model)
