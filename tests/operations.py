@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ghmdet.functional import _arguments, _fused
+from ghmdet.functional import _arguments, _rows
 
 MASK = "index by a mask"
 # Operations that an accelerator's caller waits for: they read a value, or their result's size depends on one.
@@ -52,13 +52,11 @@ class Operations(TorchDispatchMode):
 
 def as_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the losses treat the CPU as a device that must not be waited for."""
-    monkeypatch.setattr(_fused, "is_cpu", lambda tensor: False)
+    monkeypatch.setattr(_rows, "is_cpu", lambda tensor: False)
     monkeypatch.setattr(_arguments, "values_can_be_read", lambda tensor: False)
 
 
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A device of which no value can be read, since it has none: what must wait for an accelerator raises there."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # not on meta
-    for name in ("ONE", "TWO"):  # on an accelerator these reach a kernel as its arguments
-        monkeypatch.setattr(_fused, name, getattr(_fused, name).to("meta"))
     return torch.device("meta")

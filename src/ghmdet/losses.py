@@ -96,9 +96,10 @@ class _Harmonized(nn.Module):
         if self.spectrum.moves and not self.compat:
             batch, ranks = RegionCounts(sum_over_ranks(batch.table)), world_size()
         counts = self.spectrum.update(batch)
-        table = region_weights(counts, batch.occupied, self.normalize, self.min_count)
+        table = region_weights(counts, self.normalize, self.min_count, batch)
         # The mean over all ranks' elements, as an average of the ranks gives it.
-        return table, batch.examples.sum().clamp_min(1) / ranks
+        elements = batch.examples.sum().clamp_min(1)
+        return table, elements / ranks if ranks > 1 else elements
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""

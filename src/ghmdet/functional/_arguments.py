@@ -53,7 +53,7 @@ def class_arguments(
     if targets.shape == inputs.shape:
         if values_can_be_read(inputs) and targets.numel():
             least, greatest = targets.aminmax()
-            if not bool((least >= 0) & (greatest <= 1)):
+            if not (float(least) >= 0 and float(greatest) <= 1):
                 _check_inside(inputs, targets, valid)
         return Arguments(inputs, targets, valid, weight)
     if inputs.dim() < 2 or targets.shape != _without_classes(inputs):
@@ -69,8 +69,12 @@ def class_arguments(
             f"and 1 the background. Give targets of the inputs' shape {tuple(inputs.shape)}: labels.unsqueeze(1) "
             "where 1 is the object, or (labels == 0).unsqueeze(1) with valid=labels >= 0 where 0 is"
         )
-    if values_can_be_read(inputs):
-        _check_labels(inputs, targets, valid)
+    if values_can_be_read(inputs) and targets.numel():
+        least, greatest = targets.aminmax()
+        if int(greatest) > inputs.shape[1]:
+            _check_labels(inputs, targets, valid)
+        if int(least) >= 0:
+            return Arguments(inputs, targets, valid, weight)
     counted = targets >= 0
     if valid is not None:
         counted = valid & (counted if valid.shape == targets.shape else counted.unsqueeze(1))

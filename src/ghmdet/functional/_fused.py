@@ -1,10 +1,15 @@
-"""Loss and gradient together, over blocks that fit a cache: nothing of the inputs' size is made but the gradient."""
+"""Loss and gradient together, block by block: nothing of the inputs' size is made but the gradient.
+
+The first pass writes each slope dL/dx into the gradient's own memory and counts the regions of its size. The second
+multiplies it there by β and sums β L. Nearly all logits of a detector are easy background, of the first region: in a
+chunk of those, products give the loss, one factor the gradient, and only the few others are looked at one by one.
+"""
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,360 +18,13 @@ from torch import Tensor
 from ghmdet.errors import GhmdetError
 from ghmdet.functional import naive
 from ghmdet.functional._arguments import Arguments
-from ghmdet.functional.density import RegionCounts
+from ghmdet.functional._rows import GROUP, Rows
+from ghmdet.functional.density import RegionCounts, unit_region
 from ghmdet.functional.gradient_norm import asl1_root
 
-# Elements of a block. On a CPU its buffers stay in the second-level cache; elsewhere a launch costs more than memory.
-CPU_BLOCK = 1 << 16
-DEVICE_BLOCK = 1 << 22
-# A logit whose probability, cross entropy and gradient are exactly 0 as background.
-NOTHING = -1e4
-
-
-Slices = tuple[slice, slice, slice]
-
-
-class Positives(NamedTuple):
-    """Where the target is 1, as flat places in a block or in everything, and the cross entropy there.
-
-    `is_one` is 0 at places that do not count after all; `entropy` is then that of a target of 0.
-    """
-
-    places: Tensor
-    is_one: Tensor
-    entropy: Tensor
-
-
-class Block(NamedTuple):
-    """A part of the elements, flat: of n examples, k classes and s places, in that order.
-
-    One of `targets` and `positives` is there. Masked elements have x = `fill` and target 0. `weight` broadcasts with
-    [n, k, s].
-    """
-
-    at: Slices
-    shape: tuple[int, int, int]
-    x: Tensor
-    targets: Tensor | None
-    positives: Positives | None
-    weight: Tensor | None
-
-
-class Space(NamedTuple):
-    """Memory for what is computed of one block, used again for the next; `regions` lies where `c` lies."""
-
-    slope: Tensor
-    loss: Tensor
-    a: Tensor
-    b: Tensor
-    c: Tensor
-    regions: Tensor
-
-
-class Blocks:
-    """The arguments of a loss as [N, K, S]: images (or anchors), classes, places; views wherever that can be.
-
-    On a CPU, examples that are masked as a whole (an ignored anchor in [N, K] inputs) are never read; other masks
-    replace the inputs by `fill`. On other devices nothing here looks at a value.
-    """
-
-    def __init__(self, arguments: Arguments, fill: float) -> None:
-        inputs = arguments.inputs.detach()
-        self.given = arguments
-        self.fill = fill
-        self.on_cpu = is_cpu(inputs)
-        self.dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        # [N, H, W, K] in memory, as channels_last and permuted heads have it, is a list of anchors.
-        self.classes_last = inputs.dim() > 2 and inputs.movedim(1, -1).is_contiguous()
-        self.inputs = self.align(inputs)
-        valid = None if arguments.valid is None else self.align(arguments.valid)
-        if self.on_cpu and valid is not None and bool(valid.all()):
-            valid = None
-        self.rows: Tensor | None = None
-        if self.on_cpu and valid is not None and valid.shape[1] * valid.shape[2] == 1:
-            self.rows, valid = valid.flatten().nonzero().flatten(), None
-        self.valid = valid
-        self.weight = None if arguments.weight is None else self.align(arguments.weight)
-        self.shape = (
-            len(self.inputs) if self.rows is None else len(self.rows),
-            self.inputs.shape[1],
-            self.inputs.shape[2],
-        )
-        size = CPU_BLOCK if self.on_cpu else max(DEVICE_BLOCK, self.shape[1] * self.shape[2])
-        self.size = min(size, max(self.inputs.numel(), 1))
-        self.memory: Tensor | None = None  # for `Space`; who iterates last lets it go
-        self.targets: Tensor | None = None
-        self.positives: Positives | None = None
-        if arguments.labels:
-            self.positives = self._find_positives(self.align(arguments.targets))
-        else:
-            self.targets = self.align(arguments.targets)
-
-    def __iter__(self) -> Iterator[tuple[Block, Space]]:
-        """The blocks in the order of memory, each with space to work in."""
-        if self.memory is None:
-            self.memory = torch.empty(5, self.size, dtype=self.dtype, device=self.inputs.device)
-        slices = list(self._slices())
-        bounds = self._bounds(slices)
-        space, length = None, -1
-        for i, (at, shape) in enumerate(slices):
-            positives = None
-            if self.positives is not None and bounds[i + 1] > bounds[i]:
-                places, *values = (part[bounds[i] : bounds[i + 1]] for part in self.positives)
-                positives = Positives(places - self._start(at), *values)
-            block = Block(
-                at,
-                shape,
-                self._read(self.inputs, at, self.fill).reshape(-1),
-                None if self.targets is None else self._read(self.targets, at, 0.0).reshape(-1),
-                positives,
-                None if self.weight is None else self._read(self.weight, at, 0.0),
-            )
-            if space is None or length != len(block.x):
-                length = len(block.x)
-                slope, loss, a, b, c = self.memory[:, :length].unbind()
-                integers = torch.int64 if self.dtype == torch.float64 else torch.int32
-                space = Space(slope, loss, a, b, c, c.view(integers))
-            yield block, space
-
-    def examples(self) -> Tensor:
-        """The number of valid elements of each class, [K]."""
-        n, k, s = self.shape
-        if self.valid is None:
-            return torch.full((k,), n * s, device=self.inputs.device)
-        return self.valid.sum((0, 2)).expand(k)
-
-    def positive_sums(self) -> Tensor:
-        """The number of targets of at least 1/2 of each class, [K]."""
-        k, s = self.shape[1:]
-        sums = torch.zeros(k, dtype=torch.int64, device=self.inputs.device)
-        if self.positives is not None:
-            return sums.index_add_(0, self.positives.places // s % k, self.positives.is_one.long())
-        if self.targets is not None:
-            for at, _ in self._slices():
-                sums[at[1]] += (self._read(self.targets, at, 0.0) >= 0.5).sum((0, 2))
-        return sums
-
-    def output(self, dtype: torch.dtype) -> Tensor:
-        """Memory for one number an element, as `write` fills it; what is never read is 0."""
-        make = torch.empty if self.rows is None else torch.zeros
-        return make(self.inputs.shape, dtype=dtype, device=self.inputs.device)
-
-    def write(self, output: Tensor, block: Block, a: Tensor, b: Tensor) -> None:
-        """Put the product of `a` and `b`, which are flat, into `output` where the block is."""
-        if self.rows is not None:
-            product = a.mul(b).view(block.shape)
-            output[:, block.at[1]].index_copy_(0, self.rows[block.at[0]], product.to(output.dtype))
-        else:
-            torch.mul(a, b, out=output[block.at].view(-1))
-
-    def restore(self, output: Tensor) -> Tensor:
-        """`output` in the shape and memory order of the inputs that were arguments."""
-        shape = self.given.inputs.shape
-        if not self.classes_last:
-            return output.view(shape)
-        return output.view(shape[:1] + shape[2:] + shape[1:2]).movedim(-1, 1)
-
-    def align(self, tensor: Tensor) -> Tensor:
-        """A tensor of the inputs' shape as [N, K, S], one without the classes as [N, 1, S]."""
-        inputs = self.given.inputs
-        if inputs.dim() == 1:
-            return tensor.reshape(-1, 1, 1)
-        n, k = inputs.shape[:2]
-        s = math.prod(inputs.shape[2:])
-        if tensor.shape == inputs.shape:
-            return (
-                tensor.movedim(1, -1).reshape(n * s, k, 1) if self.classes_last else tensor.reshape(n, k, s)
-            )
-        return tensor.reshape(n * s, 1, 1) if self.classes_last else tensor.reshape(n, 1, s)
-
-    def part(self, aligned: Tensor, at: Slices) -> Tensor:
-        """What an aligned tensor has at a block."""
-        if aligned.shape[1] == 1:
-            at = (at[0], slice(None), at[2])
-        return aligned[at] if self.rows is None else aligned[:, at[1]].index_select(0, self.rows[at[0]])
-
-    def _read(self, aligned: Tensor, at: Slices, fill: float) -> Tensor:
-        block = self.part(aligned, at).to(self.dtype)
-        return block if self.valid is None else torch.where(self.part(self.valid, at), block, fill)
-
-    def _find_positives(self, labels: Tensor) -> Positives:
-        if self.rows is not None:
-            labels = labels.index_select(0, self.rows)
-        n, k, s = self.shape
-        labels = labels[:, 0]  # [n, s]
-        positive = (labels >= 0) & (labels < k)
-        if self.on_cpu:
-            image, place = positive.nonzero().unbind(1)
-            places = ((image * k + labels[image, place]) * s + place).sort().values
-            is_one = torch.ones_like(places, dtype=self.dtype)
-        else:
-            image = torch.arange(n, device=labels.device).unsqueeze(1)
-            place = torch.arange(s, device=labels.device)
-            places = ((image * k + labels.clamp(0, k - 1)) * s + place).flatten()
-            is_one = positive.flatten().to(self.dtype)
-        row = places // (k * s)
-        row = row if self.rows is None else self.rows[row]
-        x = self.inputs[row, places // s % k, places % s].to(self.dtype)
-        if self.valid is not None:
-            counted = self.valid.expand(self.shape).reshape(-1)[places]
-            is_one, x = is_one * counted, torch.where(counted, x, self.fill)
-        return Positives(places, is_one, F.softplus(x * (1 - 2 * is_one)))
-
-    def _slices(self) -> Iterator[tuple[Slices, tuple[int, int, int]]]:
-        """Where the blocks are, and their shapes."""
-        n, k, s = self.shape
-        if n * k * s == 0:
-            return
-        if not self.on_cpu or k * s <= self.size:
-            steps = max(self.size // (k * s), 1), k, s
-        else:
-            # One example is more than a block: whole classes of it, or parts of one class.
-            steps = 1, max(self.size // s, 1), min(self.size, s)
-        for i in range(0, n, steps[0]):
-            for j in range(0, k, steps[1]):
-                for m in range(0, s, steps[2]):
-                    ends = min(i + steps[0], n), min(j + steps[1], k), min(m + steps[2], s)
-                    at = slice(i, ends[0]), slice(j, ends[1]), slice(m, ends[2])
-                    yield at, (ends[0] - i, ends[1] - j, ends[2] - m)
-
-    def _start(self, at: Slices) -> int:
-        k, s = self.shape[1:]
-        start: int = (at[0].start * k + at[1].start) * s + at[2].start
-        return start
-
-    def _bounds(self, slices: list[tuple[Slices, tuple[int, int, int]]]) -> list[int]:
-        """Where the positives of each block begin; one more than there are blocks."""
-        if self.positives is None or not slices:
-            return []
-        if not self.on_cpu:
-            s = self.shape[2]
-            return [at[0].start * s for at, _ in slices] + [self.shape[0] * s]
-        starts = torch.tensor([self._start(at) for at, _ in slices])
-        return [*torch.searchsorted(self.positives.places, starts).tolist(), len(self.positives.places)]
-
-
-def is_cpu(tensor: Tensor) -> bool:
-    """Whether looking at a tensor's values makes nothing wait."""
-    return tensor.device.type == "cpu"
-
-
-# As tensors: PyTorch subtracts from a number in two steps.
-ONE, TWO = torch.tensor(1.0), torch.tensor(2.0)
-
-
-class Kernel(Protocol):
-    """A loss L(x, p*) and its slope, whose size is the gradient norm.
-
-    For each block `slope` is called, which may use all of the space, and then perhaps `loss`, which finds the space as
-    `slope` left it.
-    """
-
-    fill: float
-    """The input that has loss and slope 0, with target 0."""
-
-    def slope(self, block: Block, space: Space) -> None:
-        """Write dL/dx, whose size is the gradient norm, into `space.slope`."""
-        ...
-
-    def loss(self, block: Block, space: Space) -> None:
-        """Write L into `space.loss`."""
-        ...
-
-
-class CrossEntropyKernel:
-    """L_CE of a logit, with slope p − p*."""
-
-    fill = NOTHING
-
-    def slope(self, block: Block, space: Space) -> None:
-        """p − p*."""
-        torch.sigmoid(block.x, out=space.slope)
-        if block.targets is not None:
-            space.slope.sub_(block.targets)
-        elif block.positives is not None:
-            space.slope.index_add_(0, block.positives.places, block.positives.is_one, alpha=-1)
-
-    def loss(self, block: Block, space: Space) -> None:
-        """max(x, 0) − x p* + log(1 + e^−|x|)."""
-        torch.clamp_min(block.x, 0, out=space.loss)
-        if block.targets is not None:
-            space.loss.addcmul_(block.targets, block.x, value=-1)
-            torch.abs(block.x, out=space.a).neg_().sigmoid_()
-        else:
-            # σ(−|x|) from p: where 1 − p is rough, x is large, and the logarithm is nothing beside it.
-            torch.sub(ONE, space.slope, out=space.a)
-            torch.minimum(space.slope, space.a, out=space.a)
-        _add_log1p_exp(space.loss, space.a, space.b)
-        if block.positives is not None:
-            space.loss.index_copy_(0, block.positives.places, block.positives.entropy)
-
-
-class FocalKernel:
-    """Focal loss c miss^γ L_CE of hard targets, miss = 1 − p_t, c = α or 1 − α; its slope is the whole derivative."""
-
-    fill = NOTHING
-
-    def __init__(self, alpha: float, gamma: float) -> None:
-        self.alpha, self.gamma = alpha, gamma
-
-    def slope(self, block: Block, space: Space) -> None:
-        """± c miss^γ (γ (1 − miss) L_CE + miss)."""
-        entropy, scale, rest, miss = space.loss, space.a, space.b, space.slope
-        # y = −x where the target is 1: everything is a background logit then.
-        y = miss.copy_(block.x)
-        if block.positives is not None:
-            places, is_one, _ = block.positives
-            y.index_add_(0, places, is_one * y[places], alpha=-2)
-        torch.clamp_min(y, 0, out=entropy)
-        torch.abs(y, out=space.a).neg_().sigmoid_()
-        _add_log1p_exp(entropy, space.a, space.b)
-        miss.sigmoid_()
-        torch.pow(miss, self.gamma, out=scale)
-        if self.alpha >= 0:
-            scale.mul_(1 - self.alpha)
-            if block.positives is not None:
-                ours = miss[places].pow_(self.gamma).mul_(self.alpha)
-                scale.index_copy_(0, places, torch.where(is_one > 0, ours, scale[places]))
-        torch.sub(ONE, miss, out=rest).mul_(entropy)
-        miss.add_(rest, alpha=self.gamma).mul_(scale)
-        if block.positives is not None:
-            miss.index_add_(0, places, is_one * miss[places], alpha=-2)
-
-    def loss(self, block: Block, space: Space) -> None:
-        """c miss^γ L_CE, from what `slope` left."""
-        space.loss.mul_(space.a)
-
-
-class Asl1Kernel:
-    """sqrt(d² + μ²) − μ of a difference d, with slope d / sqrt(d² + μ²)."""
-
-    fill = 0.0
-
-    def __init__(self, mu: float) -> None:
-        self.mu = mu
-
-    def slope(self, block: Block, space: Space) -> None:
-        """d / sqrt(d² + μ²), with d left in `loss` and the root in `a`."""
-        assert block.targets is not None
-        torch.sub(block.x, block.targets, out=space.loss)
-        space.a.copy_(asl1_root(space.loss, self.mu))
-        torch.div(space.loss, space.a, out=space.slope)
-
-    def loss(self, block: Block, space: Space) -> None:
-        """d² / (sqrt(d² + μ²) + μ)."""
-        torch.div(space.loss, space.a.add_(self.mu), out=space.b)
-        space.loss.mul_(space.b)
-
-
-def _add_log1p_exp(out: Tensor, small: Tensor, spare: Tensor) -> None:
-    """Add log(1 + e^−|x|) to `out`, from σ(−|x|), which is overwritten.
-
-    With s = σ(−|x|) it is −log(1 − s) = 2 artanh(s / (2 − s)), as exact for the smallest s; PyTorch's log1p takes
-    10 times as long on a CPU.
-    """
-    small.div_(torch.sub(TWO, small, out=spare)).atanh_()
-    out.add_(small, alpha=2)
+CHUNK = 8  # blocks that are tried together as easy background
+COLUMNS = 8  # logits of one class that are looked at as one
+FOLDS = 5  # halvings, which multiply 2^5 = GROUP of them
 
 
 def harmonized(
@@ -378,123 +36,19 @@ def harmonized(
     reduction: str,
 ) -> Tensor:
     """1/N Σ β_i L_i as by `naive.harmonized`; differentiable once."""
-    kernel: Kernel = CrossEntropyKernel()
-    if isinstance(loss, naive.Focal):
-        kernel = FocalKernel(loss.alpha, loss.gamma)
-    elif isinstance(loss, naive.Asl1):
-        kernel = Asl1Kernel(loss.mu)
-    run = Fused(arguments, kernel, bins, per_class)
-    table, count = (None, None) if weigh is None else weigh(run.count())
-    return run.weighted(table, reduction, count)
-
-
-class Fused:
-    """The two passes of a harmonized loss: `count`, then `weighted`; weights of None give the plain loss."""
-
-    def __init__(self, arguments: Arguments, kernel: Kernel, bins: int = 1, per_class: bool = False) -> None:
-        self.kernel = kernel
-        self.bins = bins
-        self.per_class = per_class
-        self.blocks = Blocks(arguments, kernel.fill)
-        classes = torch.arange(self.blocks.shape[1], dtype=torch.int32, device=arguments.inputs.device)
-        self.first = classes * bins
-
-    @torch.no_grad()
-    def count(self) -> RegionCounts:
-        """How many examples each region has."""
-        blocks = self.blocks
-        classes = blocks.shape[1]
-        counts = torch.zeros(classes * self.bins, dtype=torch.int64, device=blocks.inputs.device)
-        one = counts.new_ones(1)
-        for block, space in blocks:
-            self.kernel.slope(block, space)
-            # Apart for each class even where they are summed: adding to one number again and again waits for itself.
-            self._regions(block, space, per_class=True)
-            if blocks.on_cpu:
-                counts += torch.bincount(space.regions, minlength=len(counts))
-            else:
-                counts.index_add_(0, space.regions, one.expand(len(space.regions)))
-        regions = counts.view(classes, self.bins)
-        examples, positives = blocks.examples(), blocks.positive_sums()
-        if not self.per_class:
-            regions, examples, positives = (x.sum(0, keepdim=True) for x in (regions, examples, positives))
-        if blocks.valid is not None:
-            # Masked elements were read as `fill`, which is in the first region.
-            regions[:, 0] -= regions.sum(1) - examples
-        columns = [regions, examples.unsqueeze(1), positives.unsqueeze(1)]
-        return RegionCounts(torch.cat([column.to(blocks.dtype) for column in columns], 1))
-
-    def weighted(self, table: Tensor | None, reduction: str, count: Tensor | None = None) -> Tensor:
-        """β L with β from `table` [C, M], reduced as by `_elements.reduce`; differentiable once."""
-        inputs = self.blocks.given.inputs
-        each = reduction == "none"
-        table = None if table is None else table.to(self.blocks.dtype)
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            inputs, targets, valid, weight = self.blocks.given
-            loss: Tensor = _Weighted.apply(inputs, targets, valid, weight, table, self, each)
-        else:
-            loss = self.evaluate(table, each, wants_gradient=False)[0]
-        if reduction != "mean":
-            return loss
-        return loss / (self.blocks.examples().sum().clamp_min(1) if count is None else count)
-
-    @torch.no_grad()
-    def evaluate(
-        self, table: Tensor | None, each: bool, wants_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss (of each element, or its sum) and, where wanted, the sum's gradient."""
-        blocks = self.blocks
-        values = blocks.output(blocks.dtype) if each else None
-        gradient = blocks.output(blocks.inputs.dtype) if wants_gradient else None
-        total = torch.zeros((), dtype=torch.float64, device=blocks.inputs.device)
-        for block, space in blocks:
-            self.kernel.slope(block, space)
-            self.kernel.loss(block, space)
-            beta = self._weights(table, block, space)
-            if values is not None:
-                blocks.write(values, block, beta, space.loss)
-            else:
-                total += torch.dot(beta, space.loss)
-            if gradient is not None:
-                blocks.write(gradient, block, beta, space.slope)
-        blocks.memory = None
-        value = total.to(blocks.dtype) if values is None else blocks.restore(values)
-        return value, None if gradient is None else blocks.restore(gradient)
-
-    @torch.no_grad()
-    def gradient(self, table: Tensor | None, upstream: Tensor) -> Tensor:
-        """The gradient by the inputs, from that by the loss (a scalar, or one number an element)."""
-        blocks = self.blocks
-        gradient = blocks.output(blocks.inputs.dtype)
-        each = blocks.align(upstream) if upstream.dim() else None
-        for block, space in blocks:
-            self.kernel.slope(block, space)
-            beta = self._weights(table, block, space)
-            beta.mul_(upstream if each is None else blocks.part(each, block.at).reshape(-1))
-            blocks.write(gradient, block, beta, space.slope)
-        blocks.memory = None
-        return blocks.restore(gradient)
-
-    def _weights(self, table: Tensor | None, block: Block, space: Space) -> Tensor:
-        """β of a block, times the caller's weight, in `space.b`."""
-        if table is None:
-            space.b.fill_(1)
-        else:
-            self._regions(block, space, self.per_class)
-            torch.index_select(table.view(-1), 0, space.regions, out=space.b)
-        if block.weight is not None:
-            space.b.view(block.shape).mul_(block.weight)
-        return space.b
-
-    def _regions(self, block: Block, space: Space, per_class: bool) -> None:
-        """Write the place of each element in the flat table to `space.regions`, by the arithmetic of `region_index`."""
-        norm = torch.abs(space.slope, out=space.a).mul_(self.bins)
-        space.regions.copy_(norm).clamp_(0, self.bins - 1)
-        if per_class:
-            n, k, s = block.shape
-            # Without the last dimension of 1, which makes PyTorch's loop 10 times as slow.
-            shape, first = ((n, k), self.first) if s == 1 else (block.shape, self.first.unsqueeze(1))
-            space.regions.view(shape).add_(first[block.at[1]])
+    passes = Passes(loss, arguments, bins, per_class, easy=reduction != "none")
+    wanted = torch.is_grad_enabled() and arguments.inputs.requires_grad
+    # A half-precision gradient must be scaled before it is rounded, and one an element is not known yet.
+    if wanted and reduction != "none" and arguments.inputs.dtype == passes.rows.dtype:
+        passes.allocate()
+    table, count = (passes.rows.x.new_ones(1, 1), None) if weigh is None else weigh(passes.count())
+    table = table.to(passes.rows.dtype)
+    if reduction == "mean":
+        table = table / (passes.rows.examples().sum().clamp_min(1) if count is None else count)
+    if not wanted:
+        return passes.value(table, reduction)
+    result: Tensor = _Weighted.apply(*arguments, table, passes, reduction)
+    return result
 
 
 class _Weighted(torch.autograd.Function):
@@ -510,30 +64,29 @@ class _Weighted(torch.autograd.Function):
         targets: Tensor,
         valid: Tensor | None,
         weight: Tensor | None,
-        table: Tensor | None,
-        loss: Fused,
-        each: bool,
+        table: Tensor,
+        passes: Passes,
+        reduction: str,
     ) -> Tensor:
-        # A half-precision gradient must be scaled before it is rounded, and one an element is not known yet.
-        at_once = not each and inputs.dtype == loss.blocks.dtype
-        value, ctx.gradient = loss.evaluate(table, each, wants_gradient=at_once)
+        value = passes.value(table, reduction)
+        ctx.gradient = None if passes.memory is None else passes.rows.restore(passes.memory)
         ctx.save_for_backward(inputs, targets, valid, weight, table)
-        ctx.options = loss.kernel, loss.bins, loss.per_class
+        ctx.options, ctx.on_cpu = (passes.loss, passes.bins, passes.per_class), passes.rows.on_cpu
         return value
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (inputs, targets, valid, weight, table), (scale,) = ctx.saved_tensors, upstream
+        (*given, table), (scale,) = ctx.saved_tensors, upstream
+        # Scaled in place, so that it is the only one of its size; a second backward makes another.
+        gradient, ctx.gradient = ctx.gradient, None
         with torch.no_grad():
-            # Scaled in place, so that it is the only one of its size; a second backward makes another.
-            gradient, ctx.gradient = ctx.gradient, None
-            if gradient is not None:
+            if gradient is None:
+                loss, *options = ctx.options
+                gradient = Passes(loss, Arguments(*given), *options).gradient(table, scale)
+            elif not ctx.on_cpu or scale.item() != 1:
                 gradient.mul_(scale)
-            else:
-                again = Fused(Arguments(inputs, targets, valid, weight), *ctx.options)
-                gradient = again.gradient(table, scale)
         if torch.is_grad_enabled():
-            gradient = _Once.apply(gradient, inputs, scale)
+            gradient = _Once.apply(gradient, given[0], scale)
         return gradient, None, None, None, None, None, None
 
 
@@ -547,3 +100,264 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         raise GhmdetError('a fused loss has no second derivative; impl="reference" has one')
+
+
+class Passes:
+    """`count`, then `value` with β of each region [C, M]; or `gradient` alone."""
+
+    def __init__(
+        self, loss: naive.Loss, arguments: Arguments, bins: int, per_class: bool, easy: bool = False
+    ) -> None:
+        self.loss, self.bins, self.per_class = loss, bins, per_class
+        self.rows = rows = Rows(arguments)
+        self.background = type(loss) is naive.CrossEntropy and rows.targets is None
+        self.blocks = self.dense = list(range(len(rows.edges) - 1))
+        self.memory: Tensor | None = None  # of the gradient
+        self.counted = False  # whether it holds the slopes
+        # Counting in few cells waits for itself: classes are counted apart, few of them in copies.
+        self.copies = 1 << max(GROUP // max(rows.classes, 1), 1).bit_length() - 1
+        lanes = self.copies * rows.classes
+        self.first = torch.arange(0, lanes * bins, bins, dtype=torch.int32, device=rows.x.device)
+        # With fewer bins the products of an easy chunk come too near to 0.
+        self.may_be_easy = easy and self.background and rows.weight is None and rows.on_cpu and bins >= 16
+        self.easy: list[slice] = []  # the rows of such chunks, and half their loss of each class, but for
+        self.bulk = torch.zeros(rows.classes, dtype=torch.float64, device=rows.x.device)
+        self.few: list[Tensor] = []  # the places that lie beyond the first region; they stand apart too
+        self.places = rows.places
+        self.apart: list[Apart] = []
+
+    def allocate(self) -> None:
+        """Make the gradient's memory."""
+        self.memory = self._memory_of(slice(0, self.rows.number))
+
+    @torch.no_grad()
+    def count(self) -> RegionCounts:
+        """How many examples each region has."""
+        rows, step, self.dense = self.rows, CHUNK if self.may_be_easy else 1, []
+        counts = torch.zeros(len(self.first) * self.bins, dtype=torch.int64, device=rows.x.device)
+        for first in self.blocks[::step]:
+            last = min(first + step, len(self.blocks))
+            at, x, t = rows.block(first, last)
+            slope = padded = self._memory_of(at)
+            if len(x) < len(padded):
+                slope = padded[: len(x)]
+                padded[len(x) :] = 0
+            _evaluate(self.loss, x, t, out=slope)
+            rows.clear(first, last, slope)
+            # Where one chunk is not easy, the next is hardly so.
+            self.may_be_easy = self.may_be_easy and self._is_easy(padded, at)
+            if not self.may_be_easy:
+                self.dense += self.blocks[first:last]
+                for part in torch.split(padded, rows.height):
+                    self._add(counts, self._cells(part, self.first))
+        self.counted = self.memory is not None
+        if self.few:
+            self.places = torch.cat([rows.places.to(self.few[0].dtype), *self.few])
+        if len(self.places) <= rows.size:
+            self.apart = list(self._apart())
+        for one in self.apart or self._apart():
+            self._add(counts, one.cells, one.kept)
+        regions = counts.view(self.copies, rows.classes, self.bins).sum(0)
+        examples = rows.examples()
+        # What does not count, stands apart or is easy was not counted, or in the first region.
+        regions[:, 0] += examples - regions.sum(1)
+        table = torch.cat([regions, examples.unsqueeze(1), rows.positives().unsqueeze(1)], 1)
+        return RegionCounts((table if self.per_class else table.sum(0, keepdim=True)).to(rows.dtype))
+
+    @torch.no_grad()
+    def value(self, table: Tensor, reduction: str) -> Tensor:
+        """Σ β L, or β L of each element; the gradient's memory, if any, then holds that of the sum."""
+        rows, parts = self.rows, []
+        each = rows.x.new_empty(rows.x.shape, dtype=rows.dtype) if reduction == "none" else None
+        if self.easy:
+            parts.append((self.bulk * table[:, 0]).sum().mul_(2).to(rows.dtype))
+            beta = table[:, 0].repeat(self.copies) if self.per_class else table[0, 0]
+            for at in self.easy if self.memory is not None else []:
+                self._memory_of(at).view(-1, len(self.first)).mul_(beta)
+        for where, beta, slope, losses in self._weighed(table):
+            if each is not None:
+                _put(each, where, losses, beta)
+            else:
+                parts.append(losses.mul_(beta).sum())
+            if self.memory is not None:
+                _put(self.memory, where, slope, beta)
+        if each is not None:
+            return rows.restore(each)
+        return (
+            torch.stack([*parts, rows.x.new_zeros((), dtype=rows.dtype)])
+            .sum(dtype=torch.float64)
+            .to(rows.dtype)
+        )
+
+    @torch.no_grad()
+    def gradient(self, table: Tensor, upstream: Tensor) -> Tensor:
+        """The gradient by the inputs, from that by the loss (a scalar, or one number an element)."""
+        gradient = torch.empty_like(self.rows.x)
+        table, each = (table, self.rows.of(upstream)) if upstream.dim() else (table * upstream, None)
+        for where, beta, slope, _ in self._weighed(table, each, wants_loss=False):
+            _put(gradient, where, slope, beta)
+        return self.rows.restore(gradient)
+
+    def _weighed(
+        self, table: Tensor, upstream: Tensor | None = None, wants_loss: bool = True
+    ) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
+        """Rows or places with their β, slopes and losses: of each dense block, and of what stands apart."""
+        rows = self.rows
+        factors = [factor for factor in (rows.weight, upstream) if factor is not None]
+        weights = table.repeat(self.copies, 1).view(-1) if self.per_class else table.view(-1)
+        for i in self.dense:
+            at, x, t = rows.block(i, i + 1)
+            known = self.memory[at] if self.memory is not None and self.counted else None
+            slope, losses = _evaluate(self.loss, x, t, known, wants_loss=wants_loss)
+            rows.clear(i, i + 1, losses, *([slope] if known is None else []))
+            beta = table
+            if len(weights) > 1:
+                cells = self._cells(slope, self.first if self.per_class else None)
+                beta = weights.index_select(0, cells).view(slope.shape)
+            for factor in factors:
+                beta = beta.expand(slope.shape) * factor[at].contiguous()
+                rows.clear(i, i + 1, beta)
+            yield at, beta, slope, losses
+        for places, slope, losses, cells, kept in self.apart or self._apart():
+            beta = weights.index_select(0, cells)
+            for factor in factors:
+                beta = beta * rows.at(factor, places)
+            if kept is not None:
+                beta, slope, losses = (torch.where(kept, x, 0) for x in (beta, slope, losses))
+            yield places, beta, slope, losses
+
+    def _apart(self) -> Iterator[Apart]:
+        """What stands apart, so much at a time as a block has."""
+        rows = self.rows
+        for start in range(0, len(self.places), rows.size):
+            places = self.places[start : start + rows.size].long()
+            targets = rows.at_places[start : start + rows.size]
+            if len(targets) < len(places):  # those of the few are 0
+                targets = F.pad(targets, (0, len(places) - len(targets)))
+            x = rows.x.view(-1).index_select(0, places).to(rows.dtype)
+            slope, losses = _evaluate(self.loss, x, targets, wants_loss=True)
+            cells = self._cells(slope, places % rows.classes * self.bins if self.per_class else None)
+            kept = None if rows.on_cpu or rows.valid is None else rows.at(rows.valid, places)
+            yield Apart(places, slope, losses, cells, kept)
+
+    def _is_easy(self, slope: Tensor, at: slice) -> bool:
+        """Whether nearly all p of a chunk lie in the first region: then its bulk is summed, and the few others set 0.
+
+        No logarithm for each: 2^5 of the numbers 1 - p are multiplied, as a + b - ab makes 1 - (1 - a)(1 - b) without
+        cancellation, and -log(1 - q) = 2 artanh(q / (2 - q)).
+        """
+        p, edge, one = slope.view(-1), *_constants(self.bins, slope.dtype)
+        columns = p.view(COLUMNS, -1)
+        beyond = columns.amax(0) >= edge
+        number = int(beyond.count_nonzero())
+        if 3 * number > len(beyond):
+            return False
+        if number:
+            beyond = beyond.nonzero()[:, 0]
+            row, column = (columns.index_select(1, beyond) >= edge).nonzero().unbind(1)
+            few = beyond.index_select(0, column).add_(row, alpha=columns.shape[1])
+            p.index_fill_(0, few, 0)
+            few += at.start * self.rows.classes
+            self.few.append(few.to(torch.int32) if self.rows.x.numel() < 2**31 else few)
+        for _ in range(FOLDS):
+            first, second = p.chunk(2)
+            p = torch.lerp(first, one, second)
+        self.bulk += p.div_(2 - p).atanh_().view(-1, self.rows.classes).sum(0)
+        self.easy.append(at)
+        return True
+
+    def _cells(self, slope: Tensor, first: Tensor | None) -> Tensor:
+        """The place of each slope in a flat table: the region of its size, after those of the classes before."""
+        region = unit_region(slope if self.background and slope.dim() == 2 else slope.abs(), self.bins)
+        if first is not None and slope.dim() == 2:
+            lanes = len(self.first) if region.numel() % len(self.first) == 0 else self.rows.classes
+            region.view(-1, lanes).add_(first[:lanes])
+        elif first is not None:
+            region += first
+        return region.view(-1)
+
+    def _add(self, counts: Tensor, cells: Tensor, kept: Tensor | None = None) -> None:
+        """Count the cells, or those that are `kept`."""
+        if self.rows.on_cpu:
+            counts += torch.bincount(cells, minlength=len(counts))
+        else:
+            ones = counts.new_ones(1).expand(len(cells)) if kept is None else kept.to(counts.dtype)
+            counts.index_add_(0, cells, ones)
+
+    def _memory_of(self, at: slice) -> Tensor:
+        """Memory for rows and what fills their last group: the gradient's, or new."""
+        height = -(-(at.stop - at.start) // GROUP) * GROUP
+        if self.memory is not None:
+            return self.memory[at.start : at.start + height]
+        return torch.empty(height, self.rows.classes, dtype=self.rows.dtype, device=self.rows.x.device)
+
+
+class Apart(NamedTuple):
+    """Elements that are looked at one by one: flat places, slopes, losses, cells of a table.
+
+    On an accelerator `kept` says which of them count; elsewhere all do.
+    """
+
+    places: Tensor
+    slope: Tensor
+    losses: Tensor
+    cells: Tensor
+    kept: Tensor | None
+
+
+def _evaluate(
+    loss: naive.Loss,
+    x: Tensor,
+    t: Tensor | None,
+    slope: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    wants_loss: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """dL/dx and L (or dL/dx again) of inputs and targets (None: all 0); the slope may be known, or written to `out`."""
+    if isinstance(loss, naive.Asl1):
+        diff = x if t is None else x - t
+        root = asl1_root(diff, loss.mu)
+        slope = torch.div(diff, root, out=out) if slope is None else slope
+        return slope, (diff / (root + loss.mu)).mul_(diff) if wants_loss else slope
+    if isinstance(loss, naive.Focal):
+        # Of hard targets: y = −x where the target is 1, so that everything is a background logit.
+        sign = 1.0 if t is None else 1 - 2 * t
+        miss, entropy = torch.sigmoid(x * sign), _softplus(x * sign)
+        scale = miss**loss.gamma
+        if loss.alpha >= 0:
+            scale *= (1 - loss.alpha) if t is None else torch.where(t > 0, loss.alpha, 1 - loss.alpha)
+        slope = (loss.gamma * (1 - miss)).mul_(entropy).add_(miss).mul_(scale).mul_(sign)
+        return slope, entropy.mul_(scale)
+    if slope is None:
+        slope = torch.sigmoid(x, out=out)
+        slope = slope if t is None else slope.sub_(t)
+    if not wants_loss:
+        return slope, slope
+    if t is None:
+        return slope, _softplus(x)
+    return slope, x.clamp_min(0).addcmul_(t, x, value=-1).add_(_softplus(-x.abs()))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), which from 50 on is x, in double precision too."""
+    return F.softplus(x, threshold=50)
+
+
+def _put(out: Tensor, where: slice | Tensor, a: Tensor, b: Tensor) -> None:
+    """Write a · b at some rows of `out`, or at some places of it."""
+    if isinstance(where, slice):
+        torch.mul(a, b, out=out[where])
+    else:
+        out.view(-1).index_copy_(0, where, (a * b).to(out.dtype))
+
+
+@functools.cache
+def _constants(bins: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The smallest number in region 1 by the arithmetic of `unit_region`, and a one."""
+    edge = torch.tensor(1 / bins, dtype=dtype, device="cpu")
+    while unit_region(edge, bins) > 0:
+        edge = edge.nextafter(torch.zeros_like(edge))
+    while unit_region(edge, bins) < 1:
+        edge = edge.nextafter(torch.ones_like(edge))
+    return edge, torch.ones_like(edge)

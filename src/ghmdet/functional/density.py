@@ -179,7 +179,7 @@ def unit_region(norm: Tensor, bins: int) -> Tensor:
     >>> unit_region(torch.tensor([0.0, 0.05, 1.0]), 30)
     tensor([ 0,  1, 29], dtype=torch.int32)
     """
-    return (norm * bins).to(torch.int32).clamp(0, bins - 1)
+    return (norm * bins).to(torch.int32).clamp_(0, bins - 1)
 
 
 def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Tensor:
@@ -210,19 +210,25 @@ def count_regions(
     return RegionCounts(torch.cat([column.to(dtype) for column in columns], 1))
 
 
-def region_weights(counts: RegionCounts, occupied: Tensor, normalize: str, min_count: MinCount) -> Tensor:
-    """β of each region [C, M]: mean over classes of N, over max(R, floor) and the divisor; 0 for an empty region."""
+def region_weights(
+    counts: RegionCounts, normalize: str, min_count: MinCount, batch: RegionCounts | None = None
+) -> Tensor:
+    """β of each region [C, M]: mean over classes of N, over max(R, floor) and the divisor; 0 for an empty region.
+
+    Of an average, the occupied regions are those of the `batch`.
+    """
     regions = counts.regions
     bins = regions.shape[1]
     floored = torch.maximum(regions, _floor(counts, min_count, bins).unsqueeze(1))
-    divisor = _divisor(occupied, bins, normalize).unsqueeze(1)
-    return torch.where(regions > 0, counts.examples.mean() / (floored * divisor), 0.0)
+    if normalize != "none":
+        floored = floored * _divisor((batch or counts).occupied, bins, normalize).unsqueeze(1)
+    return (counts.examples.mean() / floored).masked_fill(regions <= 0, 0.0)
 
 
 def method_weights(counts: RegionCounts, method: str, normalize: str, min_count: MinCount) -> Tensor:
     """β of each column of `regions`, [C, M]: of each unit region, or of each grid cell of ``method="prefix"``."""
     if method == "unit-region":
-        return region_weights(counts, counts.occupied, normalize, min_count)
+        return region_weights(counts, normalize, min_count)
     examples, width = counts.windows(WINDOW)
     width = width / WINDOW  # l_ε(g) in windows
     occupied = torch.where(counts.regions > 0, counts.regions * width / examples, 0.0).sum(1)

@@ -31,10 +31,10 @@ def class_weights(spectrum: SpectrumCounts, form: str) -> Floats:
     examples = spectrum.examples[-1].sum(axis=2)  # [2, K, M]
     counts = _region_counts(examples.sum(axis=0), examples[OBJECTS].sum(axis=1))
     if form == GUARDED:
-        weights = region_weights(counts, counts.occupied, "none", "positives")
+        weights = region_weights(counts, "none", "positives")
     else:
         joint = RegionCounts(counts.table.sum(0, keepdim=True))
-        weights = region_weights(joint, joint.occupied, "occupied", 0.0).expand_as(counts.regions)
+        weights = region_weights(joint, "occupied", 0.0).expand_as(counts.regions)
     gradient = spectrum.gradient[-1].sum(axis=(0, 2))  # [K, M]
     return weights.numpy() * _ratio(gradient.sum(), (weights.numpy() * gradient).sum())
 
@@ -103,7 +103,7 @@ def box_gradients(spectrum: SpectrumCounts, difference: Floats) -> dict[str, Flo
         for each in (spectrum.boxes, spectrum.box_gradient)
     )
     counts = _region_counts(boxes[None], np.zeros(1, np.int64))
-    weights = region_weights(counts, counts.occupied, "occupied", 0.0)[0].numpy()
+    weights = region_weights(counts, "occupied", 0.0)[0].numpy()
     weights = weights * _ratio(gradient.sum(), (weights * gradient).sum())
     region = np.minimum((authentic * BOX_REGIONS).astype(np.int64), BOX_REGIONS - 1)
     return {
