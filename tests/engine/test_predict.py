@@ -107,12 +107,23 @@ def test_the_results_of_a_folder_and_of_a_data_set_do_not_depend_on_the_batch_si
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8)]
+    "picture",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+        torch.zeros(8),
+        torch.zeros(8, 8, 3),
+        torch.zeros(3, 0, 8),
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+    ],
 )
 def test_an_array_of_another_form_is_refused_with_the_form_to_give(
-    detector: Detector, picture: np.ndarray
+    detector: Detector, picture: np.ndarray | torch.Tensor
 ) -> None:
-    with pytest.raises(DataError, match=r"uint8 \[H, W, 3\]"):
+    with pytest.raises(DataError, match=r"a picture of shape .* give uint8 \[H, W, 3\]"):
         detector.predict(picture)
 
 

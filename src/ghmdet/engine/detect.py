@@ -79,21 +79,21 @@ def to_tensor(picture: Any) -> Tensor:
     Raises:
         DataError: a file that cannot be read, or an array of another form.
     """
-    if isinstance(picture, Tensor):
-        return picture
     if isinstance(picture, str | Path):
-        pixels = read_picture(Path(picture))
-    elif isinstance(picture, Image.Image):
-        pixels = picture_tensor(picture)
+        return read_picture(Path(picture)).float() / 255
+    if isinstance(picture, Image.Image):
+        return picture_tensor(picture).float() / 255
+    if isinstance(picture, Tensor):
+        shape, right = tuple(picture.shape), picture.is_floating_point() and picture.shape[:1] == (3,)
     else:
-        array = np.asarray(picture)
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-            raise DataError(
-                f"a picture of shape {array.shape} and type {array.dtype}: give uint8 [H, W, 3], a float tensor"
-                " [3, H, W] in 0..1, a Pillow picture or a file name"
-            )
-        pixels = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    return pixels.float() / 255
+        picture = np.asarray(picture)
+        shape, right = picture.shape, picture.dtype == np.uint8 and picture.shape[2:] == (3,)
+    if not right or len(shape) != 3 or 0 in shape:
+        raise DataError(
+            f"a picture of shape {shape} and type {picture.dtype}: give uint8 [H, W, 3], a float tensor [3, H, W] in"
+            " 0..1, a Pillow picture or a file name"
+        )
+    return picture if isinstance(picture, Tensor) else torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
 
 
 @torch.inference_mode()
