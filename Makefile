@@ -16,6 +16,8 @@ test: lint
 
 # Adds rows to benchmarks/results and draws docs/performance.md; the machine should have nothing else to do.
 bench: .venv/installed
+	$(BIN)/python benchmarks/class_losses.py --threads 1
+	$(BIN)/python benchmarks/class_losses.py --threads 2
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/train_step.py
