@@ -11,7 +11,7 @@ from typing import Any
 
 from ghmdet.engine.settings import VALIDATIONS
 
-SCORING = 2.0
+SCORING = 4.0
 """Seconds of a validation that its pictures do not explain: scoring, drawing, saving."""
 END = 3.0
 """Seconds from a run's last line to the end of its process, which gives back gigabytes: 2.4 s on a busy machine."""
