@@ -15,7 +15,7 @@ from ghmdet.functional._arguments import (
     regression_arguments,
 )
 from ghmdet.functional._forms import check_impl, harmonized
-from ghmdet.functional.density import MinCount, RegionCounts, check_options, region_weights
+from ghmdet.functional.density import MinCount, RegionCounts, Weighting
 from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1, CrossEntropy, Loss
 from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, world_size
@@ -51,14 +51,16 @@ class _Harmonized(nn.Module):
         if normalize is None:
             normalize = "occupied" if self.min_count == 0.0 else self.guarded_normalize
         self.normalize = normalize
-        check_options(bins, normalize, self.min_count, positives=self.guard == "positives")
+        self.per_class = num_classes is not None
+        self.options = Weighting(bins, "unit-region", normalize, self.min_count, self.per_class).checked(
+            positives=self.guard == "positives"
+        )
         plain = normalize == "occupied" and self.min_count == 0.0
         if compat and not (plain and num_classes is None and accumulation_steps == 1):
             raise GhmdetError(
                 'compat="mmdet" has fixed settings: leave normalize, min_count, per_class and accumulation_steps'
             )
         self.loss = loss
-        self.per_class = num_classes is not None
         self.compat = compat
         self.reduction = reduction
         self.impl = impl
@@ -68,7 +70,6 @@ class _Harmonized(nn.Module):
             num_classes=1 if num_classes is None else num_classes,
             accumulation_steps=accumulation_steps,
         )
-        self.bins = self.spectrum.bins
 
     def forward(
         self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
@@ -81,9 +82,8 @@ class _Harmonized(nn.Module):
         return harmonized(
             self.loss,
             self._arguments(inputs, targets, valid, weight),
+            self.options,
             self._weigh,
-            bins=self.bins,
-            per_class=self.per_class,
             reduction=self.reduction,
             impl=self.impl,
         )
@@ -96,7 +96,7 @@ class _Harmonized(nn.Module):
         if self.spectrum.moves and not self.compat:
             batch, ranks = RegionCounts(sum_over_ranks(batch.table)), world_size()
         counts = self.spectrum.update(batch)
-        table = region_weights(counts, self.normalize, self.min_count, batch)
+        table = self.options.table(counts, batch)
         # The mean over all ranks' elements, as an average of the ranks gives it.
         elements = batch.examples.sum().clamp_min(1)
         return table, elements / ranks if ranks > 1 else elements

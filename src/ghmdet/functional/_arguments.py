@@ -12,19 +12,6 @@ from ghmdet.errors import GhmdetError, unknown_name
 REDUCTIONS = ("mean", "sum", "none")
 
 
-class Elements(NamedTuple):
-    """The arguments of a loss, all of the inputs' shape and free of whatever stood at masked places.
-
-    Inputs and targets are float32 (float64 for float64 inputs) whatever precision came in, and 0 where not valid,
-    so that a NaN there reaches neither the value nor a gradient.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    valid: Tensor
-    weight: Tensor | None
-
-
 class Arguments(NamedTuple):
     """The arguments of a loss as they came, checked: nothing is of the inputs' shape that was not given so.
 
@@ -42,19 +29,60 @@ class Arguments(NamedTuple):
         """Whether the targets are class labels."""
         return self.targets.shape != self.inputs.shape
 
+    def expanded(self) -> Elements:
+        """All of the inputs' shape."""
+        inputs, targets, valid, weight = self
+        if valid is None:
+            valid = torch.ones((), dtype=torch.bool, device=inputs.device)
+        valid = valid.expand(inputs.shape) if valid.dim() == 0 else expand("valid", valid, inputs)
+        if self.labels:
+            classes = torch.arange(inputs.shape[1], device=inputs.device)
+            targets = targets.unsqueeze(1) == classes.view(1, -1, *[1] * (inputs.dim() - 2))
+        dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        if weight is not None:
+            weight = torch.where(valid, expand("weight", weight, inputs).to(dtype), 0.0)
+        inputs, targets = (torch.where(valid, tensor.to(dtype), 0.0) for tensor in (inputs, targets))
+        return Elements(inputs, targets, valid, weight)
+
+
+class Elements(NamedTuple):
+    """The arguments of a loss, all of the inputs' shape and free of whatever stood at masked places.
+
+    Inputs and targets are float32 (float64 for float64 inputs) whatever precision came in, and 0 where not valid,
+    so that a NaN there reaches neither the value nor a gradient.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    valid: Tensor
+    weight: Tensor | None
+
+    def reduce(self, loss: Tensor, reduction: str, count: Tensor | None = None) -> Tensor:
+        """The weighted loss reduced over the valid elements; "mean" divides by `count`, else their number or 1."""
+        if self.weight is not None:
+            loss = loss * self.weight
+        loss = torch.where(self.valid, loss, 0.0)
+        if reduction == "none":
+            return loss
+        if reduction == "sum":
+            return loss.sum()
+        return loss.sum() / (self.valid.sum().clamp_min(1) if count is None else count)
+
 
 def class_arguments(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
 ) -> Arguments:
     """The arguments of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
-    check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
-    _check_inputs(inputs)
-    _check_masks(inputs, valid, weight)
+    _check(inputs, targets, valid, weight)
+    readable = values_can_be_read(inputs) and targets.numel() > 0
     if targets.shape == inputs.shape:
-        if values_can_be_read(inputs) and targets.numel():
-            least, greatest = targets.aminmax()
-            if not (float(least) >= 0 and float(greatest) <= 1):
-                _check_inside(inputs, targets, valid)
+        if readable and not _lies_in(targets, 1):
+            counted = targets if valid is None else torch.where(expand("valid", valid, inputs), targets, 0)
+            if not _lies_in(counted, 1):
+                raise GhmdetError(
+                    f"targets must lie in 0..1, found {value_range(counted)}; integer class labels have the "
+                    f"inputs' shape {tuple(inputs.shape)} without dimension 1"
+                )
         return Arguments(inputs, targets, valid, weight)
     if inputs.dim() < 2 or targets.shape != _without_classes(inputs):
         raise GhmdetError(
@@ -69,12 +97,17 @@ def class_arguments(
             f"and 1 the background. Give targets of the inputs' shape {tuple(inputs.shape)}: labels.unsqueeze(1) "
             "where 1 is the object, or (labels == 0).unsqueeze(1) with valid=labels >= 0 where 0 is"
         )
-    if values_can_be_read(inputs) and targets.numel():
-        least, greatest = targets.aminmax()
-        if int(greatest) > inputs.shape[1]:
-            _check_labels(inputs, targets, valid)
-        if int(least) >= 0:
-            return Arguments(inputs, targets, valid, weight)
+    if readable and not _lies_in(targets, inputs.shape[1]):
+        above = targets > inputs.shape[1]
+        if valid is not None:
+            above &= valid if valid.shape == targets.shape else valid.any(1)
+        if bool(above.any()):
+            raise GhmdetError(
+                f"label {int(targets.max())} is outside 0..{inputs.shape[1] - 1} (classes), {inputs.shape[1]} "
+                "(background) and the negative numbers (ignored)"
+            )
+    elif readable:
+        return Arguments(inputs, targets, valid, weight)  # none is ignored
     counted = targets >= 0
     if valid is not None:
         counted = valid & (counted if valid.shape == targets.shape else counted.unsqueeze(1))
@@ -85,58 +118,12 @@ def regression_arguments(
     inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
 ) -> Arguments:
     """The arguments of a regression: targets of the inputs' shape, of any value."""
-    check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
-    _check_inputs(inputs)
+    _check(inputs, targets, valid, weight)
     if targets.shape != inputs.shape:
         raise GhmdetError(
             f"targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}: they must be equal"
         )
-    _check_masks(inputs, valid, weight)
     return Arguments(inputs, targets, valid, weight)
-
-
-def expand_all(arguments: Arguments) -> Elements:
-    """The arguments of a loss, all of the inputs' shape."""
-    inputs, targets, valid, weight = arguments
-    if valid is None:
-        valid = torch.ones((), dtype=torch.bool, device=inputs.device).expand(inputs.shape)
-    else:
-        valid = expand("valid", valid, inputs)
-    if arguments.labels:
-        classes = torch.arange(inputs.shape[1], device=inputs.device).view(1, -1, *[1] * (inputs.dim() - 2))
-        targets = targets.unsqueeze(1) == classes
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    if weight is not None:
-        weight = torch.where(valid, expand("weight", weight, inputs).to(dtype), 0.0)
-    return Elements(
-        torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid, weight
-    )
-
-
-def class_elements(
-    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-) -> Elements:
-    """`class_arguments`, all of the inputs' shape."""
-    return expand_all(class_arguments(inputs, targets, valid, weight))
-
-
-def regression_elements(
-    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-) -> Elements:
-    """`regression_arguments`, all of the inputs' shape."""
-    return expand_all(regression_arguments(inputs, targets, valid, weight))
-
-
-def reduce(loss: Tensor, elements: Elements, reduction: str, count: Tensor | None = None) -> Tensor:
-    """The weighted loss reduced over the valid elements; "mean" divides by `count`, by default their number or 1."""
-    if elements.weight is not None:
-        loss = loss * elements.weight
-    loss = torch.where(elements.valid, loss, 0.0)
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    return loss.sum() / (elements.valid.sum().clamp_min(1) if count is None else count)
 
 
 def check_tensors(**arguments: object) -> None:
@@ -190,14 +177,13 @@ def _without_classes(inputs: Tensor) -> torch.Size:
     return inputs.shape[:1] + inputs.shape[2:]
 
 
-def _check_inputs(inputs: Tensor) -> None:
+def _check(inputs: Tensor, targets: Tensor, valid: Tensor | None, weight: Tensor | None) -> None:
+    """Raise for an argument of a wrong kind, or a mask or weight of a wrong shape."""
+    check_tensors(inputs=inputs, targets=targets, valid=valid, weight=weight)
     if not inputs.is_floating_point():
         raise GhmdetError(f"inputs must be floating point, not {inputs.dtype}")
     if inputs.dim() == 0:
         raise GhmdetError("inputs must have at least one dimension, found shape ()")
-
-
-def _check_masks(inputs: Tensor, valid: Tensor | None, weight: Tensor | None) -> None:
     if valid is not None:
         if valid.dtype != torch.bool:
             raise GhmdetError(
@@ -210,27 +196,10 @@ def _check_masks(inputs: Tensor, valid: Tensor | None, weight: Tensor | None) ->
         expand("weight", weight, inputs)
 
 
-def _check_inside(inputs: Tensor, targets: Tensor, valid: Tensor | None) -> None:
-    """Raise if a target that counts is outside 0..1."""
-    if valid is not None:
-        targets = torch.where(expand("valid", valid, inputs), targets, 0)
-    if not bool(((targets >= 0) & (targets <= 1)).all()):
-        raise GhmdetError(
-            f"targets must lie in 0..1, found {value_range(targets)}; integer class labels have the "
-            f"inputs' shape {tuple(inputs.shape)} without dimension 1"
-        )
-
-
-def _check_labels(inputs: Tensor, labels: Tensor, valid: Tensor | None) -> None:
-    """Raise if a label that counts is above K."""
-    above = labels > inputs.shape[1]
-    if valid is not None:
-        above = above & (valid if valid.shape == labels.shape else valid.any(1))
-    if bool(above.any()):
-        raise GhmdetError(
-            f"label {int(labels.max())} is outside 0..{inputs.shape[1] - 1} (classes), {inputs.shape[1]} (background) "
-            "and the negative numbers (ignored)"
-        )
+def _lies_in(tensor: Tensor, most: int) -> bool:
+    """Whether all values lie in 0..`most`."""
+    least, greatest = tensor.aminmax()
+    return least.item() >= 0 and greatest.item() <= most
 
 
 def populations(tensor: Tensor, per_class: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from ghmdet.errors import unknown_name
 from ghmdet.functional import _fused, naive
 from ghmdet.functional._arguments import Arguments, is_traced
-from ghmdet.functional.density import class_count
+from ghmdet.functional.density import Weigh, Weighting, class_count
 
 IMPLS = ("auto", "reference", "torch")
 _log = logging.getLogger("ghmdet")
@@ -20,24 +20,21 @@ _log = logging.getLogger("ghmdet")
 def harmonized(
     loss: naive.Loss,
     arguments: Arguments,
-    weigh: naive.Weigh | None = None,
+    options: Weighting | None,
+    weigh: Weigh | None = None,
     *,
-    bins: int = 1,
-    per_class: bool = False,
     reduction: str,
     impl: str,
 ) -> Tensor:
     """1/N Σ β_i L_i as by `naive.harmonized`, by the form called `impl` where it has what is asked for."""
     check_impl(impl)
-    class_count(arguments.inputs, per_class)
-    why_not = _needs_reference(loss, arguments)
-    if impl == "reference" or why_not:
-        form, why = naive.harmonized, why_not
-    else:
-        form, why = _fused.harmonized, "the fastest measured on a CPU"
+    class_count(arguments.inputs, options is not None and options.per_class)
+    why_not = _needs_reference(loss, arguments, options)
     if impl == "auto" and not is_traced():
-        _say_once("reference" if why_not else "torch", why, arguments.inputs.device.type)
-    return form(loss, arguments, weigh, bins, per_class, reduction)
+        _say_once(why_not, arguments.inputs.device.type)
+    if impl == "reference" or why_not:
+        return naive.harmonized(loss, arguments, options, weigh, reduction)
+    return _fused.harmonized(loss, arguments, options, weigh, reduction)
 
 
 def check_impl(impl: str) -> None:
@@ -46,20 +43,25 @@ def check_impl(impl: str) -> None:
         raise unknown_name("impl", impl, IMPLS)
 
 
-def _needs_reference(loss: naive.Loss, arguments: Arguments) -> str:
+def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting | None) -> str:
     """Why the fused form cannot be had; "" where it can."""
+    tensors = [x for x in (arguments.inputs, arguments.targets, arguments.weight) if x is not None]
     if is_traced():
         return "one graph, which whoever traces it may fuse"
-    tensors = [x for x in (arguments.inputs, arguments.targets, arguments.weight) if x is not None]
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
         return "forward-mode derivatives"
     if any(x.requires_grad for x in tensors[1:]):
         return "targets or weight want a gradient"
     if isinstance(loss, naive.Focal) and not arguments.labels:
         return "targets may be soft"
-    return ""
+    return 'method="exact"' if options is not None and options.method == "exact" else ""
 
 
 @functools.cache
-def _say_once(chosen: str, why: str, device: str) -> None:
-    _log.debug('losses: impl="auto" takes "%s" on %s: %s', chosen, device, why)
+def _say_once(why_not: str, device: str) -> None:
+    chosen = (
+        f'"reference" on {device}: {why_not}'
+        if why_not
+        else f'"torch" on {device}: the fastest measured on a CPU'
+    )
+    _log.debug('losses: impl="auto" takes %s', chosen)

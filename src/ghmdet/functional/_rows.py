@@ -29,24 +29,24 @@ class Rows:
         self.x = self.of(inputs.detach()).contiguous()
         self.number, self.classes = self.x.shape
         self.weight = None if weight is None else self.of(weight)
-        self.valid = None if valid is None else self.of(valid)
-        self.ignored: Tensor | None = None  # rows, where the mask is one of rows on a CPU
+        self.valid = None if valid is None or (self.on_cpu and bool(valid.all())) else self.of(valid)
         self.targets: Tensor | None = None
         if arguments.labels:
             self.places, self.at_places = self._labelled(targets.reshape(-1))
         else:
             self.places, self.at_places = self._not_zero(self.of(targets))
         if self.on_cpu and self.valid is not None:
-            self._look_at_mask(self.valid)
+            kept = self.at(self.valid, self.places)
+            self.places, self.at_places = self.places[kept], self.at_places[kept]
 
         self.size = CPU_BLOCK if self.on_cpu else DEVICE_BLOCK
-        limit = self.size // max(self.classes, 1) // GROUP
         groups = -(-self.number // GROUP)
-        blocks = -(-groups // max(limit, 1))
+        blocks = -(-groups // max(self.size // max(self.classes, 1) // GROUP, 1))
         self.height = GROUP * -(-groups // max(blocks, 1))  # rows of a block
-        self.edges = [min(i * self.height, self.number) for i in range(blocks + 1)]
-        self.cuts = self._cuts(self.places, self.classes)
-        self.row_cuts = self._cuts(self.ignored, 1)
+        self.edges = self.cuts = [min(i * self.height, self.number) for i in range(blocks + 1)]
+        if self.on_cpu:  # where the places of each block begin
+            edges = torch.tensor([edge * self.classes for edge in self.edges], device="cpu")
+            self.cuts = torch.searchsorted(self.places, edges).tolist()
 
     def of(self, tensor: Tensor) -> Tensor:
         """A tensor of the inputs' shape, or of that without dimension 1, as rows."""
@@ -59,7 +59,7 @@ class Rows:
         rows = rows[: self.number]
         if len(self.shape) == 2:
             return rows
-        return rows.view(self.shape[:1] + self.shape[2:] + self.shape[1:2]).movedim(
+        return rows.view(*self.shape[:1], *self.shape[2:], *self.shape[1:2]).movedim(
             -1, min(1, len(self.shape) - 1)
         )
 
@@ -69,20 +69,17 @@ class Rows:
         targets = None if self.targets is None else self.targets[rows].to(self.dtype).contiguous()
         return rows, self.x[rows].to(self.dtype), targets
 
-    def clear(self, first: int, last: int, *tensors: Tensor) -> None:
-        """Set 0 in tensors of those blocks where an element does not count or stands apart."""
+    def clear(self, first: int, last: int, tensor: Tensor) -> Tensor:
+        """Set 0 in a tensor of those blocks where an element does not count or stands apart."""
         start, stop = self.edges[first], self.edges[last]
-        i, j = self.row_cuts[first], self.row_cuts[last]
-        ignored = None if self.ignored is None or i == j else self.ignored[i:j] - start
-        i, j = self.cuts[first], self.cuts[last]
-        places = None if i == j else self.places[i:j] - start * self.classes
-        for tensor in tensors:
-            if self.valid is not None:
-                tensor.masked_fill_(~self.valid[start:stop], 0)
-            if ignored is not None:
-                tensor.index_fill_(0, ignored, 0)
-            if places is not None:
-                tensor.view(-1).index_fill_(0, places, 0)
+        if self.valid is not None and self.on_cpu and self.valid.shape[1] == 1:
+            tensor.index_fill_(0, (~self.valid[start:stop, 0]).nonzero()[:, 0], 0)
+        elif self.valid is not None:
+            tensor.masked_fill_(~self.valid[start:stop], 0)
+        if self.cuts[first] < self.cuts[last]:
+            places = self.places[self.cuts[first] : self.cuts[last]] - start * self.classes
+            tensor.view(-1).index_fill_(0, places, 0)
+        return tensor
 
     def at(self, tensor: Tensor, places: Tensor) -> Tensor:
         """What a tensor as rows has at flat places."""
@@ -91,24 +88,20 @@ class Rows:
 
     def examples(self) -> Tensor:
         """The number of elements that count of each class, [K]."""
-        if self.valid is not None:
-            return self.valid.sum(0).expand(self.classes)
-        number = self.number - (0 if self.ignored is None else len(self.ignored))
-        return torch.full((self.classes,), number, device=self.x.device)
+        if self.valid is None:
+            return torch.full((self.classes,), self.number, device=self.x.device)
+        return self.valid.sum(0).expand(self.classes)
 
     def positives(self) -> Tensor:
-        """The number of elements with a target of at least 1/2 of each class, [K]."""
+        """The number of elements that count and have a target of at least 1/2 of each class, [K]."""
+        if self.targets is not None:
+            positive = self.targets >= 0.5
+            return (positive if self.valid is None else positive & self.valid).sum(0)
+        positive = self.at_places >= 0.5
+        if self.valid is not None and not self.on_cpu:
+            positive &= self.at(self.valid, self.places)
         sums = torch.zeros(self.classes, dtype=torch.int64, device=self.x.device)
-        if self.targets is None:
-            counted = self.at_places >= 0.5
-            if self.valid is not None and not self.on_cpu:
-                counted &= self.at(self.valid, self.places)
-            return sums.index_add_(0, self.places % max(self.classes, 1), counted.to(sums.dtype))
-        for i in range(len(self.edges) - 1):
-            positive = (self.targets[self.edges[i] : self.edges[i + 1]] >= 0.5).contiguous()
-            self.clear(i, i + 1, positive)
-            sums += positive.sum(0)
-        return sums
+        return sums.index_add_(0, self.places % max(self.classes, 1), positive.to(sums.dtype))
 
     def _labelled(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.on_cpu:
@@ -116,11 +109,9 @@ class Rows:
             # A negative label is masked, and so is its place.
             places = labels.index_select(0, row).clamp_(0).add(row, alpha=self.classes)
             return places, self.x.new_ones(len(places), dtype=self.dtype)
-        positive = (labels >= 0) & (labels < self.classes)
-        places = self.classes * torch.arange(self.number, device=labels.device) + labels.clamp(
-            0, self.classes - 1
-        )
-        return places, positive.to(self.dtype)
+        own = labels.clamp(0, self.classes - 1)
+        places = self.classes * torch.arange(self.number, device=labels.device) + own
+        return places, (own == labels).to(self.dtype)
 
     def _not_zero(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The places that stand apart and their targets, or none, and `targets` as they are."""
@@ -130,27 +121,6 @@ class Rows:
             return places, flat.index_select(0, places).to(self.dtype)
         self.targets = targets
         return flat.new_empty(0, dtype=torch.int64), flat.new_empty(0, dtype=self.dtype)
-
-    def _look_at_mask(self, valid: Tensor) -> None:
-        """A mask of nothing is none; one of whole rows is a list of those that are ignored."""
-        self.valid = None
-        if bool(valid.all()):
-            return
-        kept = self.at(valid, self.places)
-        self.places, self.at_places = self.places[kept], self.at_places[kept]
-        if valid.shape[1] == 1:
-            self.ignored = (~valid[:, 0]).nonzero()[:, 0]
-        else:
-            self.valid = valid
-
-    def _cuts(self, places: Tensor | None, width: int) -> list[int]:
-        """Where those of each block begin in sorted places, each row of which has `width`."""
-        if not self.on_cpu:
-            return self.edges
-        if places is None or not len(places):
-            return [0] * len(self.edges)
-        edges = [edge * width for edge in self.edges]
-        return torch.searchsorted(places, torch.tensor(edges, device="cpu")).tolist()
 
 
 def is_cpu(tensor: Tensor) -> bool:

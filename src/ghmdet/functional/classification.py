@@ -10,22 +10,12 @@ from ghmdet.functional._arguments import (
     check_reduction,
     check_tensors,
     class_arguments,
-    class_elements,
-    expand_all,
     from_populations,
     is_traced,
     populations,
-    reduce,
 )
 from ghmdet.functional._forms import harmonized
-from ghmdet.functional.density import (
-    MinCount,
-    check_options,
-    class_count,
-    method_weights,
-    weights,
-    window_cells,
-)
+from ghmdet.functional.density import MinCount, Weighting, class_count
 from ghmdet.functional.naive import CrossEntropy, Focal
 
 
@@ -44,7 +34,7 @@ def binary_cross_entropy(
     """
     check_reduction(reduction)
     check_tensors(class_weight=class_weight)
-    elements = class_elements(inputs, targets, valid, weight)
+    elements = class_arguments(inputs, targets, valid, weight).expanded()
     loss = CrossEntropy()(elements.inputs, elements.targets)
     if class_weight is not None:
         if inputs.dim() < 2 or class_weight.shape != inputs.shape[1:2]:
@@ -53,7 +43,7 @@ def binary_cross_entropy(
                 "weight for each class along dimension 1"
             )
         loss = loss * class_weight.to(loss.dtype).view(1, -1, *[1] * (inputs.dim() - 2))
-    return reduce(loss, elements, reduction)
+    return elements.reduce(loss, reduction)
 
 
 def ghm_c_loss(
@@ -94,23 +84,10 @@ def ghm_c_loss(
     >>> ghm_c_loss(logits, torch.tensor([0.0, 0.0, 0.0, 1.0]))
     tensor(0.1657)
     """
-    check_options(bins, normalize, min_count, method)
+    options = Weighting(bins, method, normalize, min_count, per_class).checked()
     check_reduction(reduction)
-    arguments, loss = class_arguments(inputs, targets, valid, weight), CrossEntropy()
-    if method == "exact":
-        every = expand_all(arguments)
-        norm = loss.norm(every.inputs, every.targets)
-        beta = weights(norm, every.targets, every.valid, bins, method, normalize, min_count, per_class)
-        return reduce(beta * loss(every.inputs, every.targets), every, reduction)
-    return harmonized(
-        loss,
-        arguments,
-        lambda counts: (method_weights(counts, method, normalize, min_count), None),
-        bins=bins * window_cells(method),
-        per_class=per_class,
-        reduction=reduction,
-        impl=impl,
-    )
+    arguments = class_arguments(inputs, targets, valid, weight)
+    return harmonized(CrossEntropy(), arguments, options, reduction=reduction, impl=impl)
 
 
 def sigmoid_focal_loss(
@@ -136,7 +113,7 @@ def sigmoid_focal_loss(
         raise GhmdetError(f"gamma must be at least 0, not {gamma!r}")
     check_reduction(reduction)
     arguments = class_arguments(inputs, targets, valid, weight)
-    return harmonized(Focal(alpha, gamma), arguments, reduction=reduction, impl=impl)
+    return harmonized(Focal(alpha, gamma), arguments, None, reduction=reduction, impl=impl)
 
 
 def ohem_loss(
@@ -160,7 +137,7 @@ def ohem_loss(
     if not ratio >= 0:
         raise GhmdetError(f"ratio must be at least 0, not {ratio!r}")
     check_reduction(reduction)
-    elements = class_elements(inputs, targets, valid, weight)
+    elements = class_arguments(inputs, targets, valid, weight).expanded()
     class_count(elements.inputs, per_class)
     loss = CrossEntropy()(elements.inputs, elements.targets)
     with torch.no_grad():
@@ -175,4 +152,4 @@ def ohem_loss(
         keep = torch.round(ratio * populations(positive, per_class).sum(1, keepdim=True).clamp_min(1)).long()
         chosen = from_populations(rank < keep, loss, per_class)
         kept = positive | (elements.valid & chosen)
-    return reduce(loss, elements._replace(valid=kept), reduction)
+    return elements._replace(valid=kept).reduce(loss, reduction)

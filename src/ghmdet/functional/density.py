@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional._arguments import (
     check_tensors,
-    class_elements,
+    class_arguments,
     from_populations,
     populations,
     value_range,
@@ -50,20 +51,78 @@ class RegionCounts(NamedTuple):
         """P, the number of examples whose target is at least 1/2: [C]."""
         return self.table[:, -1]
 
+
+Weigh = Callable[[RegionCounts], tuple[Tensor, Tensor | None]]
+"""From the counts of a batch, β of each region [C, M], and what "mean" divides by (None: the valid elements)."""
+
+
+class Weighting(NamedTuple):
+    """The options of the harmonizing weights (see :func:`harmonizing_weights`)."""
+
+    bins: int = 30
+    method: str = "unit-region"
+    normalize: str = "occupied"
+    min_count: MinCount = 0.0
+    per_class: bool = False
+
+    def checked(self, positives: bool = True) -> Weighting:
+        """Itself; raises for an option that is misspelt or out of range. Without `positives` there is no P."""
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
+        if self.normalize not in NORMALIZE:
+            raise unknown_name("normalize", self.normalize, NORMALIZE)
+        if self.min_count == "positives" and not positives:
+            raise GhmdetError(
+                'min_count="positives" has no meaning in a regression: give "mean" or a number of examples'
+            )
+        if isinstance(self.min_count, str):
+            if self.min_count not in ("positives", "mean"):
+                raise unknown_name("min_count", self.min_count, ["positives", "mean"])
+        elif not 0 <= self.min_count < float("inf"):
+            raise GhmdetError(f'min_count must be at least 0, "positives" or "mean", not {self.min_count!r}')
+        return self._replace(bins=check_whole("bins", self.bins))
+
     @property
-    def occupied(self) -> Tensor:
-        """The number of regions that hold an example: [C]."""
-        return (self.regions > 0).sum(1).to(self.table.dtype)
+    def cells(self) -> int:
+        """How many columns of `RegionCounts.regions` the method counts: the regions, or their grid."""
+        return self.bins * WINDOW if self.method == "prefix" else self.bins
 
-    def windows(self, window: int) -> tuple[Tensor, Tensor]:
-        """The examples in the `window` columns of `regions` around each, [C, M], and how many columns those are, [M].
+    def table(self, counts: RegionCounts, batch: RegionCounts | None = None) -> Tensor:
+        """β of each column of `counts.regions` [C, M], 0 where it is empty.
 
-        At the ends of the range there are fewer. Two look-ups in a prefix sum; float64.
+        The occupied part of the range is that of the `batch`, where the counts are an average.
         """
-        ends = F.pad(self.regions.double().cumsum(1), (1, 0))
-        first = torch.arange(self.regions.shape[1], device=ends.device) - window // 2
-        below, up_to = first.clamp_min(0), (first + window).clamp_max(len(first))
-        return ends.index_select(1, up_to) - ends.index_select(1, below), (up_to - below).double()
+        regions = counts.regions
+        beta = self._beta(counts, *self.windows(regions))
+        if self.normalize == "occupied":
+            present = regions if batch is None else batch.regions
+            beta = beta / _occupied(present, *self.windows(present))
+        return beta.masked_fill(regions <= 0, 0.0).to(counts.table.dtype)
+
+    def exact(self, counts: RegionCounts, norm: Tensor, valid: Tensor) -> Tensor:
+        """β of each gradient norm, by the window around it; 0 where it is not valid."""
+        rows, mask = populations(norm, self.per_class), populations(valid, self.per_class)
+        inside, length = _window_counts(rows, mask, 1 / self.bins)
+        width = length * self.bins
+        beta = self._beta(counts, inside, width)
+        if self.normalize == "occupied":
+            beta = beta / _occupied(mask, inside, width)
+        return from_populations(beta.masked_fill(~mask, 0.0).to(norm.dtype), norm, self.per_class)
+
+    def _beta(self, counts: RegionCounts, inside: Tensor, width: Tensor | float) -> Tensor:
+        """N / max(inside, floor) of windows of so many ε, over all M of them where that is asked for."""
+        if self.min_count == "positives":
+            floor = counts.positives.clamp_min(1)
+        elif self.min_count == "mean":
+            floor = counts.examples / self.bins
+        else:
+            floor = torch.full_like(counts.positives, float(self.min_count))
+        share = counts.examples.mean() / (self.bins if self.normalize == "all" else 1)
+        return share * width / torch.maximum(inside, floor.unsqueeze(1))
+
+    def windows(self, regions: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The examples in the window around each column [C, M], and how many ε it is wide; float64 for a grid."""
+        return _grid_windows(regions) if self.method == "prefix" else (regions, 1.0)
 
 
 def gradient_density(
@@ -90,19 +149,16 @@ def gradient_density(
     """
     if not 0 < epsilon <= 1:
         raise GhmdetError(f"epsilon must lie in (0, 1], not {epsilon!r}")
-    _check_method(method)
+    options = Weighting(method=method).checked()
     norm, _, mask = _norm_elements(gradient_norm, None, valid)
-    with torch.no_grad():
-        if method == "exact":
-            count, length = _window_counts(populations(norm, False), populations(mask, False), epsilon)
-            density = (count / length).view(norm.shape).to(norm.dtype)
-        else:
-            window = window_cells(method)
-            cells = round(window / epsilon)
-            index = region_index(norm, mask, cells, per_class=False)
-            count, width = count_regions(index, None, cells, False, norm.dtype).windows(window)
-            density = look_up((count * cells / width).to(norm.dtype), index)
-        return torch.where(mask, density, 0.0)
+    if method == "exact":
+        inside, length = _window_counts(populations(norm, False), populations(mask, False), epsilon)
+        return torch.where(mask, (inside / length).view(norm.shape), 0.0).to(norm.dtype)
+    window = WINDOW if method == "prefix" else 1
+    cells = round(window / epsilon)
+    index = region_index(norm, mask, cells)
+    inside, width = options.windows(count_regions(index, None, cells, 1, norm.dtype).regions)
+    return look_up((inside * cells / (width * window)).to(norm.dtype), index)
 
 
 def harmonizing_weights(
@@ -138,37 +194,27 @@ def harmonizing_weights(
     >>> harmonizing_weights(torch.tensor([0.01, 0.02, 0.99]))
     tensor([0.7500, 0.7500, 1.5000])
     """
-    check_options(bins, normalize, min_count, method)
+    options = Weighting(bins, method, normalize, min_count, per_class).checked()
     if min_count == "positives" and targets is None:
         raise GhmdetError('min_count="positives" needs the targets, to count the positives')
-    norm, dense, mask = _norm_elements(gradient_norm, targets, valid)
-    return weights(norm, dense, mask, bins, method, normalize, min_count, per_class)
+    return weights(*_norm_elements(gradient_norm, targets, valid), options)[0]
 
 
-@torch.no_grad()
 def weights(
-    norm: Tensor,
-    targets: Tensor | None,
-    valid: Tensor,
-    bins: int,
-    method: str,
-    normalize: str,
-    min_count: MinCount,
-    per_class: bool,
-) -> Tensor:
-    """β of gradient norms, targets and mask that are already of one shape; options already checked."""
-    norm, window = norm.detach(), window_cells(method)
-    index = region_index(norm, valid, bins * window, per_class)
-    counts = count_regions(index, targets, bins * window, per_class, norm.dtype)
-    if method != "exact":
-        return look_up(method_weights(counts, method, normalize, min_count), index)
-    rows, mask = populations(norm, per_class), populations(valid, per_class)
-    count, length = _window_counts(rows, mask, 1 / bins)
-    occupied = torch.where(mask, length / count, 0.0).sum(1) * bins
-    floored = torch.maximum(count, _floor(counts, min_count, bins).unsqueeze(1))
-    scale = counts.examples.mean() / _divisor(occupied, bins, normalize)
-    beta = torch.where(mask, scale.unsqueeze(1) * length * bins / floored, 0.0).to(norm.dtype)
-    return from_populations(beta, norm, per_class)
+    norm: Tensor, targets: Tensor | None, valid: Tensor, options: Weighting, weigh: Weigh | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """β of gradient norms, targets and mask of one shape, and the count that `weigh` gave for a mean.
+
+    Without `weigh`, β is that of the options; with it, `method` is not "exact".
+    """
+    norm = norm.detach()
+    classes = class_count(norm, options.per_class)
+    index = region_index(norm, valid, options.cells, options.per_class)
+    counts = count_regions(index, targets, options.cells, classes, norm.dtype)
+    if options.method == "exact":
+        return options.exact(counts, norm, valid), None
+    table, count = (options.table(counts), None) if weigh is None else weigh(counts)
+    return look_up(table.to(norm.dtype), index), count
 
 
 def unit_region(norm: Tensor, bins: int) -> Tensor:
@@ -182,66 +228,29 @@ def unit_region(norm: Tensor, bins: int) -> Tensor:
     return (norm * bins).to(torch.int32).clamp_(0, bins - 1)
 
 
-def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool) -> Tensor:
+def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool = False) -> Tensor:
     """The place of each element in a flat [C · M + 1] table: its class's region, or the last one where not valid."""
-    num_classes = class_count(norm, per_class)
-    index = unit_region(norm.detach(), bins)
+    index, classes = unit_region(norm, bins), class_count(norm, per_class)
     if per_class:
-        offset = torch.arange(num_classes, device=norm.device, dtype=torch.int32) * bins
-        index = index + offset.view(1, -1, *[1] * (norm.dim() - 2))
-    return torch.where(valid, index, num_classes * bins)
+        first = torch.arange(0, classes * bins, bins, dtype=torch.int32, device=norm.device)
+        index = index + first.view(1, -1, *[1] * (norm.dim() - 2))
+    return torch.where(valid, index, classes * bins)
 
 
 def count_regions(
-    index: Tensor, targets: Tensor | None, bins: int, per_class: bool, dtype: torch.dtype
+    index: Tensor, targets: Tensor | None, bins: int, classes: int, dtype: torch.dtype
 ) -> RegionCounts:
     """The examples of each region from `region_index`, and the positives among the `targets`."""
-    classes = class_count(index, per_class)
     # torch.compile makes atomic additions of int32, and for int64 sorts all elements.
     dtype_of_counts = torch.int32 if index.numel() < 2**31 else torch.int64
     counts = torch.zeros(classes * bins + 1, dtype=dtype_of_counts, device=index.device)
     counts = counts.index_add(0, index.flatten(), counts.new_ones(1).expand(index.numel()))
     regions = counts[:-1].view(classes, bins)
-    if targets is None:
-        positives = torch.zeros(classes, device=index.device)
-    else:
-        positives = populations(targets >= 0.5, per_class).sum(1)
+    positives = regions.new_zeros(classes)
+    if targets is not None:
+        positives = populations(targets >= 0.5, classes > 1).sum(1)
     columns = [regions, regions.sum(1, keepdim=True), positives.unsqueeze(1)]
     return RegionCounts(torch.cat([column.to(dtype) for column in columns], 1))
-
-
-def region_weights(
-    counts: RegionCounts, normalize: str, min_count: MinCount, batch: RegionCounts | None = None
-) -> Tensor:
-    """β of each region [C, M]: mean over classes of N, over max(R, floor) and the divisor; 0 for an empty region.
-
-    Of an average, the occupied regions are those of the `batch`.
-    """
-    regions = counts.regions
-    bins = regions.shape[1]
-    floored = torch.maximum(regions, _floor(counts, min_count, bins).unsqueeze(1))
-    if normalize != "none":
-        floored = floored * _divisor((batch or counts).occupied, bins, normalize).unsqueeze(1)
-    return (counts.examples.mean() / floored).masked_fill(regions <= 0, 0.0)
-
-
-def method_weights(counts: RegionCounts, method: str, normalize: str, min_count: MinCount) -> Tensor:
-    """β of each column of `regions`, [C, M]: of each unit region, or of each grid cell of ``method="prefix"``."""
-    if method == "unit-region":
-        return region_weights(counts, normalize, min_count)
-    examples, width = counts.windows(WINDOW)
-    width = width / WINDOW  # l_ε(g) in windows
-    occupied = torch.where(counts.regions > 0, counts.regions * width / examples, 0.0).sum(1)
-    bins = examples.shape[1] // WINDOW
-    floored = torch.maximum(examples, _floor(counts, min_count, bins).unsqueeze(1))
-    divisor = _divisor(occupied, bins, normalize).unsqueeze(1)
-    beta = torch.where(counts.regions > 0, counts.examples.mean() * width / (floored * divisor), 0.0)
-    return beta.to(counts.table.dtype)
-
-
-def window_cells(method: str) -> int:
-    """How many columns of `RegionCounts.regions` make one window (or unit region) of a method."""
-    return WINDOW if method == "prefix" else 1
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
@@ -259,25 +268,6 @@ def class_count(inputs: Tensor, per_class: bool) -> int:
     return inputs.shape[1] if per_class else 1
 
 
-def check_options(
-    bins: int, normalize: str, min_count: MinCount, method: str = "unit-region", positives: bool = True
-) -> None:
-    """Raise for an option of the harmonizing weights that is misspelt or out of range; without `positives`, no P."""
-    check_whole("bins", bins)
-    _check_method(method)
-    if normalize not in NORMALIZE:
-        raise unknown_name("normalize", normalize, NORMALIZE)
-    if isinstance(min_count, str):
-        if min_count not in ("positives", "mean"):
-            raise unknown_name("min_count", min_count, ["positives", "mean"])
-        if min_count == "positives" and not positives:
-            raise GhmdetError(
-                'min_count="positives" has no meaning in a regression: give "mean" or a number of examples'
-            )
-    elif not 0 <= min_count < float("inf"):
-        raise GhmdetError(f'min_count must be at least 0, "positives" or "mean", not {min_count!r}')
-
-
 def check_whole(name: str, value: object) -> int:
     """An option as an int; raises unless it is a whole number (also numpy's) of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -285,17 +275,12 @@ def check_whole(name: str, value: object) -> int:
     return int(value)
 
 
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-
-
 def _norm_elements(
     gradient_norm: Tensor, targets: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     check_tensors(gradient_norm=gradient_norm)
     dense = torch.zeros_like(gradient_norm) if targets is None else targets
-    norm, dense, mask, _ = class_elements(gradient_norm.detach(), dense, valid)
+    norm, dense, mask, _ = class_arguments(gradient_norm.detach(), dense, valid).expanded()
     if values_can_be_read(norm) and not bool(((norm >= 0) & (norm <= 1)).all()):
         raise GhmdetError(f"gradient norms lie in 0..1, found {value_range(norm)}")
     return norm, None if targets is None else dense, mask
@@ -308,21 +293,24 @@ def _window_counts(norm: Tensor, valid: Tensor, epsilon: float) -> tuple[Tensor,
     ordered, order = torch.where(valid, norm, torch.inf).contiguous().sort(dim=1)
     below = torch.searchsorted(ordered, ordered - epsilon / 2)
     up_to = torch.searchsorted(ordered, ordered + epsilon / 2)
-    count = torch.zeros_like(norm).scatter(1, order, (up_to - below).double())
+    inside = torch.zeros_like(norm).scatter(1, order, (up_to - below).double())
     length = (norm + epsilon / 2).clamp_max(1) - (norm - epsilon / 2).clamp_min(0)
-    return count, length
+    return inside, length
 
 
-def _floor(counts: RegionCounts, min_count: MinCount, bins: int) -> Tensor:
-    if min_count == "positives":
-        return counts.positives.clamp_min(1)
-    if min_count == "mean":
-        return counts.examples / bins
-    return torch.full_like(counts.positives, min_count)
+def _grid_windows(regions: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples in the window around each column of a grid [C, G], and how many ε it is wide [G]; float64.
+
+    At the ends of the range there are fewer columns. Two look-ups in a prefix sum.
+    """
+    ends = F.pad(regions.double().cumsum(1), (1, 0))
+    first = torch.arange(regions.shape[1], device=ends.device) - WINDOW // 2
+    below, up_to = first.clamp_min(0), (first + WINDOW).clamp_max(len(first))
+    inside = ends.index_select(1, up_to) - ends.index_select(1, below)
+    return inside, (up_to - below).double() / WINDOW
 
 
-def _divisor(occupied: Tensor, bins: int, normalize: str) -> Tensor:
-    """By how many regions the weights are divided: all M, the occupied ones, or none."""
-    if normalize == "occupied":
-        return occupied.clamp_min(torch.finfo(occupied.dtype).tiny)
-    return torch.full_like(occupied, bins if normalize == "all" else 1)
+def _occupied(number: Tensor, inside: Tensor, width: Tensor | float) -> Tensor:
+    """How many ε of the range hold examples [C, 1]: each window's share, for as many examples as it stands for."""
+    occupied = torch.where(number > 0, number * width / inside, 0.0).sum(1, keepdim=True)
+    return occupied.clamp_min(torch.finfo(occupied.dtype).tiny)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._arguments import check_tensors, class_elements, values_can_be_read
+from ghmdet.functional._arguments import check_tensors, class_arguments, values_can_be_read
 
 
 def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     >>> sigmoid_gradient_norm(torch.tensor([0.0, 0.0, 100.0]), torch.tensor([1.0, 0.0, 0.0]))
     tensor([0.5000, 0.5000, 1.0000])
     """
-    elements = class_elements(logits, targets)
+    elements = class_arguments(logits, targets).expanded()
     return torch.where(elements.valid, sigmoid_norm(elements.inputs, elements.targets), 0.0)
 
 

@@ -6,19 +6,15 @@ the inputs; the fused form is held to its values and gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghmdet.functional._arguments import Arguments, expand_all, reduce
-from ghmdet.functional.density import RegionCounts, count_regions, look_up, region_index
+from ghmdet.functional._arguments import Arguments
+from ghmdet.functional.density import Weigh, Weighting, weights
 from ghmdet.functional.gradient_norm import asl1_gradient_norm, asl1_root, sigmoid_norm
-
-Weigh = Callable[[RegionCounts], tuple[Tensor, Tensor | None]]
-"""From the counts of a batch, β of each region [C, M], and what "mean" divides by (None: the valid elements)."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +66,13 @@ Loss = CrossEntropy | Focal | Asl1
 
 
 def harmonized(
-    loss: Loss, arguments: Arguments, weigh: Weigh | None, bins: int, per_class: bool, reduction: str
+    loss: Loss, arguments: Arguments, options: Weighting | None, weigh: Weigh | None, reduction: str
 ) -> Tensor:
-    """1/N Σ β_i L_i, with β of the unit region that the gradient norm of i lies in; β = 1 without `weigh`."""
-    elements = expand_all(arguments)
+    """1/N Σ β_i L_i with β_i from the density of the gradient norms; without options every β_i is 1."""
+    elements = arguments.expanded()
     losses, count = loss(elements.inputs, elements.targets), None
-    if weigh is not None:
-        with torch.no_grad():
-            norm = loss.norm(elements.inputs, elements.targets)
-            index = region_index(norm, elements.valid, bins, per_class)
-            counts = count_regions(index, elements.targets, bins, per_class, norm.dtype)
-        table, count = weigh(counts)
-        losses = look_up(table.to(losses.dtype), index) * losses
-    return reduce(losses, elements, reduction, count)
+    if options is not None:
+        norm = loss.norm(elements.inputs, elements.targets)
+        beta, count = weights(norm, elements.targets, elements.valid, options, weigh)
+        losses = beta * losses
+    return elements.reduce(losses, reduction, count)

@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghmdet.functional._arguments import (
-    check_reduction,
-    expand_all,
-    reduce,
-    regression_arguments,
-    regression_elements,
-)
+from ghmdet.functional._arguments import check_reduction, regression_arguments
 from ghmdet.functional._forms import harmonized
-from ghmdet.functional.density import MinCount, check_options, method_weights, weights, window_cells
+from ghmdet.functional.density import MinCount, Weighting
 from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1
 
@@ -34,9 +28,9 @@ def smooth_l1_loss(
     """
     check_positive("beta", beta)
     check_reduction(reduction)
-    elements = regression_elements(inputs, targets, valid, weight)
+    elements = regression_arguments(inputs, targets, valid, weight).expanded()
     loss = F.smooth_l1_loss(elements.inputs, elements.targets, reduction="none", beta=beta)
-    return reduce(loss, elements, reduction)
+    return elements.reduce(loss, reduction)
 
 
 def asl1_loss(
@@ -55,8 +49,8 @@ def asl1_loss(
     """
     check_positive("mu", mu)
     check_reduction(reduction)
-    elements = regression_elements(inputs, targets, valid, weight)
-    return reduce(Asl1(mu)(elements.inputs, elements.targets), elements, reduction)
+    elements = regression_arguments(inputs, targets, valid, weight).expanded()
+    return elements.reduce(Asl1(mu)(elements.inputs, elements.targets), reduction)
 
 
 def ghm_r_loss(
@@ -94,19 +88,7 @@ def ghm_r_loss(
     tensor(0.0410)
     """
     check_positive("mu", mu)
-    check_options(bins, normalize, min_count, method, positives=False)
+    options = Weighting(bins, method, normalize, min_count).checked(positives=False)
     check_reduction(reduction)
-    arguments, loss = regression_arguments(inputs, targets, valid, weight), Asl1(mu)
-    if method == "exact":
-        every = expand_all(arguments)
-        norm = loss.norm(every.inputs, every.targets)
-        beta = weights(norm, None, every.valid, bins, method, normalize, min_count, per_class=False)
-        return reduce(beta * loss(every.inputs, every.targets), every, reduction)
-    return harmonized(
-        loss,
-        arguments,
-        lambda counts: (method_weights(counts, method, normalize, min_count), None),
-        bins=bins * window_cells(method),
-        reduction=reduction,
-        impl=impl,
-    )
+    arguments = regression_arguments(inputs, targets, valid, weight)
+    return harmonized(Asl1(mu), arguments, options, reduction=reduction, impl=impl)

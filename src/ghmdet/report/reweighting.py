@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ghmdet.functional import smooth_l1_gradient_norm
-from ghmdet.functional.density import RegionCounts, region_weights
+from ghmdet.functional.density import RegionCounts, Weighting, unit_region
 from ghmdet.functional.gradient_norm import asl1_gradient_norm
 from ghmdet.spectrum import MU, OBJECTS, REGIONS, Floats, Ints, SpectrumCounts
 
@@ -31,10 +31,10 @@ def class_weights(spectrum: SpectrumCounts, form: str) -> Floats:
     examples = spectrum.examples[-1].sum(axis=2)  # [2, K, M]
     counts = _region_counts(examples.sum(axis=0), examples[OBJECTS].sum(axis=1))
     if form == GUARDED:
-        weights = region_weights(counts, "none", "positives")
+        weights = Weighting(normalize="none", min_count="positives").table(counts)
     else:
         joint = RegionCounts(counts.table.sum(0, keepdim=True))
-        weights = region_weights(joint, "occupied", 0.0).expand_as(counts.regions)
+        weights = Weighting().table(joint).expand_as(counts.regions)
     gradient = spectrum.gradient[-1].sum(axis=(0, 2))  # [K, M]
     return weights.numpy() * _ratio(gradient.sum(), (weights.numpy() * gradient).sum())
 
@@ -97,19 +97,19 @@ def box_gradients(spectrum: SpectrumCounts, difference: Floats) -> dict[str, Flo
     where one is empty.
     """
     d = torch.from_numpy(difference).double()
-    authentic: Floats = asl1_gradient_norm(d, MU).numpy()
+    authentic = asl1_gradient_norm(d, MU)
     boxes, gradient = (
         each[-1].sum(axis=(0, 1)).reshape(BOX_REGIONS, -1).sum(axis=1)
         for each in (spectrum.boxes, spectrum.box_gradient)
     )
     counts = _region_counts(boxes[None], np.zeros(1, np.int64))
-    weights = region_weights(counts, "occupied", 0.0)[0].numpy()
+    weights = Weighting(BOX_REGIONS).table(counts)[0].numpy()
     weights = weights * _ratio(gradient.sum(), (weights * gradient).sum())
-    region = np.minimum((authentic * BOX_REGIONS).astype(np.int64), BOX_REGIONS - 1)
+    region = unit_region(authentic, BOX_REGIONS).numpy()
     return {
         "smooth L1": smooth_l1_gradient_norm(d).numpy(),
-        "authentic smooth L1": authentic,
-        "GHM-R": authentic * np.where(weights > 0, weights, np.nan)[region],
+        "authentic smooth L1": authentic.numpy(),
+        "GHM-R": authentic.numpy() * np.where(weights > 0, weights, np.nan)[region],
     }
 
 
