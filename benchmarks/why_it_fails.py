@@ -66,10 +66,10 @@ class Watched(Trainer):
         model.train(was_training)
         place = (p * FINE).long().clamp(max=FINE - 1)
         row = {
-            "epoch": self.place.epoch,
-            "step": self.place.step,
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
             "AP": json.loads((self.run.folder / "metrics.json").read_text())["AP"]
-            if self.place.best_epoch == self.place.epoch
+            if self.progress.best_epoch == self.progress.epoch
             else None,
             "examples": torch.bincount(place, minlength=FINE).tolist(),
             "positives": torch.bincount(place[positive], minlength=FINE).tolist(),

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import time
 
-BEGAN = time.monotonic()
+STARTED_AT = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ghmdet.clock import BEGAN
+from ghmdet.clock import STARTED_AT
 from ghmdet.data import check_data, format_problems, has_errors, make, read_data
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
@@ -42,7 +42,7 @@ def train(
         out,
         config,
         resume=resume,
-        began=BEGAN,
+        started_at=STARTED_AT,
         figures={"examples": draw_examples, "shares": draw_shares},
         report=(lambda folder: write_report([folder], device=config.device)) if report else None,
     )

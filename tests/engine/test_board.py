@@ -28,7 +28,7 @@ class Stopped(Trainer):
 
     def _step(self, *batch: object) -> bool:  # type: ignore[override]
         stepped = super()._step(*batch)  # type: ignore[arg-type]
-        if self.place.step == 5:
+        if self.progress.step == 5:
             self.board.add_row({"step": 6, "loss": -1.0})  # as if it had come further than its last save
             os.kill(os.getpid(), 15)
         return stepped

@@ -73,7 +73,7 @@ class Run:
                 last = epoch
             if over:
                 return self
-            budget.begin(self.done)
+            budget.continue_from(self.done)
             unread = 0
             for _ in range(self.per_epoch):
                 self.rates.append(warmup_cosine(budget.share * COURSE, COURSE, 0.1))
@@ -263,7 +263,7 @@ def test_a_rank_follows_the_clock_of_rank_0() -> None:
 
     now = [0.0]
     budget = Budget(100.0, lambda: now[0], 1, 1, False, agree)
-    budget.begin(0)
+    budget.continue_from(0)
     for step in (1, 2):
         now[0] += 25.0
         budget.look(step)
@@ -327,7 +327,7 @@ def test_with_epochs_and_a_budget_the_first_to_end_decides(squares: Path, run: P
     class Interrupted(Trainer):
         def _step(self, *batch: Any) -> bool:
             stepped = super()._step(*batch)
-            if self.place.step == 5:
+            if self.progress.step == 5:
                 os.kill(os.getpid(), 15)
             return stepped
 
@@ -337,7 +337,7 @@ def test_with_epochs_and_a_budget_the_first_to_end_decides(squares: Path, run: P
     training = load_checkpoint(out / "last.pt")["training"]
     assert training["place"]["seconds"] > 0
     resumed = Trainer(begin_run(squares, out, config, resume=True, say=lambda line: None))
-    assert resumed.run.began < time.monotonic() - training["place"]["seconds"]
+    assert resumed.run.started_at < time.monotonic() - training["place"]["seconds"]
     resumed.fit()
     assert rows(out / "log.csv") == rows(run / "log.csv")
     one, other = (load_checkpoint(folder / "last.pt")["training"]["model"] for folder in (run, out))

@@ -156,7 +156,7 @@ def test_resuming_cuts_later_epochs_and_leaves_missing_ones_empty(model: RetinaN
         first.end_epoch()
     for epochs in (2, 4):
         resumed = SpectrumLog(model, path, main=True)
-        resumed.start(epochs)
+        resumed.continue_from(epochs)
         resumed.observe(*steps[2])
         resumed.end_epoch()
         spectrum = SpectrumCounts.load(path)

@@ -85,7 +85,7 @@ class Interrupted(Trainer):
 
     def _step(self, *batch: object) -> bool:  # type: ignore[override]
         stepped = super()._step(*batch)  # type: ignore[arg-type]
-        if self.place.step == 5:
+        if self.progress.step == 5:
             os.kill(os.getpid(), 15)
         return stepped
 
@@ -136,7 +136,7 @@ def test_a_training_state_of_another_version_is_named_with_the_version_that_made
 def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Path, tmp_path: Path) -> None:
     class Diverging(Trainer):
         def _step(self, *batch: object) -> bool:  # type: ignore[override]
-            if self.place.step == 4:
+            if self.progress.step == 4:
                 with torch.no_grad():
                     next(self.model.head.parameters()).fill_(float("nan"))
             return super()._step(*batch)  # type: ignore[arg-type]
@@ -158,8 +158,8 @@ def test_training_stops_early_when_nothing_improves_and_stays_stopped(
     monkeypatch.setattr(engine, "detect", lambda *_, **__: [])
     config = replace(TINY, epochs=9, val_every=val_every, patience=2, lr=1e-9)
     for resume in (False, True):
-        place = train(squares, tmp_path / "x", config, resume=resume, say=lambda line: None)
-        assert place.epoch == epochs
+        progress = train(squares, tmp_path / "x", config, resume=resume, say=lambda line: None)
+        assert progress.epoch == epochs
         assert (tmp_path / "x" / "best.pt").exists()
 
 
@@ -169,7 +169,7 @@ def test_stop_is_granted_at_the_end_of_an_epoch_when_losses_are_read_rarely(
     class Rarely(Trainer):
         def _step(self, *batch: object) -> bool:  # type: ignore[override]
             self.budget.interval = 20
-            if self.place.step == 1:
+            if self.progress.step == 1:
                 os.kill(os.getpid(), 15)
             return super()._step(*batch)  # type: ignore[arg-type]
 
@@ -216,13 +216,13 @@ def test_a_validation_picture_that_cannot_be_read_is_met_before_training(
 
 
 def test_accumulation_steps_once_for_several_batches(squares: Path, tmp_path: Path) -> None:
-    place = train(
+    progress = train(
         squares,
         tmp_path / "x",
         replace(TINY, epochs=1, batch_size=2, accumulate=3, val_every=1),
         say=lambda line: None,
     )
-    assert place.step == 2
+    assert progress.step == 2
     log = rows(tmp_path / "x" / "log.csv")
     assert [row["step"] for row in log] == ["1", "2"]
 

@@ -82,7 +82,7 @@ class Budget:
         """Whether there is still time for it."""
         return self.seconds - self.elapsed() > self.reporting + END
 
-    def begin(self, step: int) -> None:
+    def continue_from(self, step: int) -> None:
         """Note that training goes on after `step` steps; the time since the last look was not spent on steps."""
         if math.isnan(self.first):
             self.first = self.elapsed()

@@ -56,7 +56,7 @@ MAY_CHANGE = {"data", "out", "workers", "checkpoint_minutes", "tensorboard", "pa
 
 
 @dataclass
-class Place:
+class Progress:
     """How far a run has come: `batch` batches into `epoch`, `step` optimizer steps in all, the best AP so far."""
 
     epoch: int = 0
@@ -93,7 +93,7 @@ def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> di
         )
     arguments = run_arguments(data, out, config)
     try:
-        saved, _, _ = dict(training["arguments"]), Place(**training["place"]), training["content"]
+        saved, _, _ = dict(training["arguments"]), Progress(**training["place"]), training["content"]
         # A setting that has gone since and was off says nothing.
         saved["augment"] = {
             name: value for name, value in saved["augment"].items() if name in arguments["augment"] or value

@@ -23,11 +23,11 @@ from ghmdet.errors import GhmdetError, unknown_name
 
 @dataclass(frozen=True)
 class RunContext:
-    """A training run: what it was asked for, where it runs, when it began, and who is told of it.
+    """A training run: what it was asked for, where it runs, when it started, and who is told of it.
 
     data: the data set. folder: where its files go. saved: the training state that it goes on from, if it was
-    interrupted. began: the reading of `time.monotonic()` from which its time counts. say: takes each line meant for the
-    user, on rank 0.
+    interrupted. started_at: the reading of `time.monotonic()` from which its time counts. say: takes each line meant
+    for the user, on rank 0.
     """
 
     data: Path
@@ -36,7 +36,7 @@ class RunContext:
     saved: Mapping[str, Any] | None
     device: Device
     accelerator: Accelerator
-    began: float
+    started_at: float
     say: Callable[[str], None]
 
     @property
@@ -47,7 +47,7 @@ class RunContext:
     @property
     def seconds(self) -> float:
         """The time of the run so far; after an interruption, that before it counts too."""
-        return time.monotonic() - self.began
+        return time.monotonic() - self.started_at
 
     @property
     def workers(self) -> int:
@@ -65,14 +65,14 @@ def begin_run(
     *,
     resume: bool = False,
     say: Callable[[str], None] = print,
-    began: float | None = None,
+    started_at: float | None = None,
 ) -> RunContext:
     """Check what was asked for, choose the device, join the other ranks and seed the generators (see `train`).
 
     Raises:
         GhmdetError: a setting that cannot be used here, a folder that holds another run.
     """
-    began = time.monotonic() if began is None else began
+    started_at = time.monotonic() if started_at is None else started_at
     data, out = Path(data), Path(out)
     if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
@@ -94,4 +94,4 @@ def begin_run(
     set_seed(config.seed)
     used = saved["place"]["seconds"] if saved else 0.0
     to_user = say if accelerator.is_main_process else lambda line: None
-    return RunContext(data, out, config, saved, device, accelerator, began - used, to_user)
+    return RunContext(data, out, config, saved, device, accelerator, started_at - used, to_user)

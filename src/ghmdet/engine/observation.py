@@ -49,7 +49,7 @@ class SpectrumLog:
         differences = deltas.float() - encode(wanted.boxes, anchors)
         self.sums.add(logits, wanted.labels.masked_fill(padding, -1), differences, level_counts)
 
-    def start(self, epochs: int) -> None:
+    def continue_from(self, epochs: int) -> None:
         """Go on after so many finished epochs: later rows of the file are dropped, missing ones stay empty."""
         if not self.main or not epochs:
             return

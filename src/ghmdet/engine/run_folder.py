@@ -57,7 +57,7 @@ class CsvLog:
         self.also: Callable[[dict[str, Any]], None] = lambda row: None
         """Takes each row that is added."""
 
-    def start(self, keep_until_step: int = 0) -> None:
+    def cut_back(self, keep_until_step: int = 0) -> None:
         """Begin the file anew, or keep its rows up to and including a step."""
         kept = (
             [row for row in read_rows(self.path) if int(row["step"]) <= keep_until_step]

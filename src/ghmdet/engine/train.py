@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghmdet.draw import draw_batch
 from ghmdet.engine.budget import END, Budget, in_words
-from ghmdet.engine.checkpoint import Place, restore, run_arguments, save_checkpoint
+from ghmdet.engine.checkpoint import Progress, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
 from ghmdet.engine.detect import detect
 from ghmdet.engine.device import peak_memory
@@ -47,10 +47,10 @@ def train(
     *,
     resume: bool = False,
     say: Callable[[str], None] = print,
-    began: float | None = None,
+    started_at: float | None = None,
     figures: Mapping[str, Draw] | None = None,
     report: Callable[[Path], object] | None = None,
-) -> Place:
+) -> Progress:
     """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
 
     The folder holds `best.pt` (the best averaged weights), `last.pt` (all that resuming needs), `log.csv` (a row a
@@ -64,7 +64,7 @@ def train(
         config: the settings.
         resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
         say: takes each line meant for the user.
-        began: the reading of `time.monotonic()` from which time counts; by default now.
+        started_at: the reading of `time.monotonic()` from which time counts; by default now.
         figures: by name, what draws the spectrum of an epoch for TensorBoard, if the run writes there.
         report: called with the folder at the end, where the budget has time for it; it takes about two validations.
 
@@ -73,25 +73,25 @@ def train(
         NonFiniteLoss: training diverged; `last.pt` and `best.pt` are those of before.
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
-    run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, began=began)
+    run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, started_at=started_at)
     trainer = Trainer(run, figures, reports=report is not None)
     try:
-        place = trainer.fit()
+        progress = trainer.fit()
     except NonFiniteLoss as error:
         write_atomic(run.folder / DIVERGED, f"{error}\n")
         raise
-    run.say(f"best AP {place.best_AP:.3f} after epoch {place.best_epoch}: {run.folder / 'best.pt'}")
+    run.say(f"best AP {progress.best_AP:.3f} after epoch {progress.best_epoch}: {run.folder / 'best.pt'}")
     if report and not trainer.budget.can_report:
         run.say(f"no report, to end within the budget: ghmdet report {run.folder}")
     elif report and run.main:
         report(run.folder)
     if run.config.budget:
         late = ", too late" if run.seconds > trainer.budget.seconds else ""
-        epochs = place.step / trainer.data.steps_per_epoch
+        epochs = progress.step / trainer.data.steps_per_epoch
         run.say(
             f"--budget {run.config.budget}: ended after {in_words(run.seconds)}{late}, and {epochs:.3g} epochs"
         )
-    return place
+    return progress
 
 
 class Trainer:
@@ -138,7 +138,7 @@ class Trainer:
         """None where only the budget ends the run."""
         self.course = self.epochs * self.data.steps_per_epoch if self.epochs else 1000
         """Steps of the learning rate's course; without epochs the clock says how far along it the run is."""
-        self.place = Place(**run.saved["place"]) if run.saved else Place()
+        self.progress = Progress(**run.saved["place"]) if run.saved else Progress()
         self.parts: dict[str, Any] = {
             "model": model,
             "average": self.average,
@@ -151,30 +151,30 @@ class Trainer:
         if run.saved:
             restore(self.parts, run.saved, run.folder)
         self.parallel, self.optimizer = run.accelerator.prepare(model, self.optimizer)
-        self.log = LossLog(run, self.data.file_names)
-        self.metrics = CsvLog(run.folder / "metrics.csv", METRICS_COLUMNS)
+        self.losses = LossLog(run, self.data.file_names)
+        self.validations = CsvLog(run.folder / "metrics.csv", METRICS_COLUMNS)
         self.saved_at = time.monotonic()
         self.board: Board | None = None
         if run.main:
             self._open_files(figures or {})
 
     def _open_files(self, figures: Mapping[str, Draw]) -> None:
-        run, step = self.run, self.place.step
+        run, step = self.run, self.progress.step
         if not run.saved:
             write_json(run.folder / "run.json", provenance(self.arguments))
         (run.folder / DIVERGED).unlink(missing_ok=True)
-        self.log.start(step)
-        self.metrics.start(step)
-        self.spectrum.start(self.place.epoch)
+        self.losses.cut_back(step)
+        self.validations.cut_back(step)
+        self.spectrum.continue_from(self.progress.epoch)
         if run.config.tensorboard:
             from ghmdet.engine.board import Board
 
             self.board = Board(run.folder / "tensorboard", self.data.val, figures, step)
-            self.log.also = self.metrics.also = self.board.add_row
+            self.losses.also = self.validations.also = self.board.add_row
 
-    def fit(self) -> Place:
+    def fit(self) -> Progress:
         """Train to the end of the epochs or of the budget, or until the AP has not risen for `patience` epochs."""
-        run, config, place, data = self.run, self.run.config, self.place, self.data
+        run, config, progress, data = self.run, self.run.config, self.progress, self.data
         board = contextlib.closing(self.board) if self.board else contextlib.nullcontext()
         with StopSignal() as stop, progress_bar(show=run.main) as show, board:
             ended = time.monotonic()
@@ -187,34 +187,34 @@ class Trainer:
                 if self.over or self._gave_up():
                     break
                 self.parallel.train()
-                data.loader.set_epoch(place.epoch, start_batch=place.batch)
-                self.budget.begin(place.step)
+                data.loader.set_epoch(progress.epoch, start_batch=progress.batch)
+                self.budget.continue_from(progress.step)
                 for images, targets in data.loader:
-                    if place.batch == data.steps_per_epoch * config.accumulate:
+                    if progress.batch == data.steps_per_epoch * config.accumulate:
                         break  # the batches that do not fill a step
-                    if place.epoch == place.batch == 0 and run.main:
+                    if progress.epoch == progress.batch == 0 and run.main:
                         draw_batch(run.folder / "batch.jpg", images, targets, data.train.classes)
                     if self._step(images, targets):
-                        show(self.position / self.course, f"epoch {place.epoch + 1}, step {place.step}")
-                        if len(self.log.unread) >= self.budget.interval * config.accumulate:
+                        show(self.position / self.course, f"epoch {progress.epoch + 1}, step {progress.step}")
+                        if len(self.losses.unread) >= self.budget.interval * config.accumulate:
                             self._look(stop)
                         if self.over:
                             break
-                self.log.read()  # a run that diverged ends here
+                self.losses.read()  # a run that diverged ends here
                 seen = self.spectrum.end_epoch()
                 if self.board:
-                    self.board.add_spectrum(seen, place.step)
-                place.epoch, place.batch = place.epoch + 1, 0
+                    self.board.add_spectrum(seen, progress.step)
+                progress.epoch, progress.batch = progress.epoch + 1, 0
                 ended = time.monotonic()
                 self._look(stop)
                 self._save()
-                self.budget.look(place.step)
-        return place
+                self.budget.look(progress.step)
+        return progress
 
     @property
     def position(self) -> float:
         """How far along its course the run is: by steps or by the clock, whichever is further."""
-        return max(self.place.step if self.epochs else 0, self.budget.share * self.course)
+        return max(self.progress.step if self.epochs else 0, self.budget.share * self.course)
 
     @property
     def over(self) -> bool:
@@ -223,9 +223,9 @@ class Trainer:
 
     def _step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> bool:
         """Forward and backward of one batch; whether it completed an optimizer step."""
-        accelerator, config, place = self.run.accelerator, self.run.config, self.place
-        place.batch += 1
-        stepping = place.batch % config.accumulate == 0
+        accelerator, config, progress = self.run.accelerator, self.run.config, self.progress
+        progress.batch += 1
+        stepping = progress.batch % config.accumulate == 0
         with contextlib.nullcontext() if stepping else accelerator.no_sync(self.parallel):
             losses = self.parallel(
                 [image.to(accelerator.device, non_blocking=True) for image in images],
@@ -243,24 +243,24 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.average.update(self.model)
-            place.step += 1
+            progress.step += 1
         values = torch.stack([loss, *(losses[name] for name in LOSSES), norm]).detach().float()
-        row = {"step": place.step + (not stepping), "epoch": place.epoch + 1, "lr": rate}
-        self.log.keep(row, values, [int(target["image_id"]) for target in targets])
+        row = {"step": progress.step + (not stepping), "epoch": progress.epoch + 1, "lr": rate}
+        self.losses.keep(row, values, [int(target["image_id"]) for target in targets])
         return stepping
 
     def _validation_due(self) -> bool:
-        place = self.place
+        progress = self.progress
         every = self.run.config.val_every or (validate_every(self.epochs) if self.epochs else None)
-        if place.batch or place.epoch == place.validated_epoch:
+        if progress.batch or progress.epoch == progress.validated_epoch:
             return False
         if self.over:
             return True
-        return place.epoch - place.validated_epoch >= every if every else self.budget.validation_due
+        return progress.epoch - progress.validated_epoch >= every if every else self.budget.validation_due
 
     def _validate(self) -> None:
         """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
-        run, place, folder, val = self.run, self.place, self.run.folder, self.data.val
+        run, progress, folder, val = self.run, self.progress, self.run.folder, self.data.val
         # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
         for buffer in self.average.model.buffers():
             broadcast(buffer)
@@ -276,53 +276,53 @@ class Trainer:
         results = gather_object(mine)
         found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
         AP = found.AP or 0.0
-        place.seconds, place.validated_epoch = run.seconds, place.epoch
-        if better := place.best_AP < AP:
-            place.best_AP, place.best_epoch = AP, place.epoch
+        progress.seconds, progress.validated_epoch = run.seconds, progress.epoch
+        if better := progress.best_AP < AP:
+            progress.best_AP, progress.best_epoch = AP, progress.epoch
         if run.main:
             if better:
                 save_checkpoint(folder / "best.pt", self._detector_state())
                 found.save_json(folder / "metrics.json")
             memory = peak_memory(run.device.type)
             row: dict[str, Any] = {
-                "step": place.step,
-                "epoch": place.epoch,
-                "seconds": round(place.seconds, 1),
+                "step": progress.step,
+                "epoch": progress.epoch,
+                "seconds": round(progress.seconds, 1),
             }
             row["memory"] = None if memory is None else round(memory)
-            self.metrics.append(row | {name: found.to_dict()[name] for name in SCORES})
+            self.validations.append(row | {name: found.to_dict()[name] for name in SCORES})
             draw_curves(folder)
         if self.board:
-            self.board.add_predictions(results, place.step)
+            self.board.add_predictions(results, progress.step)
         run.say(
-            f"epoch {place.epoch}{f'/{self.epochs}' if self.epochs else ''}: AP {AP:.3f}, AP50 {found.AP50 or 0:.3f}"
-            f" (best {place.best_AP:.3f}), {place.seconds / 60:.1f} min"
+            f"epoch {progress.epoch}{f'/{self.epochs}' if self.epochs else ''}: AP {AP:.3f}, AP50 {found.AP50 or 0:.3f}"
+            f" (best {progress.best_AP:.3f}), {progress.seconds / 60:.1f} min"
         )
 
     def _gave_up(self) -> bool:
-        stale, patience = self.place.validated_epoch - self.place.best_epoch, self.run.config.patience
+        stale, patience = self.progress.validated_epoch - self.progress.best_epoch, self.run.config.patience
         if not patience or stale < patience:
             return False
-        self.run.say(f"stopping early: no better AP than epoch {self.place.best_epoch}'s")
+        self.run.say(f"stopping early: no better AP than epoch {self.progress.best_epoch}'s")
         return True
 
     def _look(self, stop: StopSignal) -> None:
         """Read the losses and the clock; save where it is time, and stop where a signal asked for it."""
         due = time.monotonic() - self.saved_at > 60 * self.run.config.checkpoint_minutes
-        due, stopping = self.log.read(due, stop.asked)
-        self.budget.look(self.place.step)
+        due, stopping = self.losses.read(due, stop.asked)
+        self.budget.look(self.progress.step)
         if due or stopping:
             self._save()
         if stopping:
             raise KeyboardInterrupt(
-                f"stopped in epoch {self.place.epoch + 1} after step {self.place.step}; the same command with --resume"
-                " continues"
+                f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; the same command with"
+                " --resume continues"
             )
 
     def _save(self) -> None:
-        self.log.read()
-        self.place.seconds = self.run.seconds
-        about = {"arguments": self.arguments, "content": self.data.content, "place": asdict(self.place)}
+        self.losses.read()
+        self.progress.seconds = self.run.seconds
+        about = {"arguments": self.arguments, "content": self.data.content, "place": asdict(self.progress)}
         state = about | {name: part.state_dict() for name, part in self.parts.items()}
         state["rng"] = torch.get_rng_state()
         if self.run.main:
