@@ -237,8 +237,14 @@ def test_ids_come_from_the_annotations_by_name(tmp_path: Path) -> None:
         known_ids(file, [Path("z/1.jpg")], [])
     with pytest.raises(DataError, match="no category 'green'"):
         known_ids(file, names, ["green"])
+    for boxes in ({}, {"annotations": None}):  # as for pictures that nobody has labelled
+        file.write_text(json.dumps({name: content[name] for name in ("images", "categories")} | boxes))
+        assert known_ids(file, names, ["red", "blue"]) == ([7, 8, 9], (30, 40))
     file.write_text("[]")
     with pytest.raises(DataError, match=r"a\.json: a JSON list"):
+        known_ids(file, names, [])
+    file.write_text(json.dumps({"images": content["images"]}))
+    with pytest.raises(DataError, match=r"a\.json: no list 'categories'"):
         known_ids(file, names, [])
 
 

@@ -133,7 +133,10 @@ def test_a_training_state_of_another_version_is_named_with_the_version_that_made
             train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
 
 
-def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "mend"), [("fp32", ""), ("bf16", " or --precision fp32,")])
+def test_non_finite_loss_names_the_pictures_and_what_may_help_and_keeps_the_checkpoint(
+    squares: Path, tmp_path: Path, precision: str, mend: str
+) -> None:
     class Diverging(Trainer):
         def _step(self, *batch: object) -> bool:  # type: ignore[override]
             if self.progress.step == 4:
@@ -141,11 +144,13 @@ def test_non_finite_loss_names_the_pictures_and_keeps_the_checkpoint(squares: Pa
                     next(self.model.head.parameters()).fill_(float("nan"))
             return super()._step(*batch)  # type: ignore[arg-type]
 
+    config = replace(TINY, precision=precision)
     with pytest.raises(
         NonFiniteLoss,
-        match=r"step 5 .*pictures of the batch: train_\d+\.png, .*last good checkpoint, --weights .*last\.pt",
+        match=r"step 5 .*pictures of the batch: train_\d+\.png, .*last good checkpoint, --weights .*last\.pt, with a "
+        rf"lower --lr, --cls-weight or --box-weight,{mend} and another --out$",
     ):
-        Diverging(begin_run(squares, tmp_path / "x", TINY, say=lambda line: None)).fit()
+        Diverging(begin_run(squares, tmp_path / "x", config, say=lambda line: None)).fit()
     state = load_checkpoint(tmp_path / "x" / "last.pt")
     assert state["training"]["place"]["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())

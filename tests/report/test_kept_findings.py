@@ -156,6 +156,21 @@ def test_a_checkpoint_that_is_broken_is_said_on_the_page_unless_it_was_asked_for
         run.page(split="train")
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:9"])
+def test_a_device_that_does_not_exist_is_an_error_whatever_is_kept(run: Run, device: str) -> None:
+    kept = run.file.read_text()
+    for there in (True, False):
+        for look in (run.look, run.page):
+            with pytest.raises(GhmdetError, match=f"unknown device '{device}'"):
+                look(device=device)
+        assert run.file.exists() == there and not (run.path / "report.html").exists()
+        run.file.unlink(missing_ok=True)
+    run.file.write_text(kept)
+    (run.path / "best.pt").unlink()
+    with pytest.raises(GhmdetError, match="unknown device"):
+        run.page(device=device)
+
+
 def test_a_pass_that_was_interrupted_leaves_nothing_that_is_shown(
     run: Run, data: Path, tmp_path: Path
 ) -> None:

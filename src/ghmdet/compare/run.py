@@ -18,6 +18,7 @@ from ghmdet.compare.page import summary, write_comparison
 from ghmdet.compare.plan import Outcome, Plan, Run
 from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
+from ghmdet.engine.device import choose_device
 from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import TrainConfig
@@ -70,11 +71,14 @@ def compare(
     for name, value in (("seeds", seeds), ("tune-epochs", tune_epochs)):
         if value is not None and not 1 <= value <= 1000:
             raise GhmdetError(f"--{name} {value}: give a whole number from 1 to 1000")
+    ours = read_arms(arms, config)
+    for arm in () if list_commands else ours.values():  # other hosts may have other devices
+        choose_device(arm.device, arm.precision)
     plan = Plan(
         data=data,
         out=out,
         base=config,
-        arms=read_arms(arms, config),
+        arms=ours,
         seeds=range(config.seed, config.seed + seeds),
         grid=read_grid(weights_grid),
         tune_epochs=tune_epochs,

@@ -115,16 +115,18 @@ class CocoAnnotations:
     problems: list[Problem]
 
 
-def read_annotations(source: Path | str | Mapping[str, Any]) -> CocoAnnotations:
+def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = True) -> CocoAnnotations:
     """Read COCO annotations, a file or its content: what is accepted here is accepted by training and by scoring.
 
     Text that spells a number is that number. `area`, `iscrowd` and a category's `name` may be missing or null. A
     record that cannot be read is left out and becomes a problem. What only a data set needs, names and sizes of
-    pictures and boxes inside them, is for `read_split` to look at.
+    pictures and boxes inside them, is for `read_split` to look at. Without `boxes` the list `annotations` is not read
+    and may be missing.
 
     Raises DataError when it is no COCO annotations, lists no image or no category, or a category has no id of its own.
     """
-    content, file = _content(source)
+    lists = ("images", "annotations", "categories") if boxes else ("images", "categories")
+    content, file = _content(source, lists)
     problems: list[Problem] = []
 
     def report(kind: str, record: str, value: object, mend: str, severity: Severity = "error") -> None:
@@ -146,7 +148,7 @@ def read_annotations(source: Path | str | Mapping[str, Any]) -> CocoAnnotations:
     places: dict[int | None, int] = {image_id: place for place, image_id in enumerate(images)}
     names = [f"'{image.get('file_name', image_id)}'" for image_id, image in images.items()]
     rows: list[tuple[Any, ...]] = []
-    for place, annotation in enumerate(content["annotations"]):
+    for place, annotation in enumerate(content["annotations"] if boxes else ()):
         record = f"annotations[{place}]"
         if not isinstance(annotation, Mapping):
             report("malformed annotation", record, annotation, "write an object")
@@ -191,8 +193,8 @@ def read_annotations(source: Path | str | Mapping[str, Any]) -> CocoAnnotations:
     )
 
 
-def _content(source: Path | str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The content of COCO annotations, checked to be that, and their name in errors."""
+def _content(source: Path | str | Mapping[str, Any], lists: Sequence[str]) -> tuple[Mapping[str, Any], str]:
+    """The content of COCO annotations, checked to have these lists, and their name in errors."""
     wanted = "an object with images, annotations, categories"
     content, file = source, "annotations given in memory"
     if isinstance(source, (str, Path)):
@@ -201,9 +203,9 @@ def _content(source: Path | str | Mapping[str, Any]) -> tuple[Mapping[str, Any],
         raise DataError(f"{file}: a JSON list, as COCO results are: annotations are {wanted}")
     if not isinstance(content, Mapping):
         raise DataError(f"{file}: no COCO annotations: expected {wanted}")
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(content.get(key), (list, tuple)):
-            raise DataError(f"{file}: no list '{key}': COCO annotations have images, annotations, categories")
+            raise DataError(f"{file}: no list '{key}': COCO annotations have {', '.join(lists)}")
     if not content["images"]:
         raise DataError(f"{file}: an empty data set: the list 'images' names none: add images")
     if not content["categories"]:

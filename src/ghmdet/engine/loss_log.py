@@ -70,9 +70,10 @@ class LossLog(CsvLog):
             f"{name} {value:g}" for name, value in zip(LOG_COLUMNS[3:], values[bad[0]].tolist(), strict=True)
         )
         last = self.run.folder / "last.pt"
+        full = " or --precision fp32," if self.run.device.precision != "fp32" else ""
         good = f" from the last good checkpoint, --weights {last}," if last.exists() else ""
         raise NonFiniteLoss(
             f"the loss is not finite at step {row['step']} ({told}); pictures of the batch:"
             f" {', '.join(self.file_names(gather_object(ids)))}: look at them with `ghmdet data check`, or start again"
-            f"{good} with a lower --lr and another --out"
+            f"{good} with a lower --lr, --cls-weight or --box-weight,{full} and another --out"
         )

@@ -37,9 +37,9 @@ def predict(
         checkpoint: A `best.pt` or `last.pt` of a training run.
         pictures: A picture, or a folder that is searched with its subfolders.
         out: Folder to write; drawn pictures keep their names, with `.jpg` added where they are not JPEG.
-        annotations: COCO annotations whose image and category ids the results should carry, matched by file and class
-            name, so that `ghmdet score` can compare them; by default pictures are numbered from 1 in order of their
-            names.
+        annotations: COCO annotations, with boxes or without, whose image and category ids the results should carry,
+            matched by file and class name, so that `ghmdet score` can compare them; by default pictures are numbered
+            from 1 in order of their names.
         threshold: The least score of a box that is drawn; predictions.json keeps them all.
         batch_size: Pictures at a time.
         device: auto, cpu or cuda.
@@ -144,7 +144,7 @@ def known_ids(
     Raises:
         DataError: the file is no COCO annotations, or has no such category, or not exactly one such image.
     """
-    truth = read_annotations(annotations)
+    truth = read_annotations(annotations, boxes=False)
     images: dict[Path | str, list[int]] = {}
     for image_id, image in truth.images.items():
         path = Path(str(image.get("file_name")))

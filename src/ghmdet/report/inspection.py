@@ -17,6 +17,7 @@ import numpy as np
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop, save_jpeg
+from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.errors import GhmdetError
@@ -110,6 +111,7 @@ def inspect_run(
         DataError: the data cannot be read.
         GhmdetError: run.json is missing or names data that is not there; the device is not there.
     """
+    choose_device(device)
     checkpoint, out = run / "best.pt", run / "inspection"
     arguments = require_run(run)["arguments"]
     where, split = data or arguments.get("data"), split or arguments.get("val_split")

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ghmdet.engine.device import choose_device
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 from ghmdet.report import figures
@@ -52,9 +53,11 @@ def write_report(
         The file.
 
     Raises:
-        GhmdetError: a folder that is no run, or `data` or `split` that cannot be used. Without those two, an inspection
-            that fails is told in the report, and so is a file of the run that is damaged.
+        GhmdetError: a folder that is no run, a device that is not there, or `data` or `split` that cannot be used.
+            Without those two, an inspection that fails is told in the report, and so is a file of the run that is
+            damaged.
     """
+    choose_device(device)
     paths = list(dict.fromkeys(Path(run).resolve() for run in runs))
     if not paths:
         raise GhmdetError("no run is given: name at least one folder of `ghmdet train`")
