@@ -48,7 +48,7 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
     config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
     # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
     saved_run(out / "data", out / "run", config, resume=True)
-    say(str(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed))))
+    say(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed)))
     train(out / "data", out / "run", config, resume=True, say=say)
     metrics = validate(out / "run" / "best.pt", out / "data", say=say)
     pictures = _draw(

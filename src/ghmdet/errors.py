@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, NamedTuple, get_type_hints
 
 
 class GhmdetError(ValueError):
@@ -28,3 +29,28 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> GhmdetError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return GhmdetError(f"unknown {kind} '{name}': {hint}known: {', '.join(known)}")
+
+
+class Range(NamedTuple):
+    """The least and the greatest value of a numeric option: whole numbers where it takes only those."""
+
+    low: float
+    high: float
+
+    def check(self, name: str, given: float | tuple[float, ...] | None) -> None:
+        """Raise GhmdetError, with the mend, where the value of the option `name`, or one of several, is outside."""
+        whole = isinstance(self.low, int)
+        for value in given if isinstance(given, tuple) else () if given is None else (given,):
+            if not (isinstance(value, int if whole else (int, float)) and self.low <= value <= self.high):
+                kind = "a whole number" if whole else "a number"
+                raise GhmdetError(
+                    f"--{name.replace('_', '-')} {value}: give {kind} from {self.low:.10g} to {self.high:.10g}"
+                )
+
+
+def check_ranges(options: Any) -> None:
+    """Check each field of a dataclass whose type is `Annotated` with its Range; raises as `Range.check`."""
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Range):
+                extra.check(name, getattr(options, name))

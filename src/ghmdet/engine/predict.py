@@ -14,8 +14,8 @@ from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.detect import Detector, coco_results, to_tensor
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import write_json
-from ghmdet.engine.settings import BATCH_SIZE, Range
-from ghmdet.errors import DataError, GhmdetError
+from ghmdet.engine.settings import BATCH_SIZE
+from ghmdet.errors import DataError, GhmdetError, Range
 
 
 def predict(

@@ -5,34 +5,17 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple, get_type_hints
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from ghmdet.data.transforms import AugmentConfig
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import GhmdetError, Range, check_ranges
 from ghmdet.models import LossConfig, ModelConfig, preset
 
 EPOCHS = 30
 VALIDATIONS = 10
 """About so many validations a run has, where nothing else is asked for."""
-
-
-class Range(NamedTuple):
-    """The least and the greatest value of a numeric option: whole numbers where it takes only those."""
-
-    low: float
-    high: float
-
-    def check(self, name: str, given: float | tuple[float, ...] | None) -> None:
-        """Raise GhmdetError, with the mend, where the value of the option `name`, or one of several, is outside."""
-        whole = isinstance(self.low, int)
-        for value in given if isinstance(given, tuple) else () if given is None else (given,):
-            if not self.low <= value <= self.high or (whole and not isinstance(value, int)):
-                kind = "a whole number" if whole else "a number"
-                raise GhmdetError(
-                    f"--{name.replace('_', '-')} {value}: give {kind} from {self.low:.10g} to {self.high:.10g}"
-                )
 
 
 BATCH_SIZE, WORKERS = Range(1, 10**6), Range(0, 1000)
@@ -60,10 +43,7 @@ class DetectorConfig:
     """Shapes of the anchors, height over width; the preset's own by default."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for extra in getattr(hint, "__metadata__", ()):
-                if isinstance(extra, Range):
-                    extra.check(name, getattr(self, name))
+        check_ranges(self)
 
     def network(self) -> ModelConfig:
         """What the detector is made of; raises GhmdetError for an unknown preset."""

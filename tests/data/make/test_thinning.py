@@ -58,7 +58,6 @@ def test_pictures_are_left_out_until_the_class_has_its_share(coco: Path, tmp_pat
 def test_what_goes_with_the_pictures_is_told(coco: Path, tmp_path: Path) -> None:
     summary = thin(coco, tmp_path / "out", {"dog": 0.2})
     assert summary.boxes == {"cat": (20, 20), "dog": (10, 2), "emu": (10, 2)}
-    assert "Lost with the pictures that were left out: emu 80%. --how erase" in str(summary)
     assert "dog     20.0%      10       2   20.0%" in str(summary)
     assert "As they were: val (1 pictures)" in str(summary)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghmdet.data.make.config import SynthConfig
+from ghmdet.data.make.scene import SynthConfig
 from ghmdet.data.make.synth import synthesize
 from ghmdet.data.make.thinning import Thinned, thin
 

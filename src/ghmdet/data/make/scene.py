@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ghmdet.data.make.config import SynthConfig
 from ghmdet.data.make.parts import (
     CLUTTER,
     LENGTHS,
@@ -21,6 +22,7 @@ from ghmdet.data.make.parts import (
     place,
     vehicle,
 )
+from ghmdet.errors import Range, check_ranges
 
 SCALE = 2  # drawn at twice the size and averaged down: smooth edges
 GROUNDS = np.array([(104, 106, 110), (98, 126, 72), (168, 160, 148), (190, 172, 136)])  # from asphalt to sand
@@ -31,7 +33,51 @@ GOLD = (232, 190, 58)
 MOST_OVERLAP, LEAST_INSIDE, LEAST_SIDE = 0.3, 0.55, 4.0  # shares of a box's area, and pixels
 TRIES = 20  # places that are tried for a vehicle
 
+CLASSES = tuple(LENGTHS)
+
 Place = tuple[Points, float, float]  # where a thing lies: its centre, its heading in radians, its length
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthConfig:
+    """The dials of a synthetic data set.
+
+    Raises:
+        GhmdetError: a dial out of its range, named with the range.
+    """
+
+    images: Annotated[int, Range(2, 1_000_000)] = 240
+    """Pictures in all, both splits."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Picture i of a split depends on it, on i and on the dials of the scene, not on the count of pictures."""
+    size: Annotated[tuple[int, int], Range(64, 4096)] = (320, 240)
+    """Width and height of a picture in pixels."""
+    classes: Annotated[int, Range(1, len(CLASSES))] = 3
+    """The first so many of car, bus, bicycle, truck, tractor, helicopter."""
+    class_imbalance: Annotated[float, Range(1.0, 100.0)] = 3.0
+    """How many times rarer each class is than the one before it; 1 is balanced."""
+    foreground: Annotated[float, Range(0.0, 200.0)] = 4.0
+    """Mean count of objects in a picture (Poisson: some pictures have none)."""
+    object_size: Annotated[float, Range(0.02, 0.45)] = 0.18
+    """Mean length of a car, as a share of the picture's shorter side."""
+    clutter: Annotated[float, Range(0.0, 1000.0)] = 12.0
+    """Mean count of things in a picture that are no objects."""
+    hard_share: Annotated[float, Range(0.0, 1.0)] = 0.1
+    """Share of objects of unusual look: golden, striped or camouflaged, and oddly proportioned."""
+    occluded_share: Annotated[float, Range(0.0, 1.0)] = 0.2
+    """Share of objects with a tree over one corner."""
+    wrong_label_share: Annotated[float, Range(0.0, 1.0)] = 0.0
+    """Share of the train split's objects that are labelled wrongly, recorded in wrong_labels.json."""
+    val_share: Annotated[float, Range(0.0, 0.9)] = 0.25
+    """Share of the pictures that go to the val split; 0 makes none."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def frequencies(self) -> dict[str, float]:
+        """The share of each class among the objects; they sum to 1."""
+        weights = {name: self.class_imbalance**-k for k, name in enumerate(CLASSES[: self.classes])}
+        return {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
 
 
 class Thing(NamedTuple):

@@ -23,7 +23,6 @@ from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
 
 MARKER = "thinned.json"
-NOTABLE_LOSS = 0.2  # of a class that was not to be thinned
 
 How = Literal["images", "erase"]
 Mask = NDArray[np.bool_]
@@ -47,22 +46,14 @@ class Thinned:
     carried_over: dict[str, int]
 
     def __str__(self) -> str:
-        width = max(len("class"), *map(len, self.boxes))
-        before, after = self.pictures
+        width, (before, after) = max(len("class"), *map(len, self.boxes)), self.pictures
         lines = [
             f"{self.root}, {self.split}: {after} of {before} pictures, {self.erased} objects erased",
             f"{'class':{width}}{'asked':>8}{'before':>8}{'after':>8}{'kept':>8}",
         ]
-        lost = []
         for name, (had, has) in self.boxes.items():
             asked = f"{self.keep[name]:.1%}" if name in self.keep else ""
-            share = has / had if had else 1.0
-            lines.append(f"{name:{width}}{asked:>8}{had:8}{has:8}{share:8.1%}")
-            if name not in self.keep and 1 - share > NOTABLE_LOSS:
-                lost.append(f"{name} {1 - share:.0%}")
-        if lost:
-            other = " --how erase keeps more of them." if self.how == "images" else ""
-            lines.append(f"Lost with the pictures that were left out: {', '.join(lost)}.{other}")
+            lines.append(f"{name:{width}}{asked:>8}{had:8}{has:8}{has / had if had else 1:8.1%}")
         if self.carried_over:
             parts = ", ".join(f"{name} ({count} pictures)" for name, count in self.carried_over.items())
             lines.append(f"As they were: {parts}")
@@ -104,27 +95,26 @@ def thin(
         require_images(each)
 
     random, records = np.random.default_rng(seed), part.records
-    gone = np.zeros(len(records.labels), dtype=bool)
-    if how == "erase":
-        gone = _choose_erased(records, targets, random)
+    gone = _no_box(records) if how == "images" else _choose_erased(records, targets, random)
     counts = _counts(part, ~gone & ~records.crowd)
     stays = choose_pictures(counts, targets, random)
     gone &= np.repeat(stays, np.diff(records.offsets))
-    before, after = _counts(part, ~records.crowd).sum(0).tolist(), counts[stays].sum(0).tolist()
+    after = counts[stays].sum(0).tolist()
     summary = Thinned(
         root=out,
         split=split,
         how=how,
         keep=dict(keep),
         pictures=(len(records), int(stays.sum())),
-        boxes=dict(zip(part.classes, zip(before, after, strict=True), strict=True)),
+        boxes={
+            name: (had, has) for (name, had), has in zip(part.boxes_per_class().items(), after, strict=True)
+        },
         erased=int(gone.sum()),
         carried_over={each.split: len(each.records) for each in others},
     )
     with new_set(out, MARKER, "data thin") as folder:
         for each in others:
-            whole = np.ones(len(each.records), dtype=bool)
-            _write(folder, each, whole, np.zeros(len(each.records.labels), dtype=bool), progress)
+            _write(folder, each, np.ones(len(each.records), dtype=bool), _no_box(each.records), progress)
         told = {"made by": "ghmdet data thin", "data": str(data), "seed": seed}
         told |= {name: value for name, value in vars(summary).items() if name != "root"}
         told |= _write(folder, part, stays, gone, progress)
@@ -137,38 +127,27 @@ def choose_pictures(
 ) -> Mask:
     """Which pictures stay so that no class k of `targets` has more than `targets[k]` boxes: [N] bool.
 
-    counts: [N, K] boxes of each class in each picture. Greedy: the picture goes first whose boxes that are to go, as
-    shares of their classes, stand against the smallest shares of all others that go with it; `random` decides among
-    equals. No class loses its last box, and at the end every picture comes back that fits after all.
+    counts: [N, K] boxes of each class in each picture. Pictures go in the order of what they cost: the shares of the
+    other classes over those of the classes with too many boxes that go with them; `random` decides among equals. First
+    go those that leave all `targets` enough, then those that leave some too few. No class loses its last box, and at
+    the end every picture comes back that fits after all.
     """
-    totals = counts.sum(0).clip(1)
-    limits = np.array([targets.get(k, np.iinfo(np.int64).max) for k in range(counts.shape[1])])
-    order = random.permutation(len(counts))
-    stays, dropped = np.ones(len(counts), dtype=bool), []
-    has = counts.sum(0)
-    while True:
-        excess = (has - limits).clip(0)
-        rows = order[stays[order]]
-        wanted = np.minimum(counts[rows], excess)
-        gain = (wanted / totals).sum(1)
-        loss = ((counts[rows] - wanted) / totals).sum(1)
-        empties = ((counts[rows] >= has) & (counts[rows] > 0)).any(1)
-        possible = (gain > 0) & ~empties
-        if not possible.any():
-            break
-        rows, ratio = rows[possible], loss[possible] / gain[possible]
-        rows = rows[np.argsort(ratio, kind="stable")]
-        together = counts[rows].cumsum(0)
-        active = excess > 0
-        fit = (together[:, active] <= excess[active]).all(1) & ((together < has) | (has == 0)).all(1)
-        rows = rows[: max(1, int(fit.sum()))]
-        stays[rows] = False
-        dropped += rows.tolist()
-        has = has - counts[rows].sum(0)
+    has, enough = counts.sum(0), np.ones(counts.shape[1], dtype=np.int64)
+    limits = np.full_like(enough, np.iinfo(np.int64).max)
+    enough[list(targets)] = limits[list(targets)] = list(targets.values())
+    shares, stays, dropped = counts / has.clip(1), np.ones(len(counts), dtype=bool), []
+    for least in (enough, np.ones_like(enough)):
+        excess = has > limits
+        gain, cost = shares[:, excess].sum(1), shares[:, ~excess].sum(1)
+        rows = random.permutation(np.flatnonzero(stays & (gain > 0)))
+        for row in rows[np.argsort(cost[rows] / gain[rows], kind="stable")].tolist():
+            own, left = counts[row] > 0, has - counts[row]
+            if (has > limits)[own].any() and (left >= least)[own].all():
+                stays[row], has = False, left
+                dropped.append(row)
     for row in reversed(dropped):
         if (has + counts[row] <= limits).all():
-            stays[row] = True
-            has = has + counts[row]
+            stays[row], has = True, has + counts[row]
     return stays
 
 
@@ -196,23 +175,25 @@ def _other_splits(data: Path, split: str, part: DetectionData) -> list[Detection
     return [read_split(name, data, other, source, part.classes) for other, source in others]
 
 
+def _no_box(records: Records) -> Mask:
+    return np.zeros(len(records.labels), dtype=bool)
+
+
 def _counts(part: DetectionData, boxes: Mask) -> NDArray[np.int64]:
     """The boxes of a mask in each picture and class: [N, K]."""
-    records, classes = part.records, len(part.classes)
+    records, shape = part.records, (len(part.records), len(part.classes))
     picture = np.repeat(np.arange(len(records)), np.diff(records.offsets))
-    cell = picture[boxes] * classes + records.labels[boxes]
-    return np.bincount(cell, minlength=len(records) * classes).reshape(len(records), classes)
+    return np.bincount(picture[boxes] * shape[1] + records.labels[boxes], minlength=np.prod(shape)).reshape(
+        shape
+    )
 
 
 def _choose_erased(records: Records, targets: Mapping[int, int], random: np.random.Generator) -> Mask:
     """Which boxes to erase: drawn from those that can be, as many of each class as are too many."""
-    gone, possible = (np.zeros(len(records.labels), dtype=bool) for _ in range(2))
-    thinned = np.isin(records.labels, list(targets))
-    for (width, height), start, end in zip(
-        records.sizes.tolist(), records.offsets, records.offsets[1:], strict=False
-    ):
-        if thinned[start:end].any():
-            possible[start:end] = erasable(records.boxes[start:end], (width, height))
+    possible, gone = (_no_box(records) for _ in range(2))
+    for size, start, end in zip(records.sizes.tolist(), records.offsets, records.offsets[1:], strict=False):
+        if np.isin(records.labels[start:end], list(targets)).any():
+            possible[start:end] = erasable(records.boxes[start:end], size)
     for label, target in targets.items():
         own = (records.labels == label) & ~records.crowd
         gone[random.permutation(np.flatnonzero(own & possible))[: own.sum() - target]] = True
