@@ -31,7 +31,7 @@ def status(*arguments: str) -> int:
         (["train", "x", "--out", "y", "--precision", "bf61"], "did you mean 'bf16'?"),
         (["train", "x", "--out", "y", "--epochs", "many"], "--epochs"),
         (["train", "x", "--out", "y", "--epochs", "0"], "from 1 to"),
-        (["train", "x"], "--out"),
+        (["compare", "x"], "--out"),
         (["train", "no/such/set", "--out", "y"], "no/such/set"),
         (["val", "no.pt", "x"], "no.pt"),
         (["val", "no.pt", "x", "--device", "tpu"], "unknown device 'tpu'"),

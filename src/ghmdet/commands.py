@@ -23,7 +23,7 @@ def train(
     data: Path,
     /,
     *,
-    out: Path,
+    out: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     report: bool = True,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
@@ -32,8 +32,9 @@ def train(
 
     Args:
         data: Folder of the data set, or a COCO annotations file.
-        out: Folder for the run: checkpoints, curves, logs, how it was made.
-        resume: Continue the run in `out` exactly where it stopped.
+        out: Folder for the run: checkpoints, curves, logs, how it was made; by default runs/NAME-1 for a data set
+            NAME, runs/NAME-2 and so on.
+        resume: Continue the run in `out`, by default the last one of this data set, exactly where it stopped.
         report: End with `report.html`: what the run did, saw and gets wrong.
     """
     config = config or TrainConfig()

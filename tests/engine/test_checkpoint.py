@@ -152,5 +152,7 @@ def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_p
         if not zoom_out:
             found = saved_run(Path("data"), tmp_path, TrainConfig(), resume=True)
             assert found is not None and found["place"] == {"step": 3}
+    with pytest.raises(GhmdetError, match=r"epochs 60 \(the run has 30\).*: leave .* --weights .*last\.pt"):
+        saved_run(Path("data"), tmp_path, TrainConfig(epochs=60), resume=True)
     with pytest.raises(GhmdetError, match=r"cannot resume .* with other settings: augment .*'zoom_out': 0.5"):
         saved_run(Path("data"), tmp_path, TrainConfig(), resume=True)

@@ -109,7 +109,8 @@ def test_the_results_of_a_folder_and_of_a_data_set_do_not_depend_on_the_batch_si
 @pytest.mark.parametrize(
     "picture",
     [
-        np.zeros((8, 8), np.uint8),
+        np.zeros(8, np.uint8),
+        np.zeros((8, 8, 2), np.uint8),
         np.zeros((8, 8, 3), np.float32),
         np.zeros((3, 8, 8), np.uint8),
         np.zeros((0, 8, 3), np.uint8),
@@ -125,6 +126,40 @@ def test_an_array_of_another_form_is_refused_with_the_form_to_give(
 ) -> None:
     with pytest.raises(DataError, match=r"a picture of shape .* give uint8 \[H, W, 3\]"):
         detector.predict(picture)
+
+
+def test_grey_and_rgba_arrays_are_seen_as_the_same_picture_in_rgb() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    rgb = np.stack([grey] * 3, axis=-1)
+    opaque = np.concatenate([rgb, np.full((5, 7, 1), 255, np.uint8)], axis=-1)
+    for form in (grey, grey[..., None], opaque, rgb[::1, ::-1][:, ::-1]):
+        assert torch.equal(to_tensor(form), torch.from_numpy(rgb).permute(2, 0, 1) / 255)
+
+
+def test_several_pictures_and_folders_are_named_from_the_folder_that_holds_all(
+    run: Path, squares: Path, tmp_path: Path
+) -> None:
+    for name in ("a/1.png", "b/1.png", "b/deep/2.png", "c/3.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(squares / "images" / "val_0.png", tmp_path / "in" / name)
+    given = [tmp_path / "in" / name for name in ("b", "a/1.png", "b/deep/2.png", "c/3.png")]
+    results = predict(run / "best.pt", *given, out=tmp_path / "out", device="cpu", precision="fp32")
+    names = {"a/1.png", "b/1.png", "b/deep/2.png", "c/3.png"}
+    assert {one["file_name"] for one in results} == names
+    drawn = {f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*.jpg")}
+    assert drawn == {f"{name}.jpg" for name in names}
+    assert len(results) == 4 * len([one for one in results if one["file_name"] == "a/1.png"])
+    with pytest.raises(DataError, match="no picture is given"):
+        predict(run / "best.pt", out=tmp_path / "out")
+    with pytest.raises(GhmdetError, match="would be overwritten"):
+        predict(run / "best.pt", given[1], tmp_path / "out" / "a", out=tmp_path / "out")
+
+
+def test_a_linked_picture_keeps_the_name_of_its_link(run: Path, squares: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link.png").symlink_to(squares / "images" / "val_0.png")
+    results = predict(run / "best.pt", tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
+    assert {one["file_name"] for one in results} == {"link.png"}
 
 
 def test_predictions_carry_the_annotations_ids_and_score_as_val_does(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.loss_log import NonFiniteLoss
+from ghmdet.engine.run_folder import default_folder, provenance
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.spectrum import SpectrumCounts
@@ -48,6 +50,36 @@ def test_run_folder_says_how_it_was_made(run: Path) -> None:
     assert made["versions"]["torch"] == torch.__version__.split("+")[0] or made["versions"]["torch"]
     assert len(rows(run / "log.csv")) == 9
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["3"]
+
+
+def test_a_run_without_a_folder_gets_the_next_of_its_data_and_resumes_the_last(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "squares-7").mkdir(parents=True)
+    for other in ("squares-8x", "other-9", "squares-big-3"):
+        (tmp_path / "runs" / other).mkdir()
+    assert default_folder(squares.parent / "new", resume=True) == Path("runs/new-1")
+    assert (
+        default_folder(squares / "annotations" / "instances_val.json", resume=False).name == "instances_val-1"
+    )
+    name, said = squares.name, list[str]()
+    for folder, resume in ((f"runs/{name}-1", False), (f"runs/{name}-2", False), (f"runs/{name}-2", True)):
+        train(squares, config=replace(TINY, epochs=1), resume=resume, say=said.append)
+        assert said.count(f"the run's folder is {folder}: --out gives another") == 1 + resume
+        assert (tmp_path / folder / "best.pt").exists()
+    assert not (tmp_path / "runs" / f"{name}-3").exists()
+
+
+def test_the_command_in_the_run_can_be_given_to_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "my data", "--scale", "0.5", "it's"]
+    for program, name in (
+        ("/usr/bin/ghmdet", "ghmdet"),
+        ("/x/ghmdet/__main__.py", "ghmdet"),
+        ("a.py", "a.py"),
+    ):
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        assert shlex.split(provenance({})["command"]) == [name, *words]
 
 
 def test_loss_falls(run: Path) -> None:

@@ -105,7 +105,10 @@ def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> di
         for name, value in arguments.items()
         if name not in MAY_CHANGE and value != saved.get(name)
     ]:
-        raise GhmdetError(f"cannot resume {out} with other settings: {'; '.join(changed)}")
+        raise GhmdetError(
+            f"cannot resume {out} with other settings: {'; '.join(changed)}: leave them as they were, or train on from"
+            f" its weights in another folder: --weights {last}"
+        )
     return training
 
 

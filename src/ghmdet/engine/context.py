@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 
 from ghmdet.engine.checkpoint import saved_run
 from ghmdet.engine.device import Device, choose_device, keep_freed_memory
+from ghmdet.engine.run_folder import default_folder
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError, unknown_name
 
@@ -60,7 +61,7 @@ class RunContext:
 
 def begin_run(
     data: Path | str,
-    out: Path | str,
+    out: Path | str | None,
     config: TrainConfig,
     *,
     resume: bool = False,
@@ -73,7 +74,8 @@ def begin_run(
         GhmdetError: a setting that cannot be used here, a folder that holds another run.
     """
     started_at = time.monotonic() if started_at is None else started_at
-    data, out = Path(data), Path(out)
+    data, told = Path(data), out is not None
+    out = default_folder(data, resume=resume) if out is None else Path(out)
     if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
     if out.exists() and not out.is_dir():
@@ -94,4 +96,6 @@ def begin_run(
     set_seed(config.seed)
     used = saved["place"]["seconds"] if saved else 0.0
     to_user = say if accelerator.is_main_process else lambda line: None
+    if not told:
+        to_user(f"the run's folder is {out}: --out gives another")
     return RunContext(data, out, config, saved, device, accelerator, started_at - used, to_user)

@@ -58,8 +58,8 @@ class Detector:
         """Detect on pictures of any sizes; what is found on one does not depend on the others.
 
         Args:
-            images: a picture or several: file names, Pillow pictures, uint8 arrays [H, W, 3] RGB, or float tensors
-                [3, H, W] in 0..1.
+            images: a picture or several: file names, Pillow pictures, uint8 arrays (RGB [H, W, 3], RGBA [H, W, 4] or
+                grey [H, W]), or float tensors [3, H, W] in 0..1.
 
         Returns:
             For each picture a dict of CPU tensors, best first: boxes [n, 4] xyxy in its pixels, scores [n] in 0..1,
@@ -87,13 +87,16 @@ def to_tensor(picture: Any) -> Tensor:
         shape, right = tuple(picture.shape), picture.is_floating_point() and picture.shape[:1] == (3,)
     else:
         picture = np.asarray(picture)
-        shape, right = picture.shape, picture.dtype == np.uint8 and picture.shape[2:] == (3,)
-    if not right or len(shape) != 3 or 0 in shape:
+        shape = picture.shape
+        right = picture.dtype == np.uint8 and (len(shape) == 2 or shape[2:] in ((1,), (3,), (4,)))
+    if not right or len(shape) > 3 or 0 in shape:
         raise DataError(
-            f"a picture of shape {shape} and type {picture.dtype}: give uint8 [H, W, 3], a float tensor [3, H, W] in"
-            " 0..1, a Pillow picture or a file name"
+            f"a picture of shape {shape} and type {picture.dtype}: give uint8 [H, W, 3], [H, W, 4] or [H, W], a float"
+            " tensor [3, H, W] in 0..1, a Pillow picture or a file name"
         )
-    return picture if isinstance(picture, Tensor) else torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
+    if isinstance(picture, Tensor):
+        return picture
+    return to_tensor(Image.fromarray(picture[..., 0] if shape[2:] == (1,) else picture))
 
 
 @torch.inference_mode()

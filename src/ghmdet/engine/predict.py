@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ from ghmdet.errors import DataError, GhmdetError, Range
 
 def predict(
     checkpoint: Path,
-    pictures: Path,
     /,
-    *,
+    *pictures: Path,
     out: Path,
     annotations: Path | None = None,
     threshold: float = 0.3,
@@ -31,11 +31,12 @@ def predict(
     precision: str = "auto",
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Detect on a picture or a folder; writes predictions.json (COCO results) and drawn pictures.
+    """Detect on pictures, or folders of them; writes predictions.json (COCO results) and drawn pictures.
 
     Args:
         checkpoint: A `best.pt` or `last.pt` of a training run.
-        pictures: A picture, or a folder that is searched with its subfolders.
+        pictures: Pictures, and folders that are searched with their subfolders. They are named relative to the folder
+            that holds all of them.
         out: Folder to write; drawn pictures keep their names, with `.jpg` added where they are not JPEG.
         annotations: COCO annotations, with boxes or without, whose image and category ids the results should carry,
             matched by file and class name, so that `ghmdet score` can compare them; by default pictures are numbered
@@ -56,15 +57,10 @@ def predict(
     """
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
-    pictures, out = Path(pictures), Path(out)
-    root = pictures if pictures.is_dir() else pictures.parent
-    if root.resolve().is_relative_to(out.resolve()):
-        raise GhmdetError(
-            f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
-        )
-    files = find_pictures(pictures, leave_out=out)
+    out = Path(out)
+    found = find_pictures([Path(picture) for picture in pictures], out)
+    names, files = list(found), list(found.values())
     detector = Detector.load(checkpoint, device=device, precision=precision)
-    names = [file.relative_to(root) for file in files]
     ids, category_ids = list(range(1, len(names) + 1)), detector.category_ids
     if annotations is not None:
         ids, category_ids = known_ids(annotations, names, detector.classes)
@@ -79,8 +75,8 @@ def predict(
                     images[index] = to_tensor(file)
                 except DataError as error:
                     unreadable.append(error)
-            found = detector.predict(list(images.values()))
-            for (index, image), detections in zip(images.items(), found, strict=True):
+            detected = detector.predict(list(images.values()))
+            for (index, image), detections in zip(images.items(), detected, strict=True):
                 name = {"file_name": names[index].as_posix()}
                 results += [result | name for result in coco_results(detections, ids[index], category_ids)]
                 sure = {key: value[detections["scores"] >= threshold] for key, value in detections.items()}
@@ -98,25 +94,33 @@ def predict(
     return results
 
 
-def find_pictures(path: Path, leave_out: Path) -> list[Path]:
-    """The picture at `path`, or all in the folder and below it, sorted by name; none of the folder `leave_out`.
+def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where each picture is, by its name relative to the folder that holds all that were given.
+
+    Each once: those at `paths`, and those in folders there and below, in the order of their names; none of `out`.
 
     Raises:
-        DataError: there is nothing there, or no picture in it.
+        DataError: no path, a path where nothing is, or a folder without a picture.
+        GhmdetError: `out` holds the pictures, which would be overwritten.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such picture or folder")
-    own = leave_out.resolve()
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS and file.is_file() and not file.resolve().is_relative_to(own)
-    )
-    if not files:
-        raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
-    return files
+    own, found, folders = out.resolve(), dict[Path, Path](), list[Path]()
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such picture or folder")
+        folders.append(path if path.is_dir() else path.parent)
+        if folders[-1].resolve().is_relative_to(own):
+            raise GhmdetError(
+                f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
+            )
+        inside = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
+        files = [file for file in sorted(inside) if not file.resolve().is_relative_to(own)] or [path]
+        if files[0].is_dir():
+            raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
+        found |= {file.absolute(): file for file in files if file.absolute() not in found}
+    if not folders:
+        raise DataError("no picture is given: name pictures, or a folder of them")
+    root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    return {place.relative_to(root): file for place, file in found.items()}
 
 
 def drawing_names(names: Sequence[Path]) -> list[Path]:

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -24,13 +26,31 @@ PACKAGES = ("ghmdet", "torch", "torchvision", "timm", "accelerate", "hotcoco", "
 def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
     """How a run is made: command, arguments, versions, machine, git state of the folder it was started in, time."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "arguments": arguments,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "git": _git_state(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def default_folder(data: Path, *, resume: bool, parent: Path = Path("runs")) -> Path:
+    """Where a run goes that names no folder: runs/NAME-N, N one above those there; to resume, the last one there."""
+    data = data.resolve()
+    name = data.stem if data.is_file() else data.name
+    there = [
+        int(match[1])
+        for path in parent.glob("*")
+        if (match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name))
+    ]
+    return parent / f"{name}-{max(there, default=0) + (not (resume and there))}"
+
+
+def _command() -> str:
+    """The words that started this process, as a shell takes them."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["ghmdet" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _version(package: str) -> str | None:

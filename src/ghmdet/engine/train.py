@@ -42,7 +42,7 @@ METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 def train(
     data: Path | str,
-    out: Path | str,
+    out: Path | str | None = None,
     config: TrainConfig | None = None,
     *,
     resume: bool = False,
@@ -60,7 +60,8 @@ def train(
 
     Args:
         data: a data set that `ghmdet.data.read_data` reads.
-        out: the run's folder; refused if it holds a run, unless `resume`.
+        out: the run's folder; refused if it holds a run, unless `resume`. By default runs/NAME-N for a data set NAME:
+            a new one, or the last one there to resume.
         config: the settings.
         resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
         say: takes each line meant for the user.
