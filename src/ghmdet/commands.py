@@ -45,7 +45,7 @@ def train(
         resume=resume,
         started_at=STARTED_AT,
         figures={"examples": draw_examples, "shares": draw_shares},
-        report=(lambda folder: write_report([folder], device=config.device)) if report else None,
+        make_report=(lambda folder: write_report([folder], device=config.device)) if report else None,
     )
 
 

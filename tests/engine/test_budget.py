@@ -296,7 +296,7 @@ def test_a_run_ends_within_its_budget_with_the_rate_down(squares: Path, tmp_path
     lines: list[Any] = []
     began = time.monotonic()
     place = train(
-        squares, tmp_path / "run", replace(BUDGETED, budget="15s"), say=lines.append, report=lines.append
+        squares, tmp_path / "run", replace(BUDGETED, budget="15s"), say=lines.append, make_report=lines.append
     )
     assert time.monotonic() - began < 15
     rates = [float(row["lr"]) for row in rows(tmp_path / "run" / "log.csv")]

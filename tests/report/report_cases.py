@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.evaluation.findings import find
 from ghmdet.models import RetinaNet, model_state, preset
+from ghmdet.report.inspection import FORMAT
 from ghmdet.spectrum import REGIONS, SpectrumCounts
 from spectrum_cases import CLASSES, make_case
 
@@ -64,7 +66,13 @@ def make_run(
         for one in findings["hardest"]:
             Image.new("RGB", (32, 32), "teal").save(path / "inspection" / one["crop"])
         (epochs(1) if inspected is None else inspected).save(path / "inspection" / "spectrum.npz")
-        (path / "inspection" / "findings.json").write_text(json.dumps(findings))
+        made_of = {
+            "format": FORMAT,
+            "checkpoint": hashlib.sha256(b"").hexdigest(),
+            "data": str(Path("sets/made-up").resolve()),
+            "split": "val",
+        }
+        (path / "inspection" / "findings.json").write_text(json.dumps(findings | {"made_of": made_of}))
     return path
 
 

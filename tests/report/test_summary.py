@@ -13,32 +13,32 @@ from spectrum_cases import CLASSES, STRIDES, make_case
 CENTRES = (np.arange(30) + 0.5) / 30
 
 
-def test_the_figures_are_those_of_the_naive_examples():
+def test_the_numbers_are_those_of_the_naive_examples():
     spectrum, examples, coordinates = make_case()
-    figures = summarize(spectrum).figures
+    numbers = summarize(spectrum).numbers
     total = sum(one.g for one in examples)
-    assert figures["examples"] == {
+    assert numbers["examples"] == {
         "background": sum(not one.kind for one in examples),
         "objects": sum(one.kind for one in examples),
     }
     for k, name in enumerate(CLASSES):
         mine = [one for one in examples if one.label == k]
-        assert figures["classes"][name]["objects"] == sum(one.kind for one in mine)
-        assert figures["classes"][name]["gradient"] == pytest.approx(
+        assert numbers["classes"][name]["objects"] == sum(one.kind for one in mine)
+        assert numbers["classes"][name]["gradient"] == pytest.approx(
             sum(one.g for one in mine) / total, rel=1e-5
         )
     for level, stride in enumerate(STRIDES):
         share = sum(one.g for one in examples if one.level == level) / total
-        assert figures["levels"][str(stride)]["gradient"] == pytest.approx(share, rel=1e-5)
+        assert numbers["levels"][str(stride)]["gradient"] == pytest.approx(share, rel=1e-5)
     wrong = [one for one in examples if naive.region(one.g, 30) == 29]
-    assert sum(figures["all_but_certainly_wrong"].values()) == len(wrong)
-    few = figures["few_with_most"]
+    assert sum(numbers["all_but_certainly_wrong"].values()) == len(wrong)
+    few = numbers["few_with_most"]
     above = [one.g for one in examples if one.g >= few["from"]]
     assert few["examples"] == pytest.approx(len(above) / len(examples))
     assert few["gradient"] == pytest.approx(sum(above) / total, rel=1e-5)
-    assert figures["box_coordinates"] == len(coordinates)
-    assert figures["box_coordinates_far_off"] == sum(one.gr >= 0.9 for one in coordinates)
-    json.dumps(figures)
+    assert numbers["box_coordinates"] == len(coordinates)
+    assert numbers["box_coordinates_far_off"] == sum(one.gr >= 0.9 for one in coordinates)
+    json.dumps(numbers)
 
 
 def spectrum_of(background: list[int], objects: list[int]) -> SpectrumCounts:

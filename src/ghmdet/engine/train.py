@@ -49,7 +49,7 @@ def train(
     say: Callable[[str], None] = print,
     started_at: float | None = None,
     figures: Mapping[str, Draw] | None = None,
-    report: Callable[[Path], object] | None = None,
+    make_report: Callable[[Path], object] | None = None,
 ) -> Progress:
     """Train a detector on `data` and leave a run folder at `out`; returns how far it came and the best AP.
 
@@ -67,7 +67,7 @@ def train(
         say: takes each line meant for the user.
         started_at: the reading of `time.monotonic()` from which time counts; by default now.
         figures: by name, what draws the spectrum of an epoch for TensorBoard, if the run writes there.
-        report: called with the folder at the end, where the budget has time for it; it takes about two validations.
+        make_report: called with the folder at the end, if the budget has time for it: about two validations.
 
     Raises:
         GhmdetError: a setting, the data or a checkpoint that cannot be used, before any work starts.
@@ -75,17 +75,17 @@ def train(
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
     run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, started_at=started_at)
-    trainer = Trainer(run, figures, reports=report is not None)
+    trainer = Trainer(run, figures, reports=make_report is not None)
     try:
         progress = trainer.fit()
     except NonFiniteLoss as error:
         write_atomic(run.folder / DIVERGED, f"{error}\n")
         raise
     run.say(f"best AP {progress.best_AP:.3f} after epoch {progress.best_epoch}: {run.folder / 'best.pt'}")
-    if report and not trainer.budget.can_report:
+    if make_report and not trainer.budget.can_report:
         run.say(f"no report, to end within the budget: ghmdet report {run.folder}")
-    elif report and run.main:
-        report(run.folder)
+    elif make_report and run.main:
+        make_report(run.folder)
     if run.config.budget:
         late = ", too late" if run.seconds > trainer.budget.seconds else ""
         epochs = progress.step / trainer.data.steps_per_epoch

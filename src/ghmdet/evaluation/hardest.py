@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ghmdet.data import DetectionData
 from ghmdet.evaluation.matching import overlaps
 from ghmdet.evaluation.tables import Floats, Ints
 
@@ -45,6 +47,33 @@ class Hard(NamedTuple):
     def g(self) -> float:
         """The gradient norm: 1 - score of an object, the score of what is none."""
         return 1 - self.score if self.kind == UNSEEN else self.score
+
+
+def find_hardest(data: DetectionData, results: Iterable[Mapping[str, Any]], seen: Floats) -> list[Hard]:
+    """The hard examples of all pictures of a data set (see `hard_examples`).
+
+    Args:
+        data: the pictures, and what is labelled in them.
+        results: COCO results, those of one picture together.
+        seen: for each labelled object, picture by picture, crowds left out: the best score that an anchor answering for
+            it gives its class, [N].
+    """
+    label_of = {category: label for label, category in enumerate(data.category_ids)}
+    found = {image: list(each) for image, each in groupby(results, lambda one: one["image_id"])}
+    hard: list[Hard] = []
+    start = 0
+    for number, record in enumerate(data.records):
+        mine = found.get(record.image_id, [])
+        boxes = np.array([one["bbox"] for one in mine], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label_of[one["category_id"]] for one in mine], dtype=np.int64)
+        detected = Scored(boxes, labels, np.array([one["score"] for one in mine], dtype=np.float64))
+        given, objects = record.boxes.astype(np.float64), ~record.crowd
+        scores = seen[start : start + objects.sum()]
+        start += len(scores)
+        labelled = Scored(given[objects], record.labels[objects], scores)
+        hard += hard_examples(number, detected, labelled, given[record.crowd])
+    return hard
 
 
 def hard_examples(picture: int, found: Scored, objects: Scored, crowds: Floats) -> list[Hard]:

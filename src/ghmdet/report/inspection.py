@@ -7,12 +7,8 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.images import load_image
@@ -22,7 +18,7 @@ from ghmdet.engine.observation import Measured, measure_checkpoint
 from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.findings import Findings, find
-from ghmdet.evaluation.hardest import Hard, Scored, choose, count_kinds, hard_examples
+from ghmdet.evaluation.hardest import Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
 from ghmdet.report import figures
 from ghmdet.report.run_files import read_json, require_run
@@ -77,7 +73,7 @@ def write_spectrum(
     about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
     write_json(
         out / "spectrum.json",
-        about | {"in_words": summary.sentences} | summary.figures | {"made": provenance(about)},
+        about | {"in_words": summary.sentences} | summary.numbers | {"made": provenance(about)},
     )
     for sentence in summary.sentences:
         say(sentence)
@@ -125,18 +121,18 @@ def inspect_run(
         "data": str(Path(where).resolve()),
         "split": split,
     }
-    kept = _kept(out, made_of, checkpoint)
+    kept = _kept(out, made_of)
     if not Path(where).exists():
         if kept:
             return kept._replace(note=f"These findings were kept: their data, {where}, is no longer there.")
         if data is None:
             raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
     made_of["labels"] = _digest(json.dumps(read_data(where, split).to_coco()).encode())
-    if kept and kept.findings.get("made_of") == made_of:
+    if kept and kept.findings["made_of"] == made_of:
         return kept
 
     part, measured, found, summary = _look(checkpoint, where, split, device, 0, say)
-    hard = find_hardest(part, measured)
+    hard = find_hardest(part, measured.results, measured.seen)
     totals, chosen = count_kinds(hard), choose(hard)
     worst = max(found.errors, key=lambda one: one["AP50_lost"])
     said = words("mistakes", totals=totals, objects=found.metrics.boxes, AP50=found.metrics.AP50, worst=worst)
@@ -156,33 +152,13 @@ def inspect_run(
         "errors": found.errors,
         "reliability": found.reliability,
         "in_words": [*summary.sentences, *said],
-        "summary": summary.figures,
+        "summary": summary.numbers,
         "hardest": _with_crops(part, chosen, out),
         "hardest_total": totals,
         "made": provenance(about),
     }
     write_json(out / "findings.json", findings)
     return Inspection(findings, measured.spectrum)
-
-
-def find_hardest(part: DetectionData, measured: Measured) -> list[Hard]:
-    """The hard examples of all pictures that a pass went over."""
-    label_of = {category: label for label, category in enumerate(part.category_ids)}
-    found = {image: list(each) for image, each in groupby(measured.results, itemgetter("image_id"))}
-    hard: list[Hard] = []
-    start = 0
-    for number, record in enumerate(part.records):
-        mine = found.get(record.image_id, [])
-        boxes = np.array([one["bbox"] for one in mine], dtype=np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([label_of[one["category_id"]] for one in mine], dtype=np.int64)
-        detected = Scored(boxes, labels, np.array([one["score"] for one in mine], dtype=np.float64))
-        given, objects = record.boxes.astype(np.float64), ~record.crowd
-        seen = measured.seen[start : start + objects.sum()]
-        start += len(seen)
-        labelled = Scored(given[objects], record.labels[objects], seen)
-        hard += hard_examples(number, detected, labelled, given[record.crowd])
-    return hard
 
 
 def _look(
@@ -193,27 +169,15 @@ def _look(
     return part, measured, findings, summarize(measured.spectrum, findings.metrics.scores)
 
 
-def _kept(out: Path, made_of: dict[str, Any], checkpoint: Path) -> Inspection | None:
-    """What a folder holds, if it is whole and was made of this; the labels are not compared."""
-    file = out / "findings.json"
+def _kept(folder: Path, made_of: dict[str, Any]) -> Inspection | None:
+    """What a folder holds, if it was made of this; the labels are not compared."""
     try:
-        kept = Inspection(read_json(file) or {}, SpectrumCounts.load(out / "spectrum.npz"))
+        findings = read_json(folder / "findings.json") or {}
+        kept = Inspection(findings, SpectrumCounts.load(folder / "spectrum.npz"))
     except GhmdetError:
         return None
-    of = kept.findings.get("made_of")
-    if of is None and file.is_file() and file.stat().st_mtime >= checkpoint.stat().st_mtime:
-        # From before findings said what they were made of.
-        data = Path(str(kept.findings.get("data"))).resolve()
-        of = {**made_of, "data": str(data), "split": kept.findings.get("split")}
-    whole = kept.findings.keys() >= {
-        "metrics",
-        "curves",
-        "confusion",
-        "errors",
-        "reliability",
-        "hardest_total",
-    }
-    return kept if whole and isinstance(of, dict) and of | made_of == of else None
+    of = findings.get("made_of")
+    return kept if isinstance(of, dict) and of | made_of == of else None
 
 
 def _digest(content: bytes) -> str:

@@ -65,19 +65,19 @@ def write_report(
         out = paths[0] / "report.html" if len(paths) == 1 else Path("report.html")
     for path in paths:
         require_run(path)
-    parts = []
+    shown = []
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True), start=1):
-        parts.append(_part(path, name, f"r{number}", *_inspect(path, data, split, device, say)))
-        for damage in parts[-1]["damage"]:
+        shown.append(_run(path, name, f"r{number}", *_inspect(path, data, split, device, say)))
+        for damage in shown[-1]["damage"]:
             say(damage)
     together = {}
-    if len(parts) > 1:
-        scores = {one["name"]: one["scores"]["AP"] for one in parts if "AP" in one["scores"]}
-        losses = {one["name"]: one["losses"]["whole"] for one in parts if "whole" in one["losses"]}
+    if len(shown) > 1:
+        scores = {one["name"]: one["scores"]["AP"] for one in shown if "AP" in one["scores"]}
+        losses = {one["name"]: one["losses"]["whole"] for one in shown if "whole" in one["losses"]}
         together["learning"] = _learning(scores, losses, "together")
-        together["classes"] = list(dict.fromkeys(name for one in parts for name in one["classes"]))
+        together["classes"] = list(dict.fromkeys(name for one in shown for name in one["classes"]))
     page = templates().get_template("page.html.jinja")
-    write_atomic(out, page.render(parts=parts, together=together, pullers=PULLERS).lstrip())
+    write_atomic(out, page.render(runs=shown, together=together, pullers=PULLERS).lstrip())
     say(f"written: {out}")
     return out
 
@@ -98,13 +98,13 @@ def _inspect(
     return inspection, inspection.note
 
 
-def _part(run: Path, name: str, key: str, inspection: Inspection | None, note: str) -> dict[str, Any]:
+def _run(run: Path, name: str, key: str, inspection: Inspection | None, note: str) -> dict[str, Any]:
     """Everything that the page shows of a run; None or empty where there is nothing to show.
 
     Args:
         run: its folder.
         name: what it is called.
-        key: begins the ids of its part of the page.
+        key: begins the ids of its sections.
         inspection: what its best checkpoint was found to do, if it could be inspected.
         note: why it could not, or what a reader should know of the inspection.
     """

@@ -17,20 +17,20 @@ FAR_OFF = 27  # the region of gr from which a coordinate is off by twice μ or m
 
 
 class Summary(NamedTuple):
-    """Figures by name, ready for JSON, and what they mean, a sentence each."""
+    """Numbers by name, ready for JSON, and what they mean, a sentence each."""
 
-    figures: dict[str, Any]
+    numbers: dict[str, Any]
     sentences: list[str]
 
 
 def summarize(spectrum: SpectrumCounts, scores: ScoreUse | None = None) -> Summary:
-    """The last epoch of a spectrum in figures and sentences; `scores`: those of the detections, if there are any."""
+    """The last epoch of a spectrum in numbers and sentences; `scores`: those of the detections, if there are any."""
     examples, gradient = spectrum.examples[-1], spectrum.gradient[-1]  # [2, K, L, M]
     by_region = examples.sum(axis=(0, 1, 2))
     boxes = spectrum.boxes[-1].sum(axis=(0, 1))
     classes = _split(spectrum.classes, examples.sum(axis=(2, 3)), gradient.sum(axis=(0, 2, 3)))
     levels = _split(spectrum.strides, examples.sum(axis=(1, 3)), gradient.sum(axis=(0, 1, 3)))
-    figures = {
+    numbers = {
         "pictures": int(spectrum.pictures[-1]),
         "examples": _kinds(examples.sum(axis=(1, 2, 3))),
         "share_of_gradient": {
@@ -48,20 +48,20 @@ def summarize(spectrum: SpectrumCounts, scores: ScoreUse | None = None) -> Summa
         "scores": scores,
     }
     if not by_region.sum():
-        return Summary(figures, ["Nothing was measured: there are no pictures."])
+        return Summary(numbers, ["Nothing was measured: there are no pictures."])
     objects = max(int(examples[OBJECTS].sum()), 1)
     above = {name: one["gradient"] - one["objects"] / objects for name, one in classes.items()}
     most = max(above, key=above.__getitem__)
     sentences = words(
         "spectrum",
-        it=figures,
+        it=numbers,
         wrong=int(by_region[WRONG]),
         emptiest=int(by_region[1:WRONG].min()),
         most=most if above[most] > 0 else None,
         absent=[name for name, one in classes.items() if not one["objects"]],
         level=max(levels, key=lambda stride: levels[stride]["gradient"]),
     )
-    return Summary(figures, sentences)
+    return Summary(numbers, sentences)
 
 
 def few_with_most(spectrum: SpectrumCounts) -> dict[str, float] | None:
