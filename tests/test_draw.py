@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ghmdet.data import read_data
+from ghmdet.data.images import load_image
 from ghmdet.draw import (
     class_colour,
     contact_sheet,
     draw_batch,
     draw_crop,
     draw_detections,
-    draw_side_by_side,
+    draw_results,
     save_jpeg,
 )
 
@@ -89,10 +91,27 @@ def test_a_sheet_holds_every_picture_in_reading_order() -> None:
     assert contact_sheet(pictures[:2], columns=8).width == 84
 
 
-def test_truth_lies_left_of_what_was_found() -> None:
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
-    sheet = draw_side_by_side(GREY, {"boxes": BOXES, "labels": LABELS}, nothing, CLASSES)
-    assert changed(sheet.crop((0, 0, 320, 240))).any() and not changed(sheet.crop((324, 0, 644, 240))).any()
+def test_a_sheet_of_results_has_the_truth_left_and_what_scores_enough_right(squares: Path) -> None:
+    data = read_data(squares, "val")
+    first, last = data.records[0], data.records[2]
+    results = [
+        {"image_id": last.image_id, "category_id": 2, "bbox": [10, 30, 40, 20], "score": score}
+        for score in (0.31, 0.29)
+    ]
+    alone = {
+        count: np.asarray(draw_results(data, results[count:], 2)).astype(int) for count in (0, 1, 2)
+    }  # both, the one that scores too little, none
+    assert alone[0].shape == (72 + 4 + 72, 96 + 4 + 96, 3)
+    assert (alone[1] == alone[2]).all()
+    added = (alone[0] != alone[1]).any(axis=2)
+    assert added[76:, 100:].any() and not added[:76].any() and not added[:, :100].any()
+    assert tuple(alone[0][76 + 40, 100 + 10]) == class_colour(1)  # the left edge of the box
+    plain = contact_sheet(
+        [draw_detections(load_image(one), *[torch.zeros(0, 4)] * 2, None, ()) for one in (first, last)], 1
+    )
+    labelled = (alone[2][:, :96] != np.asarray(plain)).any(axis=2)
+    assert labelled[:72].any() and labelled[76:].any() and (alone[2][:, 100:] == np.asarray(plain)).all()
+    assert draw_results(data, results, 4, columns=2).size == (2 * 196 + 4, 148)
 
 
 def test_a_batch_is_written_with_its_boxes_and_at_most_so_many_pictures(tmp_path: Path) -> None:

@@ -6,15 +6,20 @@ import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 
+from ghmdet.data import DetectionData
+from ghmdet.data.images import load_image
 from ghmdet.files import write_atomic
 
 GAP, SHEET_FILL = 4, (24, 24, 27)
+THRESHOLD = 0.3  # the least score of a detection that is drawn on a sheet
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -46,14 +51,15 @@ def draw_detections(
     font = ImageFont.load_default(letters)
     pad = max(1, round(letters / 9))
     order = torch.arange(len(boxes)) if scores is None else scores.cpu().argsort(stable=True)
-    rows = [(i, _inside(boxes[i].tolist(), canvas), int(labels[i])) for i in order.tolist()]
-    for _, box, label in rows:
+    rows = [(i, int(labels[i]), _inside(boxes[i].tolist(), canvas)) for i in order.tolist()]
+    for _, label, box in rows:
         draw.rectangle(box, outline=class_colour(label), width=line)
-    for i, (
+    for i, label, (
         x0,
         y0,
-        *_,
-    ), label in rows:  # texts over all lines, above the boxes: small objects must stay visible
+        _,
+        _,
+    ) in rows:  # texts over all lines, above the boxes: small objects must stay visible
         text = classes[label] if scores is None else f"{classes[label]} {float(scores[i]):.2f}"
         colour = class_colour(label)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -65,16 +71,23 @@ def draw_detections(
     return canvas
 
 
-def draw_side_by_side(
-    image: Image.Image | Tensor,
-    target: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    classes: Sequence[str],
+def draw_results(
+    data: DetectionData, results: Sequence[Mapping[str, Any]], pictures: int, columns: int = 1
 ) -> Image.Image:
-    """The annotations (left) beside the detections (right); both hold boxes and labels, `found` scores as well."""
-    truth = draw_detections(image, target["boxes"], target["labels"], None, classes)
-    ours = draw_detections(image, found["boxes"], found["labels"], found["scores"], classes)
-    return contact_sheet([truth, ours], columns=2)
+    """A sheet of so many pictures of a data set: annotations left, right what scores .3 or more of COCO results."""
+    pairs = []
+    for number in range(0, len(data.records), max(1, len(data.records) // pictures))[:pictures]:
+        record = data.records[number]
+        image = load_image(record)
+        mine = [one for one in results if one["image_id"] == record.image_id and one["score"] >= THRESHOLD]
+        boxes = box_convert(torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4), "xywh", "xyxy")
+        labels = torch.tensor([data.category_ids.index(one["category_id"]) for one in mine])
+        scores = torch.tensor([one["score"] for one in mine])
+        given = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
+        truth = draw_detections(image, *given, None, data.classes)
+        found = draw_detections(image, boxes, labels, scores, data.classes)
+        pairs.append(contact_sheet([truth, found], columns=2))
+    return contact_sheet(pairs, columns)
 
 
 def draw_crop(image: Image.Image | Tensor, box: Sequence[float], label: int, side: int = 160) -> Image.Image:

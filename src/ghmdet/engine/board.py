@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.ops import box_convert
 
 from ghmdet.data import DetectionData
-from ghmdet.draw import contact_sheet, draw_side_by_side
-from ghmdet.engine.detect import to_tensor
+from ghmdet.draw import draw_results
 from ghmdet.spectrum import BACKGROUND, OBJECTS, REGIONS, SpectrumCounts
 
 Draw = Callable[[SpectrumCounts], Figure]
 PICTURES = 4
 WIDEST = 1600
 """Pixels of the longer side of the sheet of pictures."""
-THRESHOLD = 0.3
-"""The least score of a detection that is drawn."""
 
 
 class Board:
@@ -72,22 +67,7 @@ class Board:
 
     def add_predictions(self, results: Sequence[Mapping[str, Any]], step: int) -> None:
         """A sheet of a few pictures: annotations left, detections (of COCO results) right."""
-        records, ids = self.data.records, self.data.category_ids
-        pairs = []
-        for number in range(0, len(records), max(1, len(records) // PICTURES))[:PICTURES]:
-            record = records[number]
-            mine = [
-                one for one in results if one["image_id"] == record.image_id and one["score"] >= THRESHOLD
-            ]
-            boxes = torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4)
-            found = {
-                "boxes": box_convert(boxes, "xywh", "xyxy"),
-                "labels": torch.tensor([ids.index(one["category_id"]) for one in mine]),
-                "scores": torch.tensor([one["score"] for one in mine]),
-            }
-            truth = {"boxes": torch.from_numpy(record.boxes), "labels": torch.from_numpy(record.labels)}
-            pairs.append(draw_side_by_side(to_tensor(record.path), truth, found, self.data.classes))
-        sheet = contact_sheet(pairs, columns=1)
+        sheet = draw_results(self.data, results, PICTURES)
         sheet.thumbnail((WIDEST, WIDEST))
         self.writer.add_image("predictions", np.asarray(sheet), step, dataformats="HWC")
 
