@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghmdet.data.collector import MENDS, Collector, flaw
-from ghmdet.data.layout import SPLITS, checked_classes, folder_of, read_text
+from ghmdet.data.layout import SPLITS, checked_classes, class_name, folder_of, read_text
 from ghmdet.data.records import DetectionData, Problem, Severity
 from ghmdet.data.values import flag, number, numbers, shown, whole
 from ghmdet.errors import DataError
@@ -162,7 +162,10 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
             continue
         record += f" of {names[image_place]}"
         category, bbox, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
-        box, crowd, square = numbers(bbox), flag(annotation.get("iscrowd")), number(area)
+        box = numbers(bbox)
+        if bbox is None or box == []:
+            box = _around(annotation.get("segmentation"))
+        crowd, square = flag(annotation.get("iscrowd")), number(area)
         if whole(category) not in categories:
             report("unknown class", record, category, "name a category of the list 'categories'")
         elif box is None or len(box) != 4:
@@ -193,6 +196,16 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     )
 
 
+def _around(segmentation: object) -> list[float] | None:
+    """x, y, width, height of the box around polygons [x1, y1, x2, y2, ...]; None where there are none."""
+    parts = segmentation if isinstance(segmentation, (list, tuple)) else ()
+    polygons = [points for part in parts if (points := numbers(part)) and len(points) % 2 == 0]
+    if not polygons or len(polygons) < len(parts):
+        return None
+    xs, ys = ([value for points in polygons for value in points[start::2]] for start in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
 def _content(source: Path | str | Mapping[str, Any], lists: Sequence[str]) -> tuple[Mapping[str, Any], str]:
     """The content of COCO annotations, checked to have these lists, and their name in errors."""
     wanted = "an object with images, annotations, categories"
@@ -214,7 +227,9 @@ def _content(source: Path | str | Mapping[str, Any], lists: Sequence[str]) -> tu
 
 
 def _categories(content: Mapping[str, Any], file: str) -> dict[int, str]:
+    """The name of each category id; Roboflow's category 0, which only groups the others and has no box, is none."""
     names: dict[int, str] = {}
+    above: dict[int, object] = {}
     for place, category in enumerate(content["categories"]):
         category_id = whole(category.get("id")) if isinstance(category, Mapping) else None
         where = f"{file}: categories[{place}]"
@@ -223,7 +238,13 @@ def _categories(content: Mapping[str, Any], file: str) -> dict[int, str]:
         if category_id in names:
             raise DataError(f"{where}: id {category_id} is there twice: number each category once")
         name = category.get("name")
-        names[category_id] = str(category_id if name is None else name).strip()
+        names[category_id] = class_name(category_id if name is None else name, where)
+        above[category_id] = category.get("supercategory")
+    root = names.get(0)
+    if root is not None and above.pop(0) == "none" and root in above.values():
+        boxes = (box for box in content.get("annotations") or () if isinstance(box, Mapping))
+        if not any(whole(box.get("category_id")) == 0 for box in boxes):
+            del names[0]
     return dict(sorted(names.items()))
 
 

@@ -25,6 +25,8 @@ MENDS = {
     "empty box": "give it a width and a height or remove it",
     "box outside the image": "check its coordinates against the image's size or remove it",
     "box partly outside the image": "clipped to the image",
+    "box within the first pixel": "multiply by the picture's width and height if these are fractions, or remove it",
+    "box under one pixel": "kept, but training leaves out what has a side under one pixel at its size",
 }
 
 
@@ -48,13 +50,18 @@ def judge_box(box: Corners, width: int, height: int) -> tuple[str | None, Corner
     if kind := flaw(box):
         return kind, None
     x1, y1, x2, y2 = box
-    if min(x2 - x1, y2 - y1) < MIN_SIDE:
+    thinner = min(x2 - x1, y2 - y1)
+    if thinner > 0 <= min(x1, y1) and max(x2, y2) <= 1 < min(width, height):
+        return "box within the first pixel", None
+    if thinner < MIN_SIDE:
         return "empty box", None
     clipped = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < MIN_SIDE:
         return "box outside the image", None
     sticks_out = max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > ROUNDING
-    return ("box partly outside the image" if sticks_out else None), clipped
+    if sticks_out:
+        return "box partly outside the image", clipped
+    return ("box under one pixel" if thinner < 1 - ROUNDING else None), clipped
 
 
 class Collector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -18,9 +19,34 @@ from ghmdet.data.records import DetectionData, Record
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.models.preprocess import resized_size
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by 90 degrees
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright, by its EXIF orientation; those from 5 on turn it by 90 degrees."""
 CHECK = "list every such image with 'ghmdet data check'"
+
+
+def _endings() -> frozenset[str]:
+    """The endings that the installed Pillow decodes, in lower case with their dot."""
+    Image.init()
+    readers = {name: opened[0] for name, opened in Image.OPEN.items() if name != "MPEG"}  # its head alone
+    stubs = {
+        name
+        for name, reader in readers.items()
+        if inspect.isclass(reader) and issubclass(reader, ImageFile.StubImageFile)
+    }
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in known if name in readers and name not in stubs)
+
+
+EXTENSIONS = _endings()
 
 
 @contextmanager
@@ -46,8 +72,17 @@ def reason(error: DataError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").removesuffix(f"; {CHECK}")
 
 
+def _orientation(image: Image.Image) -> int:
+    """The picture's EXIF orientation; 1, upright, where it has none that exists or a block that cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # whatever the parser tripped over: the pixels are sound all the same
+        return 1
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
 def _turned(image: Image.Image) -> bool:
-    return bool(image.getexif().get(ORIENTATION, 1) >= 5)
+    return _orientation(image) >= 5
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -82,7 +117,9 @@ def picture_tensor(image: Image.Image) -> Tensor:
 
     Raises GhmdetError for float pixels, and what Pillow raises when a picture that it has yet to decode is damaged.
     """
-    return torch.from_numpy(_rgb(ImageOps.exif_transpose(image))).permute(2, 0, 1).contiguous()
+    turn = TURNS.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    return torch.from_numpy(_rgb(upright)).permute(2, 0, 1).contiguous()
 
 
 def read_picture(path: Path) -> Tensor:

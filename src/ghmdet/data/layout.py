@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.records import VALIDATION_NAMES
+from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 SPLITS = ("train", *VALIDATION_NAMES, "test")
@@ -63,13 +65,20 @@ def folder_of(names: Sequence[str], candidates: Iterable[Path]) -> Path:
     return candidates[hits.index(max(hits))]
 
 
+def class_name(name: object, where: Path | str) -> str:
+    """A class's name as text; raises DataError where it is neither text nor a number."""
+    if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+        raise DataError(f"{where}: {shown(name)} is no name of a class: write text")
+    return str(name).strip()
+
+
 def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...]:
-    """The class names as strings; raises DataError when there is none or one is there twice."""
-    classes = tuple(str(name).strip() for name in names)
+    """The class names as text; raises DataError when there is none, one is no name, or one is there twice."""
+    classes = tuple(class_name(name, file) for name in names)
     if not classes:
         raise DataError(f"{file}: no classes: name at least one category")
     if "" in classes:
         raise DataError(f"{file}: a class has an empty name: name every category")
-    if twice := next((name for name in classes if classes.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(classes).items() if count > 1), None):
         raise DataError(f"{file}: class '{twice}' is there twice: give every category a name of its own")
     return classes

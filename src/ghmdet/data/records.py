@@ -144,7 +144,7 @@ class DetectionData:
             f"({empty} without boxes), {sum(per_class.values())} boxes of {len(per_class)} classes: {counts}"
             + (f"; {crowd} crowd regions, ignored." if crowd else ".")
         ]
-        verb = {"error": "Rejected", "warning": "Mended", "info": "Noted"}
+        verb = {"error": "Rejected", "warning": "Warning", "info": "Noted"}
         for (severity, kind), count in Counter((p.severity, p.kind) for p in self.problems).items():
             same = [p for p in self.problems if (p.severity, p.kind) == (severity, kind)][:NAMED_PROBLEMS]
             named = "; ".join(f"{p.file}: {p.record} {p.value}".rstrip() for p in same)

@@ -21,6 +21,7 @@ from ghmdet.data.values import numbers, shown, whole
 from ghmdet.errors import DataError
 
 LOOKED_FOR = "data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt"
+NOTHING = ("", "~", "null", "none")
 OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
 
 
@@ -66,8 +67,12 @@ def _config(root: Path) -> Path | None:
 def _load(file: Path) -> dict[str, Any]:
     text = read_text(file)
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        content = yaml.load(
+            text, Loader=yaml.BaseLoader
+        )  # every word as written: a class may be called yes or 2024
+    except RecursionError:
+        raise DataError(f"{file}: invalid YAML (nested too deep): write the file again") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         said = " ".join(str(getattr(error, "problem", error)).split())
@@ -77,15 +82,20 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _yaml_splits(config: Path) -> dict[str, YoloSplit]:
     content = _load(config)
-    base = config.parent / str(content.get("path") or "")
+    written = content.get("path")
+    base = config.parent / (written if isinstance(written, str) else "")
     if not base.is_dir():
         base = config.parent  # `path` is often the place on the machine that wrote it
     splits = {}
     for split in SPLITS:
         entries = content.get(split) or []
         entries = entries if isinstance(entries, list) else [entries]
-        if entries:
-            splits[split] = YoloSplit(tuple(_place(base, str(entry)) for entry in entries), config)
+        if not all(isinstance(entry, str) for entry in entries):
+            raise DataError(
+                f"{config}: {split} is {shown(entries)}: give it a folder, a list file or several"
+            )
+        if places := tuple(_place(base, entry) for entry in entries if entry.lower() not in NOTHING):
+            splits[split] = YoloSplit(places, config)
     return splits
 
 
@@ -114,7 +124,7 @@ def _class_names(source: YoloSplit) -> tuple[str, ...]:
         raise DataError(f"{file}: no class names: write names: [first, second]")
     classes = checked_classes(names, file)
     if "nc" in content and whole(content["nc"]) != len(classes):
-        said = f"nc is {shown(content['nc'])} but names has {len(classes)}"
+        said = f"nc is {content['nc']!s:.60} but names has {len(classes)}"
         raise DataError(f"{file}: {said}: make them agree")
     return classes
 
