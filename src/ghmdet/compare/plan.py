@@ -50,13 +50,19 @@ class Run:
         where = ["train", str(self.data), "--out", str(self.out)]
         return [*where, "--resume", "--no-report", *words(settings(self.config))]
 
+    @property
+    def epochs(self) -> int:
+        """How many it is trained for."""
+        assert self.config.epochs is not None
+        return self.config.epochs
+
     def outcome(self) -> Outcome | None:
         """What it has come to; None while it is not over."""
         diverged = self.out / DIVERGED
         if diverged.exists():
             return Outcome(failed=diverged.read_text(encoding="utf-8").strip())
         rows = read_rows(self.out / "metrics.csv")
-        if not rows or int(rows[-1]["epoch"]) < self.config.total_epochs:
+        if not rows or int(rows[-1]["epoch"]) < self.epochs:
             return None
         AP, seconds, memory = (rows[-1][name] for name in ("AP", "seconds", "memory"))
         return Outcome(float(AP or 0), float(seconds) / 60, float(memory) if memory else None)
@@ -138,7 +144,7 @@ class Plan:
 
     def _run(self, arm: str, weight: float, seed: int, *, tuning: bool = False) -> Run:
         config = self.arms[arm]
-        epochs = (tuning and self.tune_epochs) or config.total_epochs
+        epochs = (tuning and self.tune_epochs) or config.epochs
         # Validated once, after the last epoch: no choice among checkpoints is made on the judged pictures.
         config = replace(config, cls_weight=weight, seed=seed, epochs=epochs, val_every=epochs)
         data, stage = self.data, "final"

@@ -19,6 +19,7 @@ from ghmdet.compare.plan import Outcome, Plan, Run
 from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
 from ghmdet.engine.device import choose_device
+from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import TrainConfig
@@ -71,19 +72,22 @@ def compare(
     for name, value in (("seeds", seeds), ("tune-epochs", tune_epochs)):
         if value is not None and not 1 <= value <= 1000:
             raise GhmdetError(f"--{name} {value}: give a whole number from 1 to 1000")
-    ours = read_arms(arms, config)
-    for arm in () if list_commands else ours.values():  # other hosts may have other devices
+    grid = read_grid(weights_grid)
+    for arm in (
+        () if list_commands else read_arms(arms, config).values()
+    ):  # other hosts may have other devices
         choose_device(arm.device, arm.precision)
+    train = read_data(data, config.train_split)
+    config = fit_to_data(config, train, say=(lambda line: None) if list_commands else say)
     plan = Plan(
         data=data,
         out=out,
         base=config,
-        arms=ours,
+        arms=read_arms(arms, config),
         seeds=range(config.seed, config.seed + seeds),
-        grid=read_grid(weights_grid),
+        grid=grid,
         tune_epochs=tune_epochs,
     )
-    train = read_data(data, config.train_split)
     part = read_data(data, split, classes=train.classes)
     if part.split == train.split:
         raise GhmdetError(f"--split {split}: the arms are trained on it: give another part to judge them on")
@@ -145,9 +149,9 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             if outcome.AP is None:
                 say(f"[{done}/{total}] {run}: failed: {outcome.failed}")
                 continue
-            epochs += run.config.total_epochs
+            epochs += run.epochs
             minutes += (time.monotonic() - began) / 60
-            rest = max(1, minutes / epochs * run.config.total_epochs * (total - done))
+            rest = max(1, minutes / epochs * run.epochs * (total - done))
             more = f"; {total - done} more, about {rest:.0f} min" if done < total else ""
             say(f"[{done}/{total}] {run}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{more}")
 
@@ -171,7 +175,7 @@ def _train(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
                 process.terminate()
                 process.wait()
             rows = read_rows(log)
-            show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}/{run.config.total_epochs}")
+            show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}/{run.epochs}")
             time.sleep(0.5)
     finally:
         process.kill()  # if a second signal left the loop

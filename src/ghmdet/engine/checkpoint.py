@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,13 @@ class Progress:
 
 def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:
     """All that a run was asked for, as plain values."""
-    epochs = config.epochs if config.budget else config.total_epochs
-    return {"data": str(data), "out": str(out)} | asdict(config) | {"epochs": epochs}
+    return {"data": str(data), "out": str(out)} | asdict(config)
+
+
+def as_saved(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
+    """The settings with those that were left open now (None) as the training state `saved` has them."""
+    arguments = saved["arguments"]
+    return replace(config, **{k: arguments.get(k) for k, value in vars(config).items() if value is None})
 
 
 def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
@@ -103,7 +108,7 @@ def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> di
     if changed := [
         f"{name} {value} (the run has {saved.get(name)})"
         for name, value in arguments.items()
-        if name not in MAY_CHANGE and value != saved.get(name)
+        if name not in MAY_CHANGE and value is not None and value != saved.get(name)
     ]:
         raise GhmdetError(
             f"cannot resume {out} with other settings: {'; '.join(changed)}: leave them as they were, or train on from"

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from ghmdet.engine.checkpoint import saved_run
+from ghmdet.engine.checkpoint import as_saved, saved_run
 from ghmdet.engine.device import Device, choose_device, keep_freed_memory
 from ghmdet.engine.run_folder import default_folder
 from ghmdet.engine.settings import TrainConfig
@@ -85,6 +85,7 @@ def begin_run(
             "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
         )
     saved = saved_run(data, out, config, resume=resume)
+    config = as_saved(config, saved) if saved else config
     device = choose_device(config.device, config.precision)
     if device.type == "cpu":
         keep_freed_memory()

@@ -13,7 +13,6 @@ from ghmdet.data.transforms import AugmentConfig
 from ghmdet.errors import GhmdetError, Range, check_ranges
 from ghmdet.models import LossConfig, ModelConfig, preset
 
-EPOCHS = 30
 VALIDATIONS = 10
 """About so many validations a run has, where nothing else is asked for."""
 
@@ -71,7 +70,8 @@ class TrainConfig(DetectorConfig):
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
     epochs: Annotated[int | None, Range(1, 10**6)] = None
-    """Passes over the training pictures; by default 30, or as many as fit into `budget`. With both, what ends first."""
+    """Passes over the training pictures; by default about 1200 steps' worth, at least 12, or as many as fit into
+    `budget`. With both, what ends first."""
     budget: str | None = None
     """Time for the whole run, such as 90s, 20m or 1.5h: it trains as long as it can and ends within it."""
     batch_size: Annotated[int, BATCH_SIZE] = 16
@@ -128,11 +128,6 @@ class TrainConfig(DetectorConfig):
         return LossConfig(
             self.cls_loss, self.box_loss, self.cls_weight, self.box_weight, accumulation_steps=self.accumulate
         )
-
-    @property
-    def total_epochs(self) -> int:
-        """The epochs of a run without a budget."""
-        return EPOCHS if self.epochs is None else self.epochs
 
 
 def validate_every(epochs: int) -> int:

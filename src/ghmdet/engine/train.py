@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,9 +104,11 @@ class Trainer:
     def __init__(
         self, run: RunContext, figures: Mapping[str, Draw] | None = None, *, reports: bool = False
     ) -> None:
-        config, self.run = run.config, run
-        network, losses = config.network(), config.losses()
+        run.config.network(), run.config.losses()  # a wrong name is an error before the data is read
         self.data = TrainingData(run)
+        config = self.data.config
+        self.run = run = replace(run, config=config)
+        network, losses = config.network(), config.losses()
         self.model = model = RetinaNet(network, self.data.train.classes, losses)
         run.say(f"resuming {run.folder / 'last.pt'}" if run.saved else load_weights(model, config.weights))
         run.say(f"{config.model} on {run.device.reason}; {run.accelerator.num_processes} process(es)")
@@ -135,7 +137,7 @@ class Trainer:
                 " give more time"
             )
         self.arguments = run_arguments(run.data, run.folder, config)
-        self.epochs: int | None = self.arguments["epochs"]
+        self.epochs = config.epochs
         """None where only the budget ends the run."""
         self.course = self.epochs * self.data.steps_per_epoch if self.epochs else 1000
         """Steps of the learning rate's course; without epochs the clock says how far along it the run is."""

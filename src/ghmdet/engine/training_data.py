@@ -17,19 +17,20 @@ from ghmdet.data import (
 from ghmdet.data.images import load_image
 from ghmdet.engine.anchor_fit import anchor_warning
 from ghmdet.engine.context import RunContext
+from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import counting
 from ghmdet.errors import GhmdetError
 
 
 class TrainingData:
-    """The two parts of a data set, `train` and `val`, and the `loader` of this rank's batches.
+    """The two parts of a data set, `train` and `val`, the settings that suit it, and this rank's `loader` of batches.
 
     Raises:
         GhmdetError: data that cannot be used, or too little of it for a batch or a step.
     """
 
     def __init__(self, run: RunContext) -> None:
-        config, accelerator, data, model = run.config, run.accelerator, run.data, run.config.network()
+        config, accelerator, data = run.config, run.accelerator, run.data
         self.train = read_data(data, config.train_split)
         self.val = read_data(data, config.val_split, classes=self.train.classes)
         if self.val.split == self.train.split:
@@ -40,6 +41,8 @@ class TrainingData:
         for part in (self.train, self.val):
             require_images(part)
             run.say(part.describe())
+        self.config = config = fit_to_data(config, self.train, run.say)
+        model = config.network()
         _decode(self.val, accelerator.process_index, accelerator.num_processes)
         if unmatched := anchor_warning(self.train, model):
             options = f"--model {config.model} --size {model.max_size} --split {config.train_split}"
