@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ghmdet.models import PRESETS
 from ghmdet.models.preprocess import Batch
-from ghmdet.models.targets import PaddedTargets, pad_targets
+from ghmdet.models.targets import pad_targets
 
 TINY = dataclasses.replace(
     PRESETS["nano"],
@@ -28,8 +28,8 @@ def random_boxes(count: int, width: float = 128, height: float = 96) -> Tensor:
     return torch.cat((corner, corner + 6 + torch.rand(count, 2) * torch.tensor([width, height]) * 0.3), dim=1)
 
 
-def padded(boxes: list[Tensor], labels: list[Tensor] | None = None) -> PaddedTargets:
-    """The lists of boxes as a batch of 96 x 128 pictures has them."""
+def padded(boxes: list[Tensor], labels: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The lists of boxes, and their labels, as a batch of 96 x 128 pictures has them."""
     labels = labels or [torch.zeros(len(rows), dtype=torch.int64) for rows in boxes]
     sizes = [(96, 128)] * len(boxes)
     targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]

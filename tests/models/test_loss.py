@@ -14,7 +14,7 @@ from ghmdet.errors import GhmdetError
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig, RetinaNet
 from ghmdet.models import loss as loss_module
 from ghmdet.models.anchors import make_anchors
-from ghmdet.models.targets import anchor_targets, match
+from ghmdet.models.targets import anchor_targets
 from operations import WAITS, Operations, as_an_accelerator
 
 K = 3
@@ -25,9 +25,7 @@ def scene(counts=(4, 0, 2)):
     """Boxes and labels of some pictures, what the anchors should say, and predictions."""
     boxes = [random_boxes(n) for n in counts]
     labels = [torch.randint(0, K, (n,)) for n in counts]
-    rows = padded(boxes, labels)
-    matches = match(rows.boxes, rows.valid, ANCHORS, positive_iou=0.5, background_iou=0.4)
-    wanted = anchor_targets(matches, rows.boxes, rows.labels, ANCHORS, K)
+    wanted = anchor_targets(*padded(boxes, labels), ANCHORS, TINY, K)
     logits = torch.randn(len(counts), len(ANCHORS), K, requires_grad=True)
     deltas = (0.3 * torch.randn(len(counts), len(ANCHORS), 4)).requires_grad_()
     return boxes, labels, wanted, logits, deltas
@@ -240,9 +238,8 @@ def test_assignment_and_losses_are_one_graph(cls_loss, box_loss):
     torch.compiler.reset()
 
     @torch.compile(backend="eager", fullgraph=True)
-    def step(boxes, labels, valid, logits, deltas):
-        matches = match(boxes, valid, ANCHORS, positive_iou=0.5, background_iou=0.4)
-        wanted = anchor_targets(matches, boxes, labels, ANCHORS, K)
+    def step(boxes, labels, logits, deltas):
+        wanted = anchor_targets(boxes, labels, ANCHORS, TINY, K)
         return compiled(logits, deltas, wanted.labels, wanted.boxes, ANCHORS)
 
     for _ in range(2):
@@ -257,8 +254,7 @@ def test_no_operation_makes_the_caller_of_an_accelerator_wait(cls_loss, box_loss
     boxes, labels, _, logits, deltas = scene()
     rows = padded(boxes, labels)
     with Operations() as seen:
-        matches = match(rows.boxes, rows.valid, ANCHORS, positive_iou=0.5, background_iou=0.4)
-        wanted = anchor_targets(matches, rows.boxes, rows.labels, ANCHORS, K)
+        wanted = anchor_targets(*rows, ANCHORS, TINY, K)
         losses = compute(cls_loss, box_loss, logits, deltas, wanted)
         sum(losses.values()).backward()
     assert not seen.names & WAITS

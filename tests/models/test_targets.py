@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models.anchors import make_anchors
-from ghmdet.models.targets import anchor_targets, check_targets, match
+from ghmdet.models.targets import anchor_targets, check_targets
 
 CPU = torch.device("cpu")
 
@@ -21,8 +21,7 @@ def test_batched_match_equals_torchvisions_for_each_picture(counts, seed):
     torch.manual_seed(seed)
     anchors, _ = make_anchors(TINY, 96, 128, CPU)
     boxes = [random_boxes(count) for count in counts]
-    targets = padded(boxes)
-    matches = match(targets.boxes, targets.valid, anchors, positive_iou=0.5, background_iou=0.4)
+    matches = anchor_targets(*padded(boxes), anchors, TINY, 3).rows
     reference = Matcher(0.5, 0.4, allow_low_quality_matches=True)
     for index, rows in enumerate(boxes):
         assert torch.equal(matches[index], reference(box_iou(rows, anchors)))
@@ -30,28 +29,25 @@ def test_batched_match_equals_torchvisions_for_each_picture(counts, seed):
 
 def test_pictures_without_boxes_are_all_background():
     anchors, _ = make_anchors(TINY, 96, 128, CPU)
-    targets = padded([torch.zeros(0, 4), random_boxes(3)])
-    matches = match(targets.boxes, targets.valid, anchors, positive_iou=0.5, background_iou=0.4)
-    assert (matches[0] == -1).all()
-    assert (matches[1] >= 0).any()
-    empty = padded([torch.zeros(0, 4)])
-    assert (match(empty.boxes, empty.valid, anchors, positive_iou=0.5, background_iou=0.4) == -1).all()
+    wanted = anchor_targets(*padded([torch.zeros(0, 4), random_boxes(3)]), anchors, TINY, 3)
+    assert (wanted.rows[0] == -1).all() and (wanted.labels[0] == 3).all()
+    assert (wanted.rows[1] >= 0).any()
+    empty = anchor_targets(*padded([torch.zeros(0, 4)]), anchors, TINY, 3)
+    assert (empty.rows == -1).all() and (empty.labels == 3).all()
 
 
 def test_a_box_that_no_anchor_touches_takes_none():
     # torchvision would give such a box every anchor that touches nothing: a whole picture of positives
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
     boxes = torch.tensor([[[100.0, 100, 110, 110]]])
-    assert match(boxes, torch.ones(1, 1).bool(), anchors, positive_iou=0.5, background_iou=0.4).tolist() == [
-        [-1, -1]
-    ]
+    wanted = anchor_targets(boxes, torch.zeros(1, 1).long(), anchors, TINY, 3)
+    assert wanted.rows.tolist() == [[-1, -1]]
 
 
 def test_targets_name_class_background_and_ignored():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [0, 0, 10, 22], [50, 50, 60, 60]])
     targets = padded([torch.tensor([[0.0, 0, 10, 10]])], [torch.tensor([2])])
-    matches = match(targets.boxes, targets.valid, anchors, positive_iou=0.5, background_iou=0.4)
-    labels, boxes, rows = anchor_targets(matches, targets.boxes, targets.labels, anchors, num_classes=3)
+    labels, boxes, rows = anchor_targets(*targets, anchors, TINY, 3)
     assert labels.tolist() == [[2, 2, -1, 3]] and rows.tolist() == [[0, 0, -2, -1]]
     assert boxes[0, :2].tolist() == [[0, 0, 10, 10]] * 2
     assert torch.equal(boxes[0, 2:], anchors[2:])  # those without a box: their own place, of positive size
@@ -62,9 +58,8 @@ def test_every_box_keeps_its_best_anchor(low_quality_iou):
     side = 10 * low_quality_iou**0.5
     anchors = torch.tensor([[0.0, 0, 10, 10], [100, 100, 110, 110]])
     boxes = torch.tensor([[[0.0, 0, side, side]]])
-    assert match(boxes, torch.ones(1, 1).bool(), anchors, positive_iou=0.5, background_iou=0.4).tolist() == [
-        [0, -1]
-    ]
+    wanted = anchor_targets(boxes, torch.zeros(1, 1).long(), anchors, TINY, 3)
+    assert wanted.rows.tolist() == [[0, -1]]
 
 
 def target(boxes, labels):

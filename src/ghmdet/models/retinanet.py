@@ -19,7 +19,7 @@ from ghmdet.models.neck import FeaturePyramid
 from ghmdet.models.postprocess import postprocess
 from ghmdet.models.preprocess import Batch, make_batch
 from ghmdet.models.presets import ModelConfig
-from ghmdet.models.targets import AnchorTargets, anchor_targets, check_targets, match, pad_targets
+from ghmdet.models.targets import AnchorTargets, anchor_targets, check_targets, pad_targets
 
 
 class RetinaNet(nn.Module):
@@ -93,16 +93,9 @@ class RetinaNet(nn.Module):
         targets: for each picture a dict with boxes [n, 4] (xyxy in its own pixels) and labels [n].
         """
         anchors, _ = self._anchors(batch.images)
-        boxes, labels, valid = pad_targets(targets, batch, self.device)
+        boxes, labels = pad_targets(targets, batch, self.device)
         with torch.autocast(self.device.type, enabled=False):
-            matches = match(
-                boxes,
-                valid,
-                anchors,
-                positive_iou=self.config.positive_iou,
-                background_iou=self.config.background_iou,
-            )
-        return anchor_targets(matches, boxes, labels, anchors, len(self.classes))
+            return anchor_targets(boxes, labels, anchors, self.config, len(self.classes))
 
     def preprocess(self, images: Sequence[Tensor]) -> Batch:
         """Pictures of any size, scaled and normalised, in one padded batch on the detector's device."""

@@ -11,20 +11,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models.preprocess import Batch, scale_boxes
+from ghmdet.models.presets import ModelConfig
 
 BACKGROUND = -1
 BETWEEN = -2
 
 
-class PaddedTargets(NamedTuple):
-    """The boxes of B pictures, each padded to M rows."""
+class AnchorTargets(NamedTuple):
+    """What each anchor should say."""
 
-    boxes: Tensor
-    """[B, M, 4] xyxy pixels of the batch."""
     labels: Tensor
-    """[B, M] int64, 0..K-1."""
-    valid: Tensor
-    """[B, M] bool, false for padding."""
+    """[B, A] int64: the class 0..K-1, K for background, -1 for ignored."""
+    boxes: Tensor
+    """[B, A, 4] xyxy pixels: the matched box, and the anchor itself where there is none."""
+    rows: Tensor
+    """[B, A] int64: which of the picture's boxes it is, negative where there is none."""
 
 
 def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int, num_classes: int) -> None:
@@ -52,62 +53,46 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int, num_clas
             _check_values(index, boxes, labels, num_classes)
 
 
-def pad_targets(targets: Sequence[Mapping[str, Tensor]], batch: Batch, device: torch.device) -> PaddedTargets:
-    """The targets' boxes in the batch's pixels, padded to the longest list (at least one row)."""
+def pad_targets(
+    targets: Sequence[Mapping[str, Tensor]], batch: Batch, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The targets' boxes [B, M, 4] in the batch's pixels and labels [B, M], padded to the longest list, M >= 1.
+
+    The label of a row that is only padding is -1.
+    """
     boxes = [
         scale_boxes(target["boxes"].float(), original, size)
         for target, original, size in zip(targets, batch.original_sizes, batch.sizes, strict=True)
     ]
-    counts = torch.tensor([len(rows) for rows in boxes])
-    padding = boxes[0].new_zeros(max(1, int(counts.max())), 4)  # a last row that sets the length
-    padded_boxes = pad_sequence([*boxes, padding], batch_first=True)[:-1]
-    padded_labels = pad_sequence(
-        [*(target["labels"] for target in targets), padding[:, 0].long()], batch_first=True
-    )[:-1]
-    valid = torch.arange(len(padding)) < counts[:, None]
-    return PaddedTargets(padded_boxes.to(device), padded_labels.to(device), valid.to(device))
-
-
-class AnchorTargets(NamedTuple):
-    """What each anchor should say."""
-
-    labels: Tensor
-    """[B, A] int64: the class 0..K-1, K for background, -1 for ignored."""
-    boxes: Tensor
-    """[B, A, 4] xyxy pixels: the matched box, and the anchor itself where there is none."""
-    rows: Tensor
-    """[B, A] int64: which of the picture's boxes it is, negative where there is none."""
-
-
-def match(
-    boxes: Tensor, valid: Tensor, anchors: Tensor, *, positive_iou: float, background_iou: float
-) -> Tensor:
-    """For each anchor the row of its box, or BACKGROUND (-1), or BETWEEN (-2): [B, A] int64.
-
-    boxes: [B, M, 4] xyxy pixels, padded to the same M >= 1. valid: [B, M] bool, false for padding. anchors: [A, 4].
-
-    An anchor takes the box that it overlaps most where that IoU is at least `positive_iou`, is background where
-    it is below `background_iou`, and between otherwise. The anchors that overlap a box more than any other
-    anchor does (ties included) are never without one, so every box that touches an anchor has one.
-    """
-    iou = pairwise_iou(boxes, anchors).masked_fill_(~valid[:, :, None], -1.0)  # [B, M, A]
-    best_iou, best_box = iou.max(dim=1)  # [B, A]
-    matches = best_box.where(best_iou >= positive_iou, BETWEEN).where(best_iou >= background_iou, BACKGROUND)
-    most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
-    needed = ((iou == most) & (most > 0)).any(dim=1)  # [B, A]
-    return torch.where(needed, best_box, matches)
+    # A last list of one row makes that the least, and is left out again.
+    rows = pad_sequence([*boxes, boxes[0].new_zeros(1, 4)], batch_first=True)[:-1]
+    labels = [*(target["labels"] for target in targets), boxes[0].new_zeros(1, dtype=torch.int64)]
+    return rows.to(device), pad_sequence(labels, batch_first=True, padding_value=-1)[:-1].to(device)
 
 
 def anchor_targets(
-    matches: Tensor, boxes: Tensor, labels: Tensor, anchors: Tensor, num_classes: int
+    boxes: Tensor, labels: Tensor, anchors: Tensor, config: ModelConfig, num_classes: int
 ) -> AnchorTargets:
-    """The targets of `matches` [B, A] (see `match`) for boxes [B, M, 4] with labels [B, M] and anchors [A, 4]."""
-    row = matches.clamp(min=0)
-    label = labels.gather(1, row).where(matches >= 0, num_classes).where(matches != BETWEEN, -1)
+    """What each anchor of a batch should say.
+
+    boxes: [B, M, 4] xyxy pixels, and their labels: [B, M], as `pad_targets` gives them. anchors: [A, 4].
+
+    An anchor takes the box that it overlaps most where that IoU is at least the config's `positive_iou`, is background
+    where it is below `background_iou`, and is ignored between. The anchors that overlap a box more than any other
+    anchor does (ties included) are never without one, so every box that touches an anchor has one.
+    """
+    iou = pairwise_iou(boxes, anchors).masked_fill_((labels < 0)[:, :, None], -1.0)  # [B, M, A]
+    best_iou, best_box = iou.max(dim=1)  # [B, A]
+    rows = best_box.where(best_iou >= config.positive_iou, BETWEEN)
+    rows = rows.where(best_iou >= config.background_iou, BACKGROUND)
+    most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
+    rows = best_box.where(((iou == most) & (most > 0)).any(dim=1), rows)
+    row, found = rows.clamp(min=0), rows >= 0
+    label = labels.gather(1, row).where(found, num_classes).where(rows != BETWEEN, -1)
     # Whole rows of one list of boxes: a gather of numbers takes several times as long.
     first = torch.arange(len(boxes), device=boxes.device)[:, None] * boxes.shape[1]
     matched = boxes.flatten(0, 1).index_select(0, (first + row).flatten()).view(*row.shape, 4)
-    return AnchorTargets(label, torch.where((matches >= 0)[..., None], matched, anchors), matches)
+    return AnchorTargets(label, torch.where(found[..., None], matched, anchors), rows)
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -102,15 +102,15 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
     try:
         if is_model_state(state):
             _check_state(state)
-            said = _load_detector(model, state["classes"], state["model"], state["config"].get("backbone"))
-            return f"All weights from {path}. {said}"
-        bare = _bare(state)
-        theirs = torchvision_import.from_state(bare)
-        if theirs is not None:
-            said = _load_detector(model, theirs.classes, theirs.weights, theirs.config.backbone)
-            return f"All weights from {path}. {said}"
-        _load_backbone(model, bare)
-        return f"Backbone: weights from {path}."
+            theirs = state["classes"], state["model"], state["config"].get("backbone")
+        else:
+            bare = _bare(state)
+            converted = torchvision_import.from_state(bare)
+            if converted is None:
+                _load_backbone(model, bare)
+                return f"Backbone: weights from {path}."
+            theirs = converted.classes, converted.weights, converted.config.backbone
+        return f"All weights from {path}. {_load_detector(model, *theirs)}"
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -180,11 +180,17 @@ def _load_detector(
     model: RetinaNet, theirs: list[str], weights: Mapping[str, Tensor], backbone: str | None
 ) -> str:
     """Load another detector's weights and say what became of its classes: those of the same name keep their rows."""
-    names, head, own = list(model.classes), model.head, model.head.class_logits
+    names, weights = list(model.classes), dict(weights)
+    kept, new = [n for n in names if n in theirs], [n for n in names if n not in theirs]
+    for layer, own in model.head.class_logits.state_dict(prefix="head.class_logits.").items():
+        shape = (model.head.anchors * len(theirs), *own.shape[1:])
+        if theirs != names and layer in weights and weights[layer].shape == shape:  # else it does not fit
+            rows, read = (
+                x.view(model.head.anchors, -1, *own.shape[1:]) for x in (own.clone(), weights[layer])
+            )
+            rows[:, [names.index(name) for name in kept]] = read[:, [theirs.index(name) for name in kept]]
+            weights[layer] = rows.flatten(0, 1)
     try:
-        if theirs != names:
-            with torch.random.fork_rng([]):  # for a layer that is read and left again
-                head.set_classes(len(theirs))
         model.load_network(weights)
     except CheckpointError as error:
         raise CheckpointError(
@@ -193,12 +199,6 @@ def _load_detector(
         ) from error
     if theirs == names:
         return "Its classes are the same."
-    given, head.class_logits, head.num_classes = head.class_logits, own, len(names)
-    kept, new = [n for n in names if n in theirs], [n for n in names if n not in theirs]
-    for mine, other in zip(own.parameters(), given.parameters(), strict=True):
-        rows, read = (x.detach().view(head.anchors, -1, *x.shape[1:]) for x in (mine, other))
-        for name in kept:
-            rows[:, names.index(name)] = read[:, theirs.index(name)]
     return (
         "Its classes are others: the class layer is made anew, "
         + (f"{', '.join(kept)} keep their rows" if kept else "no class keeps its rows")
