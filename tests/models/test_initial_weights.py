@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import sys
 
@@ -276,6 +277,48 @@ def test_a_torchvision_detector_file_is_taken(tmp_path):
         CheckpointError, match=r"bad.pt: not one of .* Missing .*backbone.body.layer1.0.conv1"
     ):
         load_weights(model, save(tmp_path, old, "bad.pt"))
+
+
+def test_coco_weights_are_downloaded_once_and_their_hash_is_checked(tmp_path, monkeypatch):
+    torch.manual_seed(2)
+    source = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    made = save(tmp_path, source.state_dict(), "made.pth")
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    (tmp_path / "site").mkdir()
+    there = made.rename(tmp_path / "site" / f"retinanet-{digest[:8]}.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    published = dataclasses.replace(weights.COCO["p5"], url=there.as_uri())
+    monkeypatch.setitem(weights.COCO, "p5", published)
+
+    model = RetinaNet(PRESETS["r50"], ["lamp", "car"])
+    said = load_weights(model, "coco")
+    assert "car keep their rows and lamp start at the prior" in said
+    index = published.meta["categories"].index("car")
+    theirs = source.head.classification_head.cls_logits.weight.view(9, 91, 256, 3, 3)
+    assert torch.equal(model.head.class_logits.weight.view(9, 2, 256, 3, 3)[:, 1], theirs[:, index])
+    assert torch.equal(model.head.box_deltas.weight, source.head.regression_head.bbox_reg.weight)
+
+    there.unlink()  # the copy in the cache is enough, while it is whole
+    assert load_weights(model, "coco") == said
+    kept = tmp_path / "hub" / "checkpoints" / there.name
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    with pytest.raises(GhmdetError, match=r"retinanet-.*(damaged|gave)"):
+        load_weights(model, "coco")
+    kept.unlink()
+    with pytest.raises(GhmdetError, match=r"no COCO weights: .* gave .*go online once"):
+        load_weights(model, "coco")
+    (tmp_path / "site" / there.name).write_bytes(b"another file")
+    with pytest.raises(GhmdetError, match="invalid hash value"):
+        load_weights(model, "coco")
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("preset", ["nano", "r18"])
+def test_coco_weights_are_for_the_models_that_have_them(preset):
+    with pytest.raises(GhmdetError, match="r50 and r50_v2: choose one"):
+        load_weights(RetinaNet(PRESETS[preset], ["a"]), "coco")
 
 
 @pytest.mark.parametrize(

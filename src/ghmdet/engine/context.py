@@ -76,8 +76,8 @@ def begin_run(
     started_at = time.monotonic() if started_at is None else started_at
     data, told = Path(data), out is not None
     out = default_folder(data, resume=resume) if out is None else Path(out)
-    if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
-        raise unknown_name("weights", config.weights, ("auto", "none", "the path of a checkpoint"))
+    if config.weights not in ("auto", "coco", "none") and not Path(config.weights).is_file():
+        raise unknown_name("weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint"))
     if out.exists() and not out.is_dir():
         raise GhmdetError(f"--out {out} is a file: give a folder")
     if config.tensorboard and find_spec("tensorboard") is None:

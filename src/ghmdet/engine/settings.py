@@ -68,7 +68,8 @@ class TrainConfig(DetectorConfig):
     box_weight: Annotated[float | None, Range(0.0, 1e9)] = None
     """Weight of the box loss; by default the loss's own (docs/models.md)."""
     weights: str = "auto"
-    """Where to start: auto (ImageNet weights for the backbone), none (from scratch), or a checkpoint."""
+    """Where to start: auto (ImageNet weights for the backbone), coco (torchvision's detector of COCO, for r50 and
+    r50_v2), none (from scratch), or a checkpoint."""
     epochs: Annotated[int | None, Range(1, 10**6)] = None
     """Passes over the training pictures; by default about 1200 steps' worth, at least 12, or as many as fit into
     `budget`. With both, what ends first."""

@@ -11,6 +11,8 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor
+from torchvision.models import Weights
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import torchvision_import
@@ -21,6 +23,11 @@ from ghmdet.models.retinanet import RetinaNet, fitting
 FORMAT = "ghmdet-detector"
 VERSION = 1
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# By what P6 is computed from.
+COCO: dict[str, Weights] = {
+    "p5": RetinaNet_ResNet50_FPN_Weights.COCO_V1.value,
+    "c5": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1.value,
+}
 
 # Where the usual training scripts put the weights in their files; the averaged ones are the better ones.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -86,17 +93,20 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
         - "none": everything stays random, and the backbone's batch norm learns.
         - "auto": ImageNet weights for the backbone; EfficientNet-Lite0's from the package of the extra `pretrained`,
           without a network, others from timm's hub.
+        - "coco": torchvision's RetinaNet trained on COCO, for `r50` and `r50_v2`, downloaded once, its hash checked.
         - a path: of a detector of ours (backbone, pyramid and head; classes are matched by name), of a torchvision
           RetinaNet's state dict (the same), or of a bare backbone's (timm's or torchvision's names).
 
-    Raises GhmdetError where "auto" cannot be had; CheckpointError naming the file and the first weight that does not
-    fit.
+    Raises GhmdetError where "auto" or "coco" cannot be had; CheckpointError naming the file and the first weight that
+    does not fit.
     """
     if weights == "none":
         model.freeze_batch_norm(False)
         return "Starting from random weights; the backbone's batch norm learns."
     if weights == "auto":
         return _load_imagenet(model)
+    if weights == "coco":
+        return _load_coco(model)
     path = Path(weights)
     state = read_state(path)
     try:
@@ -151,6 +161,31 @@ def _load_imagenet(model: RetinaNet) -> str:
         ) from error
     _load_backbone(model, pretrained.state_dict())
     return f"Backbone: ImageNet weights {name} from timm's hub."
+
+
+def _load_coco(model: RetinaNet) -> str:
+    published = COCO.get(model.config.extra_from)
+    if published is None or model.config.backbone != "resnet50.tv_in1k" or model.config.anchor_sizes is None:
+        raise GhmdetError(
+            "--weights coco: torchvision has them for the models r50 and r50_v2: choose one of those"
+        )
+    file = Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
+    try:
+        state = torch.hub.load_state_dict_from_url(
+            published.url, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # no network, a full disk, a file that was cut off
+        raise GhmdetError(
+            f"no COCO weights: {published.url} gave {type(error).__name__} ({error}). Mend: go online once, or put that"
+            f" file at {file}, or give it with --weights PATH"
+        ) from error
+    wanted = file.stem.rpartition("-")[2]
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(wanted):
+        raise CheckpointError(f"{file}: damaged (its SHA-256 does not begin with {wanted}): remove it")
+    theirs = torchvision_import.from_state(_bare(state))
+    assert theirs is not None
+    said = _load_detector(model, published.meta["categories"], theirs.weights, theirs.config.backbone)
+    return f"All weights from torchvision's detector of COCO, {file.name}. {said}"
 
 
 def _is_lite0(backbone: str) -> bool:
