@@ -49,38 +49,29 @@ def summary(result: dict[str, Any]) -> str:
 
 def page(result: dict[str, Any], figures: Sequence[Path]) -> str:
     """The whole of it in markdown: arms, classes, grids, figures, how it was made."""
-    arms = {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
-    classes = list(next(iter(arms.values()))["per_class"])
+    arms, made = _arms(result), result["made"]
+    classes = [f"{name} ({result['boxes'][name]} boxes)" for name in next(iter(arms.values()))["per_class"]]
+    by_class = [[name, *map(_score, arm["per_class"].values())] for name, arm in arms.items()]
     parts = [
         f"# Comparison on {result['data']}",
         summary(result),
         "## AP by class",
-        _table(
-            ("arm", *(f"{name} ({result['boxes'][name]} boxes)" for name in classes)),
-            [
-                (
-                    name,
-                    *(
-                        f"{_spread(one['AP'])} {_difference(one['difference'])}"
-                        for one in arm["per_class"].values()
-                    ),
-                )
-                for name, arm in arms.items()
-            ],
-        ),
+        _table(("arm", *classes), by_class),
         f"With a sign, the difference from '{result['first']}' and its 95 % interval. Of many intervals one in twenty"
         " misses its value by chance.",
     ]
     if grids := {name: arm["grid"] for name, arm in arms.items() if arm["grid"]}:
-        weights = sorted({weight for grid in grids.values() for weight in grid}, key=float)
-        lines = [(name, *(_grid_cell(grid, weight) for weight in weights)) for name, grid in grids.items()]
+        weights = sorted(set().union(*grids.values()), key=float)
+        lines = [[name, *(_grid_cell(grid, weight) for weight in weights)] for name, grid in grids.items()]
         parts += ["## AP by weight, on held-out training pictures", _table(("arm", *weights), lines)]
     parts += [f"![{each.stem}]({each.name})" for each in figures if each.suffix == ".svg"]
-    made = result["made"]
-    parts.append(
-        f"Made {made['started']} by `{made['command']}`; versions and machine are in comparison.json."
-    )
+    parts += [f"Made {made['started']} by `{made['command']}`; versions and machine are in comparison.json."]
     return "\n\n".join(parts) + "\n"
+
+
+def _arms(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those that have figures."""
+    return {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
 
 
 def _row(name: str, arm: dict[str, Any]) -> Sequence[str]:
@@ -104,6 +95,10 @@ def _spread(of_seeds: dict[str, Any]) -> str:
     return f"{of_seeds['mean']:.3f}" + ("" if of_seeds["std"] is None else f" ± {of_seeds['std']:.3f}")
 
 
+def _score(one: dict[str, Any]) -> str:
+    return f"{_spread(one['AP'])} {_difference(one['difference'])}"
+
+
 def _difference(one: dict[str, Any] | None) -> str:
     return f"{one['mean']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})" if one else ""
 
@@ -117,16 +112,13 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in markdown, its columns aligned for who reads it as it is."""
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     rule = ["-" * width for width in widths]
-    rows = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (heads, rule, *lines)
-    ]
-    return "\n".join(f"| {row} |" for row in rows)
+    padded = ([*map(str.ljust, line, widths)] for line in (heads, rule, *lines))
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def _draw_AP(result: dict[str, Any]) -> Figure:
     """AP of each arm and seed, and differences from the first arm, with their intervals."""
-    arms = {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
+    arms = _arms(result)
     figure, (left, right) = new_figure("", "AP", "", 2, sharey=True)
     figure.set_size_inches(10, 1.4 + 0.45 * len(arms))
     for row, (arm, colour) in enumerate(zip(arms.values(), cycle(COLOURS), strict=False)):

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ghmdet.evaluation.matching import ClassMatches
-
-Floats = npt.NDArray[np.float64]
+from ghmdet.evaluation.tables import Floats
 
 LEVEL = 0.95
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads precision

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghmdet.compare.arms import settings
-from ghmdet.compare.paired import LEVEL, Floats, average_precision, interval, over_classes, resamples
+from ghmdet.compare.paired import LEVEL, average_precision, interval, over_classes, resamples
 from ghmdet.compare.plan import Plan, Run, Standing
 from ghmdet.data import DetectionData
 from ghmdet.engine.detect import Detector
@@ -20,6 +20,7 @@ from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.matching import matches
+from ghmdet.evaluation.tables import Floats
 from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts
 
 RESAMPLES = 1000
@@ -46,11 +47,11 @@ def judge(
     standing = {arm: plan.stand(arm) for arm in plan.arms}
     failed = {arm: each.failed for arm, each in standing.items() if each.failed} | failed
     first = next(iter(standing))
-    if len(failed) == len(standing):
+    runs = {arm: each.runs for arm, each in standing.items() if arm not in failed}
+    if not runs:
         raise GhmdetError(f"every arm failed; {first}: {failed[first]}")
     say(part.describe())
     counts = resamples(len(part.records), RESAMPLES)
-    runs = {arm: each.runs for arm, each in standing.items() if arm not in failed}
     with counting("runs judged", sum(map(len, runs.values()))) as advance:
         judged = {arm: _judge(of_arm, part, counts, advance) for arm, of_arm in runs.items()}
     spectra = {arm: _spectrum(of_arm[0], part) for arm, of_arm in runs.items()}

@@ -6,12 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import Progress
 
 from ghmdet.compare.arms import REFUSED, read_arms, settings
 from ghmdet.compare.page import summary, write_comparison
@@ -20,7 +19,7 @@ from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.progress import StopSignal
+from ghmdet.engine.progress import StopSignal, progress_bar
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
@@ -126,9 +125,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
     """Make every run that is missing; why arms failed whose runs did not merely diverge."""
     failed: dict[str, str] = {}
     done, epochs, minutes = 0, 0, 0.0
-    bar = Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    task = bar.add_task("", total=None)
-    with StopSignal() as stop, bar:
+    with StopSignal() as stop, progress_bar(show=True) as show:
         while True:
             standing = [plan.stand(arm) for arm in plan.arms if arm not in failed]
             ready = [run for arm in standing for run in arm.missing]
@@ -136,9 +133,8 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
                 return failed
             later = len(plan.seeds) * sum(arm.weight is None and not arm.failed for arm in standing)
             run, total = ready[0], done + len(ready) + later
-            bar.update(task, completed=done, total=total)
             began = time.monotonic()
-            reason = _train(run, stop, lambda about: bar.update(task, description=about))
+            reason = _train(run, stop, partial(show, done / total))
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
             outcome = run.outcome()
