@@ -73,7 +73,7 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
 def test_empty_file(tmp_path: Path) -> None:
     file = write_coco(tmp_path, three_pictures())
     file.write_text("  \n")
-    assert failure(tmp_path) == f"{file}: empty file: write the annotations again"
+    assert failure(tmp_path) == f"{file}: empty file: write it again"
 
 
 def test_file_that_is_no_text(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_voc_files(tmp_path: Path) -> None:
         f"error: {annotations / 'b.xml'}: image 'b.jpg': image without a size: unreadable image ("
     )
     listing.write_text("")
-    assert failure(tmp_path) == f"{listing}: empty file: write the annotations again"
+    assert failure(tmp_path) == f"{listing}: empty file: write it again"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_part_without_objects(data: Path, tmp_path: Path) -> None:
         change(data, annotations=nothing)
         with pytest.raises(DataError, match="split val has 4 images and no usable box"):
             quiet(run)
-    speck = crowds[0] | {"iscrowd": 0, "bbox": [0, 0, 1, 1]}
+    speck = crowds[0] | {"iscrowd": 0, "bbox": [3, 3, 2, 2]}
     change(data, annotations=[speck, *crowds])
     found = quiet(run)
     assert found["curves"]["blue"] is None and found["metrics"]["AP"] == 0

@@ -246,7 +246,7 @@ def test_what_is_no_run_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(GhmdetError, match=r"empty: not a run \(it has no run.json\)"):
         write_report([tmp_path / "empty"])
     (run / "run.json").write_text("{")
-    with pytest.raises(GhmdetError, match=r"run.json: not JSON"):
+    with pytest.raises(GhmdetError, match=r"run.json: invalid JSON"):
         write_report([run])
     with pytest.raises(GhmdetError, match="no run is given"):
         write_report([])

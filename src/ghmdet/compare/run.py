@@ -72,10 +72,9 @@ def compare(
         if value is not None and not 1 <= value <= 1000:
             raise GhmdetError(f"--{name} {value}: give a whole number from 1 to 1000")
     grid = read_grid(weights_grid)
-    for arm in (
-        () if list_commands else read_arms(arms, config).values()
-    ):  # other hosts may have other devices
-        choose_device(arm.device, arm.precision)
+    for arm in read_arms(arms, config).values():
+        if not list_commands:  # other hosts may have other devices
+            choose_device(arm.device, arm.precision)
     train = read_data(data, config.train_split)
     config = fit_to_data(config, train, say=(lambda line: None) if list_commands else say)
     plan = Plan(

@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     if not text.strip():
-        raise DataError(f"{path}: empty file: write the annotations again")
+        raise DataError(f"{path}: empty file: write it again")
     return text
 
 

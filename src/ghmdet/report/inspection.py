@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +152,7 @@ def inspect_run(
         "reliability": found.reliability,
         "in_words": [*summary.sentences, *said],
         "summary": summary.numbers,
-        "hardest": _with_crops(part, chosen, out),
+        "hardest": [_with_crop(part, one, f"crops/{i:03}.jpg", out) for i, one in enumerate(chosen)],
         "hardest_total": totals,
         "made": provenance(about),
     }
@@ -184,23 +183,19 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _with_crops(part: DetectionData, chosen: Sequence[Hard], out: Path) -> list[dict[str, Any]]:
-    """What findings.json says of each hard example; writes their crops."""
-    open_picture = lru_cache(maxsize=1)(lambda picture: load_image(part.records[picture]))
-    names = [f"crops/{number:03}.jpg" for number in range(len(chosen))]
-    for one, name in sorted(zip(chosen, names, strict=True), key=lambda pair: pair[0].picture):
-        save_jpeg(draw_crop(open_picture(one.picture), one.box, one.label), out / name, quality=85)
-    return [
-        {
-            "file": part.records.name(one.picture),
-            "image_id": part.records[one.picture].image_id,
-            "kind": one.kind,
-            "class": part.classes[one.label],
-            "other": None if one.other is None else part.classes[one.other],
-            "score": round(one.score, 4),
-            "g": round(one.g, 4),
-            "box": [round(v, 1) for v in (*one.box[:2], one.box[2] - one.box[0], one.box[3] - one.box[1])],
-            "crop": name,
-        }
-        for one, name in zip(chosen, names, strict=True)
-    ]
+def _with_crop(part: DetectionData, one: Hard, name: str, out: Path) -> dict[str, Any]:
+    """What findings.json says of a hard example; writes its crop."""
+    record = part.records[one.picture]
+    save_jpeg(draw_crop(load_image(record), one.box, one.label), out / name, quality=85)
+    x0, y0, x1, y1 = one.box
+    return {
+        "file": part.records.name(one.picture),
+        "image_id": record.image_id,
+        "kind": one.kind,
+        "class": part.classes[one.label],
+        "other": None if one.other is None else part.classes[one.other],
+        "score": round(one.score, 4),
+        "g": round(one.g, 4),
+        "box": [round(value, 1) for value in (x0, y0, x1 - x0, y1 - y0)],
+        "crop": name,
+    }

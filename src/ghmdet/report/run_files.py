@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ghmdet.data.coco import load_json
 from ghmdet.errors import GhmdetError
 from ghmdet.report.figures import LineData
 from ghmdet.spectrum import Floats
@@ -32,10 +32,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """An object from a JSON file, None where there is no file; raises GhmdetError where it is something else."""
     if not path.is_file():
         return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GhmdetError(f"{path}: not JSON ({error}): remove it and make it again") from None
+    value = load_json(path)
     if not isinstance(value, dict):
         raise GhmdetError(f"{path}: not a JSON object: remove it and make it again")
     return value
