@@ -153,10 +153,10 @@ def test_presets_take_anchors_and_a_size() -> None:
     assert preset("r50", anchor_ratios=(0.5, 1.0)).level_sizes == PRESETS["r50"].level_sizes
     assert preset("nano", size=480).max_size == 480
     for change, said in (
-        ({"anchor_base": 0.0}, "anchor base 0.0: give a number above 0"),
-        ({"anchor_base": float("nan")}, "anchor base nan"),
-        ({"anchor_ratios": ()}, "anchor ratios .*at least one"),
-        ({"anchor_ratios": (1.0, -2.0)}, "anchor ratios .*above 0"),
+        ({"anchor_base": 0.0}, "--anchor-base 0.0: give a number from 0.01"),
+        ({"anchor_base": float("nan")}, "--anchor-base nan"),
+        ({"anchor_ratios": ()}, "no anchor ratios: give at least one"),
+        ({"anchor_ratios": (1.0, -2.0)}, "--anchor-ratios -2.0: give a number from 0.01"),
         ({"size": 0}, "size must be a whole number of at least 1, not 0"),
         ({"size": 320.5}, "size must be a whole number of at least 1, not 320.5"),
     ):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghmdet import functional
-from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.errors import Range, check_ranges, unknown_name
 from ghmdet.functional import _arguments
-from ghmdet.functional.density import RegionCounts, check_whole
+from ghmdet.functional.density import RegionCounts
 from ghmdet.losses import GHMC, GHMR
 from ghmdet.models.box_coder import decode, encode
 from ghmdet.spectrum import GradientSpectrum, sum_over_ranks, world_size
@@ -50,20 +51,17 @@ class LossConfig:
 
     cls_loss: str = "ghm-c"
     box_loss: str = "giou"
-    cls_weight: float | None = None
-    box_weight: float | None = None
-    accumulation_steps: int = 1
+    cls_weight: Annotated[float | None, Range(0.0, 1e9)] = None
+    box_weight: Annotated[float | None, Range(0.0, 1e9)] = None
+    accumulation_steps: Annotated[int, Range(1, 10**6)] = 1
     """Backward passes of one optimizer step, so that the moving averages of GHM move once a step."""
 
     def __post_init__(self) -> None:
-        check_whole("accumulation_steps", self.accumulation_steps)
+        check_ranges(self)
         if self.cls_loss not in CLS_LOSSES:
             raise unknown_name("class loss", self.cls_loss, CLS_LOSSES)
         if self.box_loss not in BOX_LOSSES:
             raise unknown_name("box loss", self.box_loss, BOX_LOSSES)
-        for name, weight in (("cls_weight", self.cls_weight), ("box_weight", self.box_weight)):
-            if weight is not None and not 0 <= weight < float("inf"):
-                raise GhmdetError(f"{name} is {weight}; a loss's weight is a number of at least 0")
 
 
 class DetectionLoss(nn.Module):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.errors import GhmdetError, Range, check_ranges, unknown_name
 from ghmdet.functional.density import check_whole
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,10 +37,10 @@ class ModelConfig:
     prior: float = 0.01
     """Score that every anchor starts with."""
 
-    anchor_base: float = 4.0
+    anchor_base: Annotated[float, Range(0.01, 1000.0)] = 4.0
     """Side of the smallest square anchor in strides of its level."""
     anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: Annotated[tuple[float, ...], Range(0.01, 100.0)] = (0.5, 1.0, 2.0)
     """Height over width."""
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None
     """Sides in pixels for each level, in place of base x stride x scales."""
@@ -70,12 +69,9 @@ class ModelConfig:
     detections_per_image: int = 300
 
     def __post_init__(self) -> None:
-        if not 0 < self.anchor_base < math.inf:
-            raise GhmdetError(f"anchor base {self.anchor_base}: give a number above 0")
-        if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
-            raise GhmdetError(
-                f"anchor ratios {self.anchor_ratios}: give at least one, each height over width and above 0"
-            )
+        check_ranges(self)
+        if not self.anchor_ratios:
+            raise GhmdetError("no anchor ratios: give at least one, height over width")
         if self.anchor_sizes is not None and (
             len(self.anchor_sizes) != len(self.strides)
             or len({len(sizes) for sizes in self.anchor_sizes}) != 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.ops import FrozenBatchNorm2d
 
 from ghmdet.errors import CheckpointError, GhmdetError
-from ghmdet.models.presets import ModelConfig
+from ghmdet.models.presets import PRESETS, ModelConfig
 
 
 class Converted(NamedTuple):
@@ -74,22 +75,20 @@ def _config(model: Any) -> ModelConfig:
         raise GhmdetError(
             f"all levels need the same anchor ratios, the torchvision model has {anchors.aspect_ratios}"
         )
-    return ModelConfig(
+    return dataclasses.replace(
+        PRESETS["r50"],
         backbone=_resnet(body),
         channels=model.backbone.out_channels,
-        extra_levels=2,
         extra_from="p5" if fpn.extra_blocks.use_P5 else "c5",
         tower_depth=len(tower),
         norm_groups=norms[0].num_groups if norms else 0,
         anchor_ratios=tuple(map(float, anchors.aspect_ratios[0])),
         anchor_sizes=tuple(tuple(map(float, sizes)) for sizes in anchors.sizes),
-        anchor_rule="torchvision",
         positive_iou=model.proposal_matcher.high_threshold,
         background_iou=model.proposal_matcher.low_threshold,
         min_size=transform.min_size[-1],
         max_size=transform.max_size,
         size_divisible=transform.size_divisible,
-        antialias=False,
         mean=tuple(transform.image_mean),
         std=tuple(transform.image_std),
         freeze_batch_norm=isinstance(body["bn1"], FrozenBatchNorm2d),

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ghmdet.data.make.scene import SynthConfig
 from ghmdet.data.make.synth import synthesize
-from ghmdet.data.make.thinning import Thinned, thin
+from ghmdet.data.make.thinning import thin
 
-__all__ = ["SynthConfig", "Thinned", "synthesize", "thin"]
+__all__ = ["SynthConfig", "synthesize", "thin"]

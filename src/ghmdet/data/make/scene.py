@@ -226,19 +226,16 @@ def _shade(colour: Colour, by: float) -> Colour:
 
 def _visible_box(starts: Points, ends: Points, size: Points) -> tuple[float, ...] | None:
     """The box of what the picture shows of these edges [n, 2]; None where it shows too little of them."""
-    low, high = starts.min(axis=0), starts.max(axis=0)
-    whole = (high - low).prod()
-    if (low < 0).any() or (high > size).any():
-        # Liang and Barsky: the part t of each edge, in 0..1, that lies between both pairs of sides
-        along = ends - starts
-        along = np.where(np.abs(along) < 1e-9, 1e-9, along)
-        t = np.sort(np.stack([-starts / along, (size - starts) / along]), axis=0)
-        enter, leave = np.clip(t[0].max(axis=1), 0, None), np.clip(t[1].min(axis=1), None, 1)
-        seen = enter < leave
-        if not seen.any():
-            return None
-        cut = np.concatenate([(starts + w[:, None] * along)[seen] for w in (enter, leave)])
-        low, high = cut.min(axis=0), cut.max(axis=0)
+    # Liang and Barsky: the part t of each edge, in 0..1, that lies between both pairs of sides
+    along = ends - starts
+    along = np.where(np.abs(along) < 1e-9, 1e-9, along)
+    t = np.sort(np.stack([-starts / along, (size - starts) / along]), axis=0)
+    enter, leave = np.clip(t[0].max(axis=1), 0, None), np.clip(t[1].min(axis=1), None, 1)
+    seen = enter < leave
+    if not seen.any():
+        return None
+    cut = np.concatenate([(starts + w[:, None] * along)[seen] for w in (enter, leave)])
+    low, high, whole = cut.min(axis=0), cut.max(axis=0), np.ptp(starts, axis=0).prod()
     sides = high - low
     if sides.min() < LEAST_SIDE or sides.prod() < LEAST_INSIDE * whole:
         return None

@@ -28,38 +28,6 @@ How = Literal["images", "erase"]
 Mask = NDArray[np.bool_]
 
 
-@dataclasses.dataclass(frozen=True)
-class Thinned:
-    """What `thin` wrote; str() is the table to print.
-
-    pictures: of the thinned part, before and after. boxes: of each class there, before and after. carried_over: the
-    number of pictures of each part that is as it was.
-    """
-
-    root: Path
-    split: str
-    how: How
-    keep: dict[str, float]
-    pictures: tuple[int, int]
-    boxes: dict[str, tuple[int, int]]
-    erased: int
-    carried_over: dict[str, int]
-
-    def __str__(self) -> str:
-        width, (before, after) = max(len("class"), *map(len, self.boxes)), self.pictures
-        lines = [
-            f"{self.root}, {self.split}: {after} of {before} pictures, {self.erased} objects erased",
-            f"{'class':{width}}{'asked':>8}{'before':>8}{'after':>8}{'kept':>8}",
-        ]
-        for name, (had, has) in self.boxes.items():
-            asked = f"{self.keep[name]:.1%}" if name in self.keep else ""
-            lines.append(f"{name:{width}}{asked:>8}{had:8}{has:8}{has / had if had else 1:8.1%}")
-        if self.carried_over:
-            parts = ", ".join(f"{name} ({count} pictures)" for name, count in self.carried_over.items())
-            lines.append(f"As they were: {parts}")
-        return "\n".join(lines)
-
-
 def thin(
     data: Path | str,
     out: Path | str,
@@ -69,8 +37,8 @@ def thin(
     split: str = "train",
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
-) -> Thinned:
-    """Write a COCO data set in which the classes of `keep` have that share of their boxes in one split.
+) -> str:
+    """Write a COCO data set in which the classes of `keep` have that share of their boxes in one split, and tell of it.
 
     No object that stays visible loses its label. how="images" leaves pictures out, those first that hold many boxes to
     lose and few others. how="erase" first erases objects that hardly overlap others (drawn at random) from their
@@ -78,8 +46,8 @@ def thin(
     than its share. The other splits are copied; of annotations, boxes with class, area and crowd are taken.
 
     data: a set that `read_data` reads. out: a new or empty folder, or one that `thin` made before, which is replaced
-    at the end. keep: class to share in (0, 1]. progress: called with the number of pictures just written. The same
-    arguments give the same bytes.
+    at the end; its thinned.json holds the numbers, the pictures left out and the boxes erased. keep: class to share in
+    (0, 1]. progress: called with the number of pictures just written. The same arguments give the same bytes.
 
     Raises GhmdetError for an unknown class, a share or a seed out of range; DataError for a set that cannot be read, a
     picture that is missing, or an `out` that holds something else.
@@ -99,27 +67,41 @@ def thin(
     counts = _counts(part, ~gone & ~records.crowd)
     stays = choose_pictures(counts, targets, random)
     gone &= np.repeat(stays, np.diff(records.offsets))
-    after = counts[stays].sum(0).tolist()
-    summary = Thinned(
-        root=out,
-        split=split,
-        how=how,
-        keep=dict(keep),
-        pictures=(len(records), int(stays.sum())),
-        boxes={
-            name: (had, has) for (name, had), has in zip(part.boxes_per_class().items(), after, strict=True)
-        },
-        erased=int(gone.sum()),
-        carried_over={each.split: len(each.records) for each in others},
-    )
+    boxes = zip(part.boxes_per_class().items(), counts[stays].sum(0).tolist(), strict=True)
+    told = {
+        "made by": "ghmdet data thin",
+        "data": str(data),
+        "seed": seed,
+        "split": split,
+        "how": how,
+        "keep": dict(keep),
+        "pictures": (len(records), int(stays.sum())),
+        "boxes": {name: (before, after) for (name, before), after in boxes},
+        "erased": int(gone.sum()),
+        "carried_over": {each.split: len(each.records) for each in others},
+    }
     with new_set(out, MARKER, "data thin") as folder:
         for each in others:
             _write(folder, each, np.ones(len(each.records), dtype=bool), _no_box(each.records), progress)
-        told = {"made by": "ghmdet data thin", "data": str(data), "seed": seed}
-        told |= {name: value for name, value in vars(summary).items() if name != "root"}
-        told |= _write(folder, part, stays, gone, progress)
-        (folder / MARKER).write_text(json.dumps(told, indent=1) + "\n")
-    return summary
+        changed = _write(folder, part, stays, gone, progress)
+        (folder / MARKER).write_text(json.dumps(told | changed, indent=1) + "\n")
+    return f"{out}, {_table(told)}"
+
+
+def _table(told: Mapping[str, Any]) -> str:
+    """What thinned.json tells, as the table to print."""
+    width, (before, after) = max(len("class"), *map(len, told["boxes"])), told["pictures"]
+    lines = [
+        f"{told['split']}: {after} of {before} pictures, {told['erased']} objects erased",
+        f"{'class':{width}}{'asked':>8}{'before':>8}{'after':>8}{'kept':>8}",
+    ]
+    for name, (had, has) in told["boxes"].items():
+        asked = f"{told['keep'][name]:.1%}" if name in told["keep"] else ""
+        lines.append(f"{name:{width}}{asked:>8}{had:8}{has:8}{has / had if had else 1:8.1%}")
+    if told["carried_over"]:
+        parts = ", ".join(f"{name} ({count} pictures)" for name, count in told["carried_over"].items())
+        lines.append(f"As they were: {parts}")
+    return "\n".join(lines)
 
 
 def choose_pictures(
