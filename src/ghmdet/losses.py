@@ -14,7 +14,7 @@ from ghmdet.functional._arguments import (
     expand,
     regression_arguments,
 )
-from ghmdet.functional._forms import check_impl, harmonized
+from ghmdet.functional._fused import check_impl, harmonized
 from ghmdet.functional.density import MinCount, RegionCounts, Weighting
 from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1, CrossEntropy, Loss

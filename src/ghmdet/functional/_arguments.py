@@ -13,7 +13,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Arguments(NamedTuple):
-    """The arguments of a loss as they came, checked: nothing is of the inputs' shape that was not given so.
+    """The arguments of a loss, checked: nothing is of the inputs' shape that was not given so.
 
     `targets` of another shape than the inputs are class labels. `valid` is the mask, ignored labels included, None for
     all; it and `weight` have the inputs' shape or that without dimension 1.
@@ -29,44 +29,35 @@ class Arguments(NamedTuple):
         """Whether the targets are class labels."""
         return self.targets.shape != self.inputs.shape
 
-    def expanded(self) -> Elements:
-        """All of the inputs' shape."""
-        inputs, targets, valid, weight = self
-        if valid is None:
-            valid = torch.ones((), dtype=torch.bool, device=inputs.device)
-        valid = valid.expand(inputs.shape) if valid.dim() == 0 else expand("valid", valid, inputs)
+    def mask(self) -> Tensor:
+        """The valid elements, of the inputs' shape."""
+        if self.valid is None:
+            return torch.ones((), dtype=torch.bool, device=self.inputs.device).expand(self.inputs.shape)
+        return expand("valid", self.valid, self.inputs)
+
+    def elements(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and mask of the inputs' shape, 0 where not valid: a NaN there reaches no value or gradient.
+
+        Inputs and targets are float32 (float64 for float64 inputs) whatever precision came in.
+        """
+        inputs, targets, valid = self.inputs, self.targets, self.mask()
         if self.labels:
             classes = torch.arange(inputs.shape[1], device=inputs.device)
             targets = targets.unsqueeze(1) == classes.view(1, -1, *[1] * (inputs.dim() - 2))
-        dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        if weight is not None:
-            weight = torch.where(valid, expand("weight", weight, inputs).to(dtype), 0.0)
-        inputs, targets = (torch.where(valid, tensor.to(dtype), 0.0) for tensor in (inputs, targets))
-        return Elements(inputs, targets, valid, weight)
-
-
-class Elements(NamedTuple):
-    """The arguments of a loss, all of the inputs' shape and free of whatever stood at masked places.
-
-    Inputs and targets are float32 (float64 for float64 inputs) whatever precision came in, and 0 where not valid,
-    so that a NaN there reaches neither the value nor a gradient.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    valid: Tensor
-    weight: Tensor | None
+        dtype = wide(inputs)
+        return torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid
 
     def reduce(self, loss: Tensor, reduction: str, count: Tensor | None = None) -> Tensor:
         """The weighted loss reduced over the valid elements; "mean" divides by `count`, else their number or 1."""
+        valid = self.mask()
         if self.weight is not None:
-            loss = loss * self.weight
-        loss = torch.where(self.valid, loss, 0.0)
+            loss = loss * torch.where(valid, expand("weight", self.weight, loss).to(loss.dtype), 0.0)
+        loss = torch.where(valid, loss, 0.0)
         if reduction == "none":
             return loss
         if reduction == "sum":
             return loss.sum()
-        return loss.sum() / (self.valid.sum().clamp_min(1) if count is None else count)
+        return loss.sum() / (valid.sum().clamp_min(1) if count is None else count)
 
 
 def class_arguments(
@@ -154,6 +145,11 @@ def is_traced() -> bool:
         or torch._C._are_functorch_transforms_active()
         or any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
     )
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The precision of all that is computed: float32, and float64 of float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def value_range(tensor: Tensor) -> str:

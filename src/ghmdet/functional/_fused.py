@@ -1,74 +1,128 @@
-"""Loss and gradient together, block by block: nothing of the inputs' size is made but the gradient.
+"""Loss and gradient together, block by block: nothing of the logits' size is made but the gradient.
 
 The first pass writes each slope dL/dx into the gradient's memory and counts the regions of its size. The second
-multiplies it there by β and sums β L. Nearly all logits of a detector are easy background, of the first region: in a
-chunk of those, products give the loss, one factor the gradient, and only the few others are looked at one by one.
+multiplies it there by β and sums β L. Both take all logits for background. The few that are not stand apart, in a list.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional import naive
-from ghmdet.functional._arguments import Arguments
-from ghmdet.functional._rows import GROUP, Rows
-from ghmdet.functional.density import RegionCounts, Weigh, Weighting, unit_region
-from ghmdet.functional.gradient_norm import asl1_root
+from ghmdet.functional._arguments import Arguments, is_traced, wide
+from ghmdet.functional.density import RegionCounts, Weigh, Weighting, class_count, unit_region
 
-CHUNK = 8  # blocks that are tried together as easy background
-COLUMNS = 8  # logits of one class that are looked at as one
-FOLDS = 5  # halvings, which multiply 2^5 = GROUP of them
+IMPLS = ("auto", "reference", "torch")
+# Elements of a block. On a CPU an operation costs some microseconds whatever its size, and what it makes of a block
+# stays in the cache; elsewhere a launch costs more than memory.
+CPU_BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 22
+GROUP = 8  # rows whose logits of a class are looked at as one; every block has whole groups
+_log = logging.getLogger("ghmdet")
 
-Apart = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""Flat places, their slopes, losses and cells of a table, and which of them count (None: all)."""
+Apart = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Flat places, their slopes, losses and cells."""
 
 
 def harmonized(
-    loss: naive.Loss, arguments: Arguments, options: Weighting | None, weigh: Weigh | None, reduction: str
+    loss: naive.Loss,
+    arguments: Arguments,
+    options: Weighting | None,
+    weigh: Weigh | None = None,
+    *,
+    reduction: str,
+    impl: str,
 ) -> Tensor:
-    """1/N Σ β_i L_i as by `naive.harmonized`; differentiable once."""
-    passes = Passes(loss, arguments, options, reduction)
-    counts = passes.count()
+    """1/N Σ β_i L_i as by `naive.harmonized`, by the form called `impl` where it has what is asked for."""
+    check_impl(impl)
+    class_count(arguments.inputs, options is not None and options.per_class)
+    why_not = _needs_reference(loss, arguments, options)
+    if impl == "auto" and not is_traced():
+        _say_once(why_not, arguments.inputs.device.type)
+    if impl == "reference" or why_not:
+        return naive.harmonized(loss, arguments, options, weigh, reduction)
+
+    each = reduction == "none" or arguments.weight is not None
+    passes = Passes(loss, arguments, options, each)
+    count: Tensor | None = None
     if options is None:
-        table, count = counts.table.new_ones(1, 1), None
+        table = torch.ones(1, 1, device=arguments.inputs.device)
     else:
+        counts = passes.count()
         table, count = (options.table(counts), None) if weigh is None else weigh(counts)
-    table = table.to(passes.rows.dtype)
+    table = table.to(passes.dtype)
+    if each:
+        return arguments.reduce(_apply(arguments, table, passes), reduction, count)
     if reduction == "mean":
-        table = table / (counts.examples.sum().clamp_min(1) if count is None else count)
-    if not (torch.is_grad_enabled() and arguments.inputs.requires_grad):
-        return passes.value(table, wants_gradient=False)
-    result: Tensor = _Weighted.apply(*arguments, table, passes)
+        table = table / (passes.examples().sum().clamp_min(1) if count is None else count)
+    return _apply(arguments, table, passes)
+
+
+def check_impl(impl: str) -> None:
+    """Raise for an implementation that there is not."""
+    if impl not in IMPLS:
+        raise unknown_name("impl", impl, IMPLS)
+
+
+def is_cpu(tensor: Tensor) -> bool:
+    """Whether looking at a tensor's values makes nothing wait."""
+    return tensor.device.type == "cpu"
+
+
+def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting | None) -> str:
+    """Why the fused form cannot be had; "" where it can."""
+    inputs, targets, _, weight = arguments
+    tensors = [x for x in (inputs, targets, weight) if x is not None]
+    if is_traced():
+        return "one graph, which whoever traces it may fuse"
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
+        return "forward-mode derivatives"
+    if targets.requires_grad:
+        return "targets want a gradient"
+    if options is not None and options.method == "exact":
+        return 'method="exact"'
+    if isinstance(loss, naive.Asl1) or not inputs.numel():
+        return "few elements"
+    if arguments.labels:
+        return ""
+    if isinstance(loss, naive.Focal) or not is_cpu(inputs) or 16 * targets.count_nonzero() > targets.numel():
+        return "targets may be soft"
+    return ""
+
+
+@functools.cache
+def _say_once(why_not: str, device: str) -> None:
+    form = f'"reference" on {device}: {why_not}' if why_not else f'"torch" on {device}: the fastest measured'
+    _log.debug('losses: impl="auto" takes %s', form)
+
+
+def _apply(arguments: Arguments, table: Tensor, passes: Passes) -> Tensor:
+    result: Tensor = _Weighted.apply(*arguments[:3], table, passes)
     return result
 
 
 class _Weighted(torch.autograd.Function):
-    """Σ β L, with the gradient that came with it.
+    """Σ β L, or β L of each element, with the gradient that came with it.
 
     Every tensor goes through `save_for_backward`, which notices a change in place and lets go after backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        targets: Tensor,
-        valid: Tensor | None,
-        weight: Tensor | None,
-        table: Tensor,
-        passes: Passes,
+        ctx: Any, inputs: Tensor, targets: Tensor, valid: Tensor | None, table: Tensor, passes: Passes
     ) -> Tensor:
         value = passes.value(table)
-        ctx.gradient = passes.rows.restore(passes.memory)
-        ctx.save_for_backward(inputs, targets, valid, weight, table)
-        ctx.options, ctx.on_cpu = (passes.loss, passes.options, passes.reduction), passes.rows.on_cpu
+        ctx.gradient, ctx.on_cpu = passes.restore(passes.memory), passes.on_cpu
+        ctx.save_for_backward(inputs, targets, valid, table)
+        ctx.options = passes.loss, passes.options, passes.each
         return value
 
     @staticmethod
@@ -77,242 +131,253 @@ class _Weighted(torch.autograd.Function):
             raise GhmdetError(
                 'a fused loss has no second derivative (create_graph=True); impl="reference" has one'
             )
-        (*given, table), (scale,) = ctx.saved_tensors, upstream
+        (inputs, targets, valid, table), (scale,) = ctx.saved_tensors, upstream
         # Scaled in place, so that it is the only one of its size; a second backward makes another.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            passes = Passes(ctx.options[0], Arguments(*given), *ctx.options[1:])
-            passes.count()
+            loss, options, each = ctx.options
+            passes = Passes(loss, Arguments(inputs, targets, valid, None), options, each)
+            if options is not None:
+                passes.count()
             passes.value(table)
-            gradient = passes.rows.restore(passes.memory)
+            gradient = passes.restore(passes.memory)
         if scale.dim() or not ctx.on_cpu or scale.item() != 1:
             gradient.mul_(scale)
-        return gradient.to(given[0].dtype), None, None, None, None, None
+        return gradient.to(inputs.dtype), None, None, None, None
 
 
 class Passes:
     """`count`, then `value` with β of each region [C, M], which turns the slopes in `memory` into the gradient.
 
-    A chunk is easy where all its elements have one β: everywhere in focal loss, else where nearly all lie in the first
-    region. Its losses are added to `bulk` at once, and the few that lie beyond the region stand apart. Every other
-    block is dense: each of its elements is looked up.
+    Logits and masks are rows [R, K], or [R, 1] without the class dimension: views where their memory is so, else
+    copies. On a CPU the positives stand apart; on a device that must not be waited for one place of each row does,
+    positive or not.
+
+    While nearly all logits of a block lie in the first region, the block is easy: all of it gets the β of that region,
+    its losses are added to `bulk` at once, and the few that lie beyond stand apart too. In the other blocks each logit
+    is looked up.
     """
 
-    def __init__(
-        self, loss: naive.Loss, arguments: Arguments, options: Weighting | None, reduction: str
-    ) -> None:
-        self.loss, self.options, self.reduction = loss, options, reduction
-        self.rows = rows = Rows(arguments)
+    def __init__(self, loss: naive.Loss, arguments: Arguments, options: Weighting | None, each: bool) -> None:
+        inputs, targets, valid, _ = arguments
+        self.loss, self.options, self.each = loss, options, each
+        self.shape, self.on_cpu, self.dtype = inputs.shape, is_cpu(inputs), wide(inputs)
+        self.x = self._rows(inputs.detach()).contiguous()
+        self.number, self.classes = self.x.shape
+        self.valid = None if valid is None or (self.on_cpu and bool(valid.all())) else self._rows(valid)
+        if not arguments.labels:
+            flat = self._rows(targets).reshape(-1)
+            self.places = flat.nonzero()[:, 0]
+            self.targets = flat.index_select(0, self.places).to(self.dtype)
+        else:
+            labels = targets.reshape(-1)
+            if self.on_cpu:
+                row = (labels < self.classes).nonzero()[:, 0]
+                labels = labels.index_select(0, row)
+            else:
+                row = torch.arange(self.number, device=inputs.device)
+            own = labels.clamp(0, self.classes - 1)
+            self.places, self.targets = own.add(row, alpha=self.classes), (own == labels).to(self.dtype)
+        self.positives = len(self.places)  # of the places; those that lie beyond the first region come behind
+
+        size = CPU_BLOCK if self.on_cpu else DEVICE_BLOCK
+        self.height = max(size // self.classes // GROUP, 1) * GROUP
+        self.edges = [*range(0, self.number, self.height), self.number]
+        self.cuts = self.edges  # where the places of each block begin
+        if self.on_cpu:
+            ends = torch.tensor(self.edges[1:-1], dtype=torch.int64, device="cpu") * self.classes
+            self.cuts = [0, *torch.searchsorted(self.places, ends).tolist(), len(self.places)]
+        padded = -(-self.number // GROUP) * GROUP
+        self.memory = torch.empty(padded, self.classes, dtype=self.dtype, device=inputs.device)
+        self.memory[self.number :] = 0
+
+        # A flat table of counts or weights has a lane of cells for each class, and one cell for what does not count.
+        # Adding to few counters again and again waits for itself: so few classes have several lanes each.
         self.bins = 1 if options is None else options.cells
-        self.per_class = options is not None and options.per_class
-        # Adding to few counters again and again waits for itself: so classes are apart, and few of them in copies.
-        self.copies = 1 << max(GROUP // max(rows.classes, 1), 1).bit_length() - 1
-        lanes = self.copies * rows.classes
-        self.first = torch.arange(0, lanes * self.bins, self.bins, dtype=torch.int32, device=rows.x.device)
-        height = -(-rows.number // GROUP) * GROUP
-        self.memory = torch.empty(height, rows.classes, dtype=rows.dtype, device=rows.x.device)
-        self.background = type(loss) is naive.CrossEntropy and rows.targets is None
-        # With fewer bins the products of an easy chunk would come too near to 0.
-        sparse = rows.on_cpu and self.background and self.bins >= 16
-        self.may_be_easy = rows.weight is None and reduction != "none" and (options is None or sparse)
-        self.easy: list[slice] = []  # rows
-        self.bulk = torch.zeros(rows.classes, dtype=torch.float64, device=rows.x.device)
-        self.few: list[Tensor] = []
-        self.dense: list[int] = []  # blocks
-        self.places = rows.places
+        self.lanes = max(GROUP // self.classes, 1) * self.classes
+        self.first = torch.arange(
+            0, self.lanes * self.bins, self.bins, dtype=torch.int32, device=inputs.device
+        )
+        # With few bins the products of an easy block would come too near to 0.
+        self.may_be_easy = self.on_cpu and not each and self.bins >= 16
+        self.easy = 0  # blocks
+        self.bulk = torch.zeros(self.classes, dtype=torch.float64, device=inputs.device)
         self.apart: list[Apart] = []
+
+    def examples(self) -> Tensor:
+        """The number of elements that count of each class, [K]."""
+        if self.valid is None:
+            return torch.full((self.classes,), self.number, device=self.x.device)
+        return self.valid.sum(0).expand(self.classes)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """Rows in the inputs' shape."""
+        if len(self.shape) < 2:
+            return rows[: self.number, 0]
+        return rows[: self.number].view(self.shape[0], *self.shape[2:], -1).movedim(-1, 1)
 
     @torch.no_grad()
     def count(self) -> RegionCounts:
         """How many examples each region has."""
-        rows, blocks = self.rows, range(len(self.rows.edges) - 1)
-        counts = torch.zeros(len(self.first) * self.bins, dtype=torch.int64, device=rows.x.device)
-        step = CHUNK if self.may_be_easy and self.options is not None else 1
-        for first in blocks[::step]:
-            last = min(first + step, len(blocks))
-            at, x, t = rows.block(first, last)
-            padded = self._padded(at)
-            slope = padded[: len(x)]
-            if len(x) < len(padded):
-                padded[len(x) :] = 0
-            losses = self._slope(x, t, slope)
-            rows.clear(first, last, slope)
-            if self.may_be_easy and losses is not None:
-                self.bulk += rows.clear(first, last, losses).sum(0)
-                self.easy.append(at)
-            elif self.may_be_easy and self._is_easy(padded, at.start * rows.classes):
-                self.easy.append(at)
+        counts = torch.zeros(self.lanes * self.bins + 1, dtype=torch.int64, device=self.x.device)
+        places = [self.places]
+        for i, start in enumerate(self.edges[:-1]):
+            at = slice(start, self.edges[i + 1])
+            slope = self.memory[start : start + self.height]
+            torch.sigmoid(self.x[at].to(self.dtype), out=self.memory[at])
+            self._clear(i, self.memory[at])
+            few = self._easy(slope.view(GROUP, -1)) if self.may_be_easy else None
+            self.may_be_easy = few is not None  # where one block is not, the next is hardly so
+            if few is not None:
+                self.easy += 1
+                places.append(few + start * self.classes)
             else:
-                self.may_be_easy = False  # where one chunk is not, the next is hardly so
-                self.dense += blocks[first:last]
-                for part in torch.split(padded, rows.height):
-                    self._add(counts, self._cells(part, self.first))
-        if self.few:
-            self.places = torch.cat([rows.places.to(self.few[0].dtype), *self.few])
-        if len(self.places) <= rows.size:
+                self._add(counts, self._cells(slope))
+        self.places = torch.cat(places)
+        if len(self.places) <= self.height * self.classes:
             self.apart = list(self._apart())
-        for _, _, _, cells, kept in self.apart or self._apart():
-            self._add(counts, cells, kept)
-        regions, examples = counts.view(self.copies, rows.classes, self.bins).sum(0), rows.examples()
+        for _, _, _, cells in self.apart or self._apart():
+            self._add(counts, cells)
+
+        regions, examples = counts[:-1].view(-1, self.classes, self.bins).sum(0), self.examples()
         # What does not count, stands apart or is easy was not counted, or in the first region.
         regions[:, 0] += examples - regions.sum(1)
-        table = torch.cat([regions, examples.unsqueeze(1), rows.positives().unsqueeze(1)], 1)
-        return RegionCounts((table if self.per_class else table.sum(0, keepdim=True)).to(rows.dtype))
+        own, positive = self.places[: self.positives], self.targets >= 0.5
+        if self.valid is not None:
+            positive &= self._counts(own)
+        positives = torch.zeros_like(examples).index_add_(0, own % self.classes, positive.long())
+        table = torch.cat([regions, examples.unsqueeze(1), positives.unsqueeze(1)], 1)
+        assert self.options is not None
+        return RegionCounts((table if self.options.per_class else table.sum(0, keepdim=True)).to(self.dtype))
 
     @torch.no_grad()
-    def value(self, table: Tensor, wants_gradient: bool = True) -> Tensor:
+    def value(self, table: Tensor) -> Tensor:
         """Σ β L, or β L of each element."""
-        rows, parts = self.rows, [self.memory.new_zeros(())]
-        each = torch.empty_like(self.memory[: rows.number]) if self.reduction == "none" else None
-        weights = table.repeat(self.copies, 1).view(-1) if self.per_class else table.view(-1)
-        if self.easy:
-            parts.append((self.bulk * table[:, 0]).sum().to(rows.dtype))
-            beta = weights[:: self.bins] if self.per_class else weights[0]
-            for at in self.easy if wants_gradient else []:
-                self._padded(at).view(-1, len(self.first)).mul_(beta)
-        for where, beta, slope, losses in self._weighed(weights):
+        weights = F.pad(table.repeat(self.lanes // len(table), 1).view(-1), (0, 1))
+        each = torch.empty_like(self.memory) if self.each else None
+        parts = [(self.bulk * table[:, 0]).sum()]
+        first = weights[: -1 : self.bins].contiguous()
+        self.memory[: self.easy * self.height].view(-1, self.lanes).mul_(first)
+        for i in range(self.easy, len(self.edges) - 1):
+            at = slice(self.edges[i], self.edges[i + 1])
+            losses, slope, beta = self._losses(i, at), self.memory[at], weights[0]
+            if self.options is not None:
+                cells = self._cells(self.memory[at.start : at.start + self.height])
+                beta = weights.index_select(0, cells[: slope.numel()]).view(slope.shape)
+            slope.mul_(beta)
+            losses.mul_(beta)
+            parts.append(losses.sum())
             if each is not None:
-                _put(each, where, losses, beta)
-            else:
-                parts.append(losses.mul_(beta).sum())
-            if wants_gradient:
-                _put(self.memory, where, slope, beta)
-        if each is not None:
-            return rows.restore(each)
-        return torch.stack(parts).sum(dtype=torch.float64).to(rows.dtype)
-
-    def _weighed(self, weights: Tensor) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
-        """Rows or places with their β, slopes and losses: of each dense block, and of what stands apart."""
-        rows = self.rows
-        for i in self.dense:
-            at, x, t = rows.block(i, i + 1)
-            slope, losses, beta = self.memory[at], rows.clear(i, i + 1, _losses(self.loss, x, t)), weights
-            if len(weights) > 1:
-                cells = self._cells(slope, self.first if self.per_class else None)
-                beta = weights.index_select(0, cells).view(slope.shape)
-            if rows.weight is not None:
-                beta = rows.clear(i, i + 1, beta.expand(slope.shape) * rows.weight[at].contiguous())
-            yield at, beta, slope, losses
-        for places, slope, losses, cells, kept in self.apart or self._apart():
+                each[at] = losses
+        for places, slopes, losses, cells in self.apart or self._apart():
             beta = weights.index_select(0, cells)
-            if rows.weight is not None:
-                beta = beta * rows.at(rows.weight, places)
-            if kept is not None:
-                beta, slope, losses = (torch.where(kept, x, 0) for x in (beta, slope, losses))
-            yield places, beta, slope, losses
+            losses = losses * beta
+            parts.append(losses.sum())
+            self.memory.view(-1).index_copy_(0, places, slopes * beta)
+            if each is not None:
+                each.view(-1).index_copy_(0, places, losses)
+        if each is not None:
+            return self.restore(each)
+        return torch.stack(parts).sum(dtype=torch.float64).to(self.dtype)
+
+    def _losses(self, i: int, at: slice) -> Tensor:
+        """L of a block's logits; of focal loss, which has no first pass, the slopes are written too."""
+        x = self.x[at].to(self.dtype)
+        if not isinstance(self.loss, naive.Focal):
+            return self._clear(i, _softplus(x))
+        losses, slopes = _focal(self.loss, x, 1 - self.loss.alpha)
+        self.memory[at] = self._clear(i, slopes)
+        return self._clear(i, losses)
 
     def _apart(self) -> Iterator[Apart]:
         """What stands apart, so much at a time as a block has."""
-        rows = self.rows
-        for start in range(0, len(self.places), rows.size):
-            places = self.places[start : start + rows.size].long()
-            targets = rows.at_places[start : start + rows.size]
-            if len(targets) < len(places):  # those of the few are 0
-                targets = F.pad(targets, (0, len(places) - len(targets)))
-            x = rows.x.view(-1).index_select(0, places).to(rows.dtype)
-            slope = torch.empty_like(x)
-            losses = self._slope(x, targets, slope)
-            losses = _losses(self.loss, x, targets) if losses is None else losses
-            cells = self._cells(slope, places % rows.classes * self.bins if self.per_class else None)
-            kept = None if rows.on_cpu or rows.valid is None else rows.at(rows.valid, places)
-            yield places, slope, losses, cells, kept
+        size = self.height * self.classes
+        for start in range(0, len(self.places), size):
+            places, t = self.places[start : start + size], self.targets[start : start + size]
+            x = self.x.view(-1).index_select(0, places).to(self.dtype)
+            t = F.pad(t, (0, len(x) - len(t)))  # beyond the first region are none but background
+            kept = None if self.valid is None else self._counts(places)
+            if kept is not None:
+                x = torch.where(kept, x, 0)
+            if isinstance(self.loss, naive.Focal):
+                # By y = −x where the target is 1 everything is background.
+                alpha, sign = self.loss.alpha, 1 - 2 * t
+                losses, slopes = _focal(self.loss, x * sign, torch.where(t > 0, alpha, 1 - alpha))
+                slopes *= sign
+            else:
+                slopes = torch.sigmoid(x).sub_(t)
+                losses = x.clamp_min(0).addcmul_(t, x, value=-1).add_(_softplus(-x.abs()))
+            cells = unit_region(slopes.abs(), self.bins).add_(places % self.classes * self.bins)
+            if kept is not None:
+                cells = torch.where(kept, cells, self.lanes * self.bins)
+            yield places, slopes, losses, cells
 
-    def _is_easy(self, slope: Tensor, start: int) -> bool:
-        """Whether nearly all p of a chunk lie in the first region: then its bulk is summed, and the few others set 0.
+    def _easy(self, p: Tensor) -> Tensor | None:
+        """The flat places of p [8, ..] beyond the first region, if they are few: then 0, and the loss of all summed.
 
-        No logarithm for each: 2^5 of the numbers 1 - p are multiplied, as a + b - ab makes 1 - (1 - a)(1 - b) without
+        No logarithm for each: 8 of the numbers 1 - p are multiplied, as a + b - ab makes 1 - (1 - a)(1 - b) without
         cancellation, and -log(1 - q) = 2 artanh(q / (2 - q)).
         """
-        p, edge, one = slope.view(-1), *_constants(self.bins, slope.dtype)
-        columns = p.view(COLUMNS, -1)
-        beyond = columns.amax(0) >= edge
-        number = int(beyond.count_nonzero())
-        if 3 * number > len(beyond):
-            return False
-        if number:
-            beyond = beyond.nonzero()[:, 0]
-            row, column = (columns.index_select(1, beyond) >= edge).nonzero().unbind(1)
-            few = beyond.index_select(0, column).add_(row, alpha=columns.shape[1])
-            p.index_fill_(0, few, 0)
-            few += start
-            self.few.append(few.to(torch.int32) if self.rows.x.numel() < 2**31 else few)
-        for _ in range(FOLDS):
+        edge, one = _constants(self.bins, self.dtype)
+        width = p.shape[1]
+        beyond = (p.amax(0) >= edge).nonzero()[:, 0]
+        if 3 * len(beyond) > width:
+            return None
+        row, column = (p.index_select(1, beyond) >= edge).nonzero().unbind(1)
+        few = beyond.index_select(0, column).add_(row, alpha=width)
+        p.view(-1).index_fill_(0, few, 0)
+        while len(p) > 1:
             first, second = p.chunk(2)
             p = torch.lerp(first, one, second)
-        self.bulk.add_(p.div_(2 - p).atanh_().view(-1, self.rows.classes).sum(0), alpha=2)
-        return True
+        self.bulk.add_(p.div_(2 - p).atanh_().view(-1, self.classes).sum(0), alpha=2)
+        return few
 
-    def _slope(self, x: Tensor, t: Tensor | None, out: Tensor) -> Tensor | None:
-        """Write dL/dx of inputs and targets (None: all 0) to `out`; the losses, where they come with it."""
-        if isinstance(self.loss, naive.Focal):
-            losses, slope = _focal(self.loss, x, t)
-            out.copy_(slope)
-            return losses
-        if isinstance(self.loss, naive.Asl1):
-            diff = x if t is None else x - t
-            torch.div(diff, asl1_root(diff, self.loss.mu), out=out)
-        else:
-            torch.sigmoid(x, out=out)
-            if t is not None:
-                out -= t
-        return None
+    def _clear(self, i: int, block: Tensor) -> Tensor:
+        """A block, now 0 where an element does not count or stands apart."""
+        start, first, last = self.edges[i], self.cuts[i], self.cuts[i + 1]
+        if self.valid is not None:
+            block.masked_fill_(~self.valid[start : start + self.height], 0)
+        if first < last:
+            places = self.places[first:last]
+            block.view(-1).index_fill_(0, places - start * self.classes if start else places, 0)
+        return block
 
-    def _cells(self, slope: Tensor, first: Tensor | None) -> Tensor:
-        """The place of each slope in a flat table: the region of its size, after those of the classes before."""
-        region = unit_region(slope if self.background and slope.dim() == 2 else slope.abs(), self.bins)
-        if first is not None and slope.dim() == 2:
-            lanes = len(first) if region.numel() % len(first) == 0 else self.rows.classes
-            region.view(-1, lanes).add_(first[:lanes])
-        elif first is not None:
-            region += first
-        return region.view(-1)
+    def _counts(self, places: Tensor) -> Tensor:
+        """Whether the elements at flat places are valid."""
+        assert self.valid is not None
+        row, width = places // self.classes, self.valid.shape[1]
+        return self.valid[row, places % width]
 
-    def _add(self, counts: Tensor, cells: Tensor, kept: Tensor | None = None) -> None:
-        """Count the cells, or those that are `kept`."""
-        if self.rows.on_cpu:
+    def _cells(self, slope: Tensor) -> Tensor:
+        """The cell of each slope of whole groups of rows."""
+        return unit_region(slope, self.bins).view(-1, self.lanes).add_(self.first).view(-1)
+
+    def _add(self, counts: Tensor, cells: Tensor) -> None:
+        if self.on_cpu:
             counts += torch.bincount(cells, minlength=len(counts))
         else:
-            ones = counts.new_ones(1).expand(len(cells)) if kept is None else kept.to(counts.dtype)
-            counts.index_add_(0, cells, ones)
+            counts.index_add_(0, cells, counts.new_ones(1).expand(len(cells)))
 
-    def _padded(self, at: slice) -> Tensor:
-        """The memory of some rows, and what fills their last group."""
-        return self.memory[at.start : -(-at.stop // GROUP) * GROUP]
-
-
-def _losses(loss: naive.Loss, x: Tensor, t: Tensor | None) -> Tensor:
-    """L of inputs and targets (None: all 0)."""
-    if isinstance(loss, naive.Focal):
-        return _focal(loss, x, t)[0]
-    if isinstance(loss, naive.Asl1):
-        return loss(x, torch.zeros_like(x) if t is None else t)
-    if t is None:
-        return _softplus(x)
-    return x.clamp_min(0).addcmul_(t, x, value=-1).add_(_softplus(-x.abs()))
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """A tensor of the inputs' shape, or of that without dimension 1, as rows."""
+        if len(self.shape) < 2 or tensor.dim() < len(self.shape):
+            return tensor.reshape(-1, 1)
+        return tensor.movedim(1, -1).reshape(-1, self.shape[1])
 
 
-def _focal(loss: naive.Focal, x: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
-    """L and dL/dx of hard targets (None: all 0), by y = −x where they are 1: everything is background then."""
-    sign = 1.0 if t is None else 1 - 2 * t
-    miss, entropy = torch.sigmoid(x * sign), _softplus(x * sign)
+def _focal(loss: naive.Focal, x: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
+    """L and dL/dx of background logits, with their α."""
+    miss, entropy = torch.sigmoid(x), _softplus(x)
     scale = miss**loss.gamma
     if loss.alpha >= 0:
-        scale *= (1 - loss.alpha) if t is None else torch.where(t > 0, loss.alpha, 1 - loss.alpha)
-    slope = (loss.gamma * (1 - miss)).mul_(entropy).add_(miss).mul_(scale).mul_(sign)
+        scale *= alpha
+    slope = (loss.gamma * (1 - miss)).mul_(entropy).add_(miss).mul_(scale)
     return entropy.mul_(scale), slope
 
 
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), which from 50 on is x, in double precision too."""
     return F.softplus(x, threshold=50)
-
-
-def _put(out: Tensor, where: slice | Tensor, a: Tensor, b: Tensor) -> None:
-    """Write a · b at some rows of `out`, or at some places of it."""
-    if isinstance(where, slice):
-        torch.mul(a, b, out=out[where])
-    else:
-        out.view(-1).index_copy_(0, where, a * b)
 
 
 @functools.cache

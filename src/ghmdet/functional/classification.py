@@ -14,7 +14,7 @@ from ghmdet.functional._arguments import (
     is_traced,
     populations,
 )
-from ghmdet.functional._forms import harmonized
+from ghmdet.functional._fused import harmonized
 from ghmdet.functional.density import MinCount, Weighting, class_count
 from ghmdet.functional.naive import CrossEntropy, Focal
 
@@ -34,8 +34,9 @@ def binary_cross_entropy(
     """
     check_reduction(reduction)
     check_tensors(class_weight=class_weight)
-    elements = class_arguments(inputs, targets, valid, weight).expanded()
-    loss = CrossEntropy()(elements.inputs, elements.targets)
+    arguments = class_arguments(inputs, targets, valid, weight)
+    logits, dense, _ = arguments.elements()
+    loss = CrossEntropy()(logits, dense)
     if class_weight is not None:
         if inputs.dim() < 2 or class_weight.shape != inputs.shape[1:2]:
             raise GhmdetError(
@@ -43,7 +44,7 @@ def binary_cross_entropy(
                 "weight for each class along dimension 1"
             )
         loss = loss * class_weight.to(loss.dtype).view(1, -1, *[1] * (inputs.dim() - 2))
-    return elements.reduce(loss, reduction)
+    return arguments.reduce(loss, reduction)
 
 
 def ghm_c_loss(
@@ -74,8 +75,8 @@ def ghm_c_loss(
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
     - `impl`: "reference" (readable steps, with every derivative), "torch" (fused: no memory of the inputs' size but the
-      gradient) or "auto", which takes the fused form where it can and logs why not. ``method="exact"`` has readable
-      steps only.
+      gradient) or "auto", which takes the fused form where it can and logs why not. ``method="exact"`` and dense
+      targets that are not nearly all 0 have readable steps only.
 
     The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
     for shapes, dtypes or options that do not fit and (on the CPU) for targets outside 0..1 and labels above K.
@@ -137,19 +138,20 @@ def ohem_loss(
     if not ratio >= 0:
         raise GhmdetError(f"ratio must be at least 0, not {ratio!r}")
     check_reduction(reduction)
-    elements = class_arguments(inputs, targets, valid, weight).expanded()
-    class_count(elements.inputs, per_class)
-    loss = CrossEntropy()(elements.inputs, elements.targets)
+    arguments = class_arguments(inputs, targets, valid, weight)
+    class_count(inputs, per_class)
+    logits, dense, mask = arguments.elements()
+    loss = CrossEntropy()(logits, dense)
     with torch.no_grad():
-        positive = elements.valid & (elements.targets >= 0.5)
+        positive = mask & (dense >= 0.5)
         # Numbers of one sign are in the order of their bits, and integers sort by radix: 20 times as fast on a CPU.
         bits = torch.int64 if loss.dtype == torch.float64 else torch.int32
         size = loss if is_traced() else loss.abs().view(bits)
-        order = populations(torch.where(elements.valid & ~positive, -size, 1), per_class)
+        order = populations(torch.where(mask & ~positive, -size, 1), per_class)
         hardest_first = order.argsort(stable=True)
         places = torch.arange(order.shape[1], device=loss.device).expand_as(order)
         rank = torch.zeros_like(hardest_first).scatter(1, hardest_first, places)
         keep = torch.round(ratio * populations(positive, per_class).sum(1, keepdim=True).clamp_min(1)).long()
         chosen = from_populations(rank < keep, loss, per_class)
-        kept = positive | (elements.valid & chosen)
-    return elements._replace(valid=kept).reduce(loss, reduction)
+        kept = positive | (mask & chosen)
+    return arguments._replace(valid=kept).reduce(loss, reduction)

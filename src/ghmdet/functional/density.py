@@ -280,7 +280,7 @@ def _norm_elements(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     check_tensors(gradient_norm=gradient_norm)
     dense = torch.zeros_like(gradient_norm) if targets is None else targets
-    norm, dense, mask, _ = class_arguments(gradient_norm.detach(), dense, valid).expanded()
+    norm, dense, mask = class_arguments(gradient_norm.detach(), dense, valid).elements()
     if values_can_be_read(norm) and not bool(((norm >= 0) & (norm <= 1)).all()):
         raise GhmdetError(f"gradient norms lie in 0..1, found {value_range(norm)}")
     return norm, None if targets is None else dense, mask

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._arguments import check_tensors, class_arguments, values_can_be_read
+from ghmdet.functional._arguments import check_tensors, class_arguments, values_can_be_read, wide
 
 
 def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
@@ -19,8 +19,8 @@ def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     >>> sigmoid_gradient_norm(torch.tensor([0.0, 0.0, 100.0]), torch.tensor([1.0, 0.0, 0.0]))
     tensor([0.5000, 0.5000, 1.0000])
     """
-    elements = class_arguments(logits, targets).expanded()
-    return torch.where(elements.valid, sigmoid_norm(elements.inputs, elements.targets), 0.0)
+    inputs, dense, valid = class_arguments(logits, targets).elements()
+    return torch.where(valid, sigmoid_norm(inputs, dense), 0.0)
 
 
 def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
@@ -44,8 +44,7 @@ def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
         raise GhmdetError(f"labels must be integers, not {labels.dtype}")
     if values_can_be_read(labels) and bool((labels >= logits.shape[1]).any()):
         raise GhmdetError(f"label {int(labels.max())} is outside 0..{logits.shape[1] - 1}")
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    p = torch.softmax(logits.to(dtype), dim=1)
+    p = torch.softmax(logits.to(wide(logits)), dim=1)
     # The sum of the other classes' p: 1 − p_label would round to 0.
     others = p.scatter(1, labels.clamp_min(0).long().unsqueeze(1), 0.0).sum(1).clamp_max(1)
     return torch.where(labels >= 0, others, 0.0)

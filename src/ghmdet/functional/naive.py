@@ -69,10 +69,9 @@ def harmonized(
     loss: Loss, arguments: Arguments, options: Weighting | None, weigh: Weigh | None, reduction: str
 ) -> Tensor:
     """1/N Σ β_i L_i with β_i from the density of the gradient norms; without options every β_i is 1."""
-    elements = arguments.expanded()
-    losses, count = loss(elements.inputs, elements.targets), None
+    inputs, targets, valid = arguments.elements()
+    losses, count = loss(inputs, targets), None
     if options is not None:
-        norm = loss.norm(elements.inputs, elements.targets)
-        beta, count = weights(norm, elements.targets, elements.valid, options, weigh)
+        beta, count = weights(loss.norm(inputs, targets), targets, valid, options, weigh)
         losses = beta * losses
-    return elements.reduce(losses, reduction, count)
+    return arguments.reduce(losses, reduction, count)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghmdet.functional._arguments import check_reduction, regression_arguments
-from ghmdet.functional._forms import harmonized
+from ghmdet.functional._fused import harmonized
 from ghmdet.functional.density import MinCount, Weighting
 from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1
@@ -28,9 +28,9 @@ def smooth_l1_loss(
     """
     check_positive("beta", beta)
     check_reduction(reduction)
-    elements = regression_arguments(inputs, targets, valid, weight).expanded()
-    loss = F.smooth_l1_loss(elements.inputs, elements.targets, reduction="none", beta=beta)
-    return elements.reduce(loss, reduction)
+    arguments = regression_arguments(inputs, targets, valid, weight)
+    offsets, wanted, _ = arguments.elements()
+    return arguments.reduce(F.smooth_l1_loss(offsets, wanted, reduction="none", beta=beta), reduction)
 
 
 def asl1_loss(
@@ -49,8 +49,9 @@ def asl1_loss(
     """
     check_positive("mu", mu)
     check_reduction(reduction)
-    elements = regression_arguments(inputs, targets, valid, weight).expanded()
-    return elements.reduce(Asl1(mu)(elements.inputs, elements.targets), reduction)
+    arguments = regression_arguments(inputs, targets, valid, weight)
+    offsets, wanted, _ = arguments.elements()
+    return arguments.reduce(Asl1(mu)(offsets, wanted), reduction)
 
 
 def ghm_r_loss(
@@ -78,7 +79,7 @@ def ghm_r_loss(
     - `valid`: bool mask, the inputs' shape or that without dimension 1 ([N]); what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
-    - `impl`: as in :func:`ghm_c_loss`.
+    - `impl`: as in :func:`ghm_c_loss`; offsets are few and have readable steps only.
 
     The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
     for shapes, dtypes or options that do not fit.
