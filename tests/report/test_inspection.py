@@ -176,7 +176,8 @@ def test_what_is_missing_or_broken_is_named(data: Path, tmp_path: Path) -> None:
         if text:
             (run / "run.json").write_text(text)
         with pytest.raises(
-            GhmdetError, match=r"not a run|run\.json: (not|does not say what the run was trained on)"
+            GhmdetError,
+            match=r"not a run|run\.json: (not|invalid JSON|does not say what the run was trained on)",
         ):
             quiet(run)
 

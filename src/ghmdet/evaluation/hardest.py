@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -116,30 +116,29 @@ def count_kinds(examples: Iterable[Hard]) -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
-def choose(
-    examples: Iterable[Hard], most: int = MOST, of_one_picture: int = MOST_OF_ONE_PICTURE
-) -> list[Hard]:
-    """The hardest of all pictures by falling g, no more than `most` and `of_one_picture`, some of each kind and class.
+def choose(examples: Iterable[Hard]) -> list[Hard]:
+    """The hardest of all pictures by falling g: at most 96, of one picture at most 24, some of each kind and class.
 
     They are taken from the kinds in turn and within a kind from the classes in turn, each time the hardest left.
     """
     ordered = sorted(examples, key=lambda one: -one.g)
-    ordered = _in_turn(ordered, lambda one: (one.kind, one.label))
-    ordered = _in_turn(ordered, lambda one: one.kind)
-    taken: Counter[int] = Counter()
-    chosen: list[Hard] = []
-    for one in ordered:
-        if taken[one.picture] < of_one_picture:
-            taken[one.picture] += 1
-            chosen.append(one)
-    return sorted(chosen[:most], key=lambda one: -one.g)
+    ordered = _in_turn(ordered, [(one.kind, one.label) for one in ordered])
+    ordered = _in_turn(ordered, [one.kind for one in ordered])
+    earlier = _earlier([one.picture for one in ordered])
+    chosen = [one for one, n in zip(ordered, earlier, strict=True) if n < MOST_OF_ONE_PICTURE][:MOST]
+    return sorted(chosen, key=lambda one: -one.g)
 
 
-def _in_turn(examples: Sequence[Hard], group: Callable[[Hard], Hashable]) -> list[Hard]:
+def _in_turn(examples: Sequence[Hard], groups: Sequence[Hashable]) -> list[Hard]:
     """First the first example of each group, then the second of each; the order is kept otherwise."""
-    members: Counter[Hashable] = Counter()
-    turns = []
-    for one in examples:
-        turns.append(members[group(one)])
-        members[group(one)] += 1
-    return [one for _, one in sorted(zip(turns, examples, strict=True), key=lambda pair: pair[0])]
+    return [examples[i] for i in np.argsort(_earlier(groups), kind="stable")]
+
+
+def _earlier(groups: Sequence[Hashable]) -> list[int]:
+    """How many of its own group come before each."""
+    seen: Counter[Hashable] = Counter()
+    earlier = []
+    for group in groups:
+        earlier.append(seen[group])
+        seen[group] += 1
+    return earlier
