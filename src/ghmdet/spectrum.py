@@ -99,15 +99,11 @@ class GradientSpectrum(nn.Module):
                 total, mass = self._after_step(counts.table)
                 kept = {"total": total, "mass": mass}
             else:
-                pending = self.pending + counts.table
-                call = self.calls % self.accumulation_steps + 1
-                steps = call == self.accumulation_steps
+                pending, call = self.pending + counts.table, self.calls % self.accumulation_steps + 1
                 total, mass = self._after_step(pending / call)
-                kept = {
-                    "total": torch.where(steps, total, self.total),
-                    "mass": torch.where(steps, mass, self.mass),
-                }
-                kept["pending"] = torch.where(steps, 0.0, pending)
+                over = call == self.accumulation_steps
+                kept = {"total": total.where(over, self.total), "mass": mass.where(over, self.mass)}
+                kept["pending"] = pending.where(~over, 0.0)
             if moves:
                 for name, value in kept.items():
                     getattr(self, name).copy_(value)
@@ -148,7 +144,7 @@ class GradientSpectrum(nn.Module):
         self._widen()
         call = self.calls % self.accumulation_steps
         total, mass = self._after_step(self.pending / call.clamp_min(1))
-        return torch.where(call > 0, total, self.total), torch.where(call > 0, mass, self.mass)
+        return total.where(call > 0, self.total), mass.where(call > 0, self.mass)
 
     def _after_step(self, table: Tensor) -> tuple[Tensor, Tensor]:
         return self.momentum * self.total + table, self.momentum * self.mass + 1
@@ -169,13 +165,12 @@ class GradientSpectrum(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientSpectrum:
         # Only the device is taken of what half(), to_empty() and the like make of a buffer.
-        before = dict(self._buffers)
+        before = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
-            after = self._buffers[name]
-            assert buffer is not None and after is not None
+            device = self.get_buffer(name).device
             self._buffers[name] = (
-                torch.zeros_like(buffer, device=after.device) if buffer.is_meta else buffer.to(after.device)
+                torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
             )
         return self
 

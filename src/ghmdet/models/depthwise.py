@@ -10,7 +10,6 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -88,28 +87,27 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (input, weight), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
+        input, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        spread, blocks = stride == 2, weight.shape[-1] == 5
-        wanted = [ctx.needs_input_grad[0] and not spread, ctx.needs_input_grad[1] and not blocks, False]
-        for_input, for_weight, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            input,
-            weight,
-            None,
-            [stride] * 2,
-            [padding] * 2,
-            [1, 1],
-            False,
-            [0, 0],
-            input.shape[1],
-            wanted,
-        )
-        if ctx.needs_input_grad[0] and spread:
-            for_input = _input_gradient(gradient, input, weight, stride, padding)
-        if ctx.needs_input_grad[1] and blocks:
-            for_weight = _weight_gradient_in_blocks(gradient, input, weight, stride, padding)
+        given = gradient, input, weight, ctx.stride, ctx.padding
+        for_input = for_weight = None
+        if ctx.needs_input_grad[0]:
+            for_input = _input_gradient(*given) if ctx.stride == 2 else _gradient_of_torch(0, *given)
+        if ctx.needs_input_grad[1]:
+            kernel = weight.shape[-1]
+            for_weight = _weight_gradient_in_blocks(*given) if kernel == 5 else _gradient_of_torch(1, *given)
         return for_input, for_weight, None, None
+
+
+def _gradient_of_torch(
+    of: int, gradient: Tensor, input: Tensor, weight: Tensor, stride: int, padding: int
+) -> Tensor:
+    """PyTorch's own gradient of the input (0) or of the weight (1)."""
+    strides, paddings, wanted = [stride] * 2, [padding] * 2, [of == 0, of == 1, False]
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        gradient, input, weight, None, strides, paddings, [1, 1], False, [0, 0], input.shape[1], wanted
+    )
+    return gradients[of]
 
 
 def _input_gradient(gradient: Tensor, input: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -128,10 +126,11 @@ def _weight_gradient_in_blocks(
     padded = F.pad(input, (padding,) * 4)
     height, width = (stride * (side - 1) + 3 for side in gradient.shape[2:])
     result = torch.empty_like(weight)
+    block = weight[:, :, :3, :3]
     for row in (0, 2):
         for column in (0, 2):
             moved = padded[:, :, row : row + height, column : column + width]
             moved = moved.contiguous(memory_format=torch.channels_last)
-            block = result[:, :, row : row + 3, column : column + 3]
-            block[:] = conv2d_weight(moved, block.shape, gradient, stride, groups=len(weight))  # type: ignore[no-untyped-call]
+            part = _gradient_of_torch(1, gradient, moved, block, stride, 0)
+            result[:, :, row : row + 3, column : column + 3] = part
     return result

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
-from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
 
-from ghmdet.errors import CheckpointError, GhmdetError
+from ghmdet.errors import GhmdetError
 from ghmdet.models.presets import PRESETS, ModelConfig
+
+OUR_NAMES = (
+    (r"backbone\.fpn\.inner_blocks\.(\d)(\.0)?", r"neck.lateral.\1"),  # without .0 in its first files
+    (r"backbone\.fpn\.layer_blocks\.(\d)(\.0)?", r"neck.output.\1"),
+    (r"backbone\.fpn\.extra_blocks\.p6", "neck.extra.0"),
+    (r"backbone\.fpn\.extra_blocks\.p7", "neck.extra.1"),
+    (r"head\.classification_head\.cls_logits", "head.class_logits"),
+    (r"head\.classification_head\.conv", "head.class_tower"),
+    (r"head\.regression_head\.bbox_reg", "head.box_deltas"),
+    (r"head\.regression_head\.conv", "head.box_tower"),
+)
 
 
 class Converted(NamedTuple):
-    """A torchvision detector in our terms."""
+    """The weights of a torchvision detector in our terms."""
 
-    config: ModelConfig
     classes: list[str]
     weights: dict[str, Tensor]
     """Of backbone, neck and head, by our names."""
 
 
-def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> Converted:
+def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> tuple[ModelConfig, Converted]:
     """Torchvision's `retinanet_resnet50_fpn` or `_v2`, with any sizes, thresholds and anchors, in our terms.
 
     classes: a name for each of its outputs; "class 0", "class 1", ... where absent.
@@ -35,32 +45,33 @@ def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> Conver
             "from_torchvision takes torchvision's retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2, "
             f"got {type(model).__name__}"
         )
-    outputs: int = model.head.classification_head.num_classes
-    names = list(classes) if classes is not None else [f"class {index}" for index in range(outputs)]
-    if len(names) != outputs:
+    converted = from_state(model.state_dict())
+    assert converted is not None
+    if classes is not None and len(classes) != len(converted.classes):
         raise GhmdetError(
-            f"{len(names)} class names for a torchvision model with {outputs} outputs; its unused index 0 needs one too"
+            f"{len(classes)} class names for a torchvision model with {len(converted.classes)} outputs; its unused "
+            "index 0 needs one too"
         )
-    return Converted(_config(model), names, _weights(model))
+    return _config(model), converted if classes is None else converted._replace(classes=list(classes))
 
 
 def from_state(state: Mapping[str, Tensor]) -> Converted | None:
-    """The detector of a state dict as torchvision publishes for its two RetinaNets; None where it is something else.
-
-    Raises CheckpointError where it is one of them but with weights that are missing or of another shape.
-    """
-    layer = state.get("head.classification_head.cls_logits.weight")
-    p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
-    if layer is None or p6 is None:
+    """The weights in a state dict of one of torchvision's RetinaNets; None where it is something else."""
+    boxes = state.get("head.regression_head.bbox_reg.bias")
+    outputs = state.get("head.classification_head.cls_logits.bias")
+    if boxes is None or outputs is None:
         return None
-    build = retinanet_resnet50_fpn_v2 if p6.shape[1] == 2048 else retinanet_resnet50_fpn
-    model = build(weights=None, weights_backbone=None, num_classes=layer.shape[0] // 9)
-    try:
-        model.load_state_dict(dict(state))  # which knows the names of its older files
-    except RuntimeError as error:  # says in several lines what is missing or of another shape
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"not one of torchvision's RetinaNets: {reason}") from error
-    return from_model(model)
+    normed = "head.classification_head.conv.0.1.weight" in state
+    layers = 3 if normed else 2  # of a block: convolution, norm, ReLU
+    weights = {}
+    for name, value in state.items():
+        for theirs, ours in OUR_NAMES:
+            name = re.sub(theirs, ours, name)
+        name = re.sub(
+            r"_tower\.(\d)\.(\d)\.", lambda found: f"_tower.{layers * int(found[1]) + int(found[2])}.", name
+        )
+        weights[name] = value
+    return Converted([f"class {index}" for index in range(4 * len(outputs) // len(boxes))], weights)
 
 
 def _config(model: Any) -> ModelConfig:
@@ -107,22 +118,3 @@ def _resnet(body: Any) -> str:
     # A ResNet is named after its convolutions in a row: those of its blocks, the first one, and the classifier.
     depth = (3 if hasattr(blocks[0], "conv3") else 2) * len(blocks) + 2
     return f"resnet{depth}.tv_in1k"
-
-
-def _weights(model: Any) -> dict[str, Tensor]:
-    fpn, classes, boxes = model.backbone.fpn, model.head.classification_head, model.head.regression_head
-    parts: dict[str, nn.Module] = {
-        "backbone.body": model.backbone.body,
-        "neck.lateral": nn.ModuleList(block[0] for block in fpn.inner_blocks),
-        "neck.output": nn.ModuleList(block[0] for block in fpn.layer_blocks),
-        "neck.extra": nn.ModuleList([fpn.extra_blocks.p6, fpn.extra_blocks.p7]),
-        "head.class_tower": nn.Sequential(*(layer for block in classes.conv for layer in block)),
-        "head.box_tower": nn.Sequential(*(layer for block in boxes.conv for layer in block)),
-        "head.class_logits": classes.cls_logits,
-        "head.box_deltas": boxes.bbox_reg,
-    }
-    return {
-        f"{part}.{name}": value
-        for part, module in parts.items()
-        for name, value in module.state_dict().items()
-    }

@@ -23,6 +23,7 @@ from ghmdet.models.retinanet import RetinaNet, fitting
 FORMAT = "ghmdet-detector"
 VERSION = 1
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+R50 = "resnet50.tv_in1k"  # of torchvision's detectors
 # By what P6 is computed from.
 COCO: dict[str, Weights] = {
     "p5": RetinaNet_ResNet50_FPN_Weights.COCO_V1.value,
@@ -119,7 +120,7 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
             if converted is None:
                 _load_backbone(model, bare)
                 return f"Backbone: weights from {path}."
-            theirs = converted.classes, converted.weights, converted.config.backbone
+            theirs = *converted, R50
         return f"All weights from {path}. {_load_detector(model, *theirs)}"
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -165,7 +166,7 @@ def _load_imagenet(model: RetinaNet) -> str:
 
 def _load_coco(model: RetinaNet) -> str:
     published = COCO.get(model.config.extra_from)
-    if published is None or model.config.backbone != "resnet50.tv_in1k" or model.config.anchor_sizes is None:
+    if published is None or model.config.backbone != R50 or model.config.anchor_sizes is None:
         raise GhmdetError(
             "--weights coco: torchvision has them for the models r50 and r50_v2: choose one of those"
         )
@@ -184,7 +185,7 @@ def _load_coco(model: RetinaNet) -> str:
         raise CheckpointError(f"{file}: damaged (its SHA-256 does not begin with {wanted}): remove it")
     theirs = torchvision_import.from_state(_bare(state))
     assert theirs is not None
-    said = _load_detector(model, published.meta["categories"], theirs.weights, theirs.config.backbone)
+    said = _load_detector(model, published.meta["categories"], theirs.weights, R50)
     return f"All weights from torchvision's detector of COCO, {file.name}. {said}"
 
 
