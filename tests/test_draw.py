@@ -115,13 +115,13 @@ def test_a_sheet_of_results_has_the_truth_left_and_what_scores_enough_right(squa
 
 
 def test_a_batch_is_written_with_its_boxes_and_at_most_so_many_pictures(tmp_path: Path) -> None:
-    images = [torch.full((3, 64, 64), 0.5)] * 6
-    targets = [{"boxes": torch.tensor([[8.0, 24.0, 40.0, 56.0]]), "labels": torch.tensor([1])}] * 6
-    with Image.open(draw_batch(tmp_path / "batch.jpg", images, targets, CLASSES, most=4)) as sheet:
-        assert sheet.size == (132, 132)
+    images = [torch.full((3, 64, 64), 0.5)] * 18
+    targets = [{"boxes": torch.tensor([[8.0, 24.0, 40.0, 56.0]]), "labels": torch.tensor([1])}] * 18
+    with Image.open(draw_batch(tmp_path / "batch.jpg", images, targets, CLASSES)) as sheet:
+        assert sheet.size == (4 * 68 - 4, 4 * 68 - 4)
         assert np.abs(np.asarray(sheet, dtype=float)[40, 8] - class_colour(1)).max() < 60
-    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 6
-    draw_batch(tmp_path / "empty.jpg", images, nothing, CLASSES, most=4)
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 18
+    draw_batch(tmp_path / "empty.jpg", images, nothing, CLASSES)
     assert (tmp_path / "empty.jpg").read_bytes() != (tmp_path / "batch.jpg").read_bytes()
 
 

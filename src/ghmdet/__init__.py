@@ -5,10 +5,9 @@ A name is imported when it is first used: the losses bring torch and nothing hea
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from ghmdet import clock as clock  # before all that takes time
 
 if TYPE_CHECKING:
     from ghmdet import functional as functional
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from ghmdet.losses import GHMC, GHMR
     from ghmdet.spectrum import GradientSpectrum
 
+STARTED_AT = time.monotonic()
+"""When this process began, as near as Python can tell: what takes time is imported later."""
 __all__ = ["GHMC", "GHMR", "Detector", "GradientSpectrum", "functional"]
 
 _HOMES = {"Detector": "engine.detect", "GHMC": "losses", "GHMR": "losses", "GradientSpectrum": "spectrum"}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ghmdet.clock import STARTED_AT
+from ghmdet import STARTED_AT
 from ghmdet.data import check_data, format_problems, has_errors, make, read_data
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine

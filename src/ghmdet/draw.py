@@ -124,17 +124,13 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None) -> 
 
 
 def draw_batch(
-    path: Path | str,
-    images: Sequence[Tensor],
-    targets: Sequence[Mapping[str, Tensor]],
-    classes: Sequence[str],
-    most: int = 16,
+    path: Path, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]], classes: Sequence[str]
 ) -> Path:
-    """Writes a sheet (JPEG) of the first `most` pictures of a training batch, as the model gets it, to `path`.
+    """Writes a sheet (JPEG) of the first 16 pictures of a training batch, as the model gets it, to `path`.
 
     The images are tensors [3, H, W] in 0..1; each target holds boxes [n, 4] xyxy in its image's pixels and labels [n].
     """
-    batch = list(zip(images, targets, strict=True))[:most]
+    batch = list(zip(images, targets, strict=True))[:16]
     drawn = [draw_detections(image, one["boxes"], one["labels"], None, classes) for image, one in batch]
     return save_jpeg(contact_sheet(drawn), path)
 

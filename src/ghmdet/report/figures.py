@@ -174,9 +174,8 @@ def draw_reliability(reliability: Reliability) -> Figure:
     _legend(above, loc="upper left")
     detections = np.array(reliability["detections"], dtype=np.int64)
     hits = np.rint(share * detections).astype(np.int64)
-    _histograms(
-        below, {"misses": detections - hits, "hits": hits}, [MUTED, ACCENT], ncols=2, loc="upper center"
-    )
+    counts = {"misses": detections - hits, "hits": hits}
+    _histograms(below, counts, [MUTED, ACCENT], ncols=2, loc="upper center")
     below.set_ylabel("detections")
     return figure
 
@@ -186,11 +185,11 @@ def draw_precision_recall(curves: Mapping[str, Curve | None]) -> Figure:
 
     curves: by class, as :func:`ghmdet.evaluation.findings.find` gives them.
     """
-    recall, precision = (
+    xlabel, ylabel = (
         "recall: share of the objects found (IoU .50)",
         "precision: share of detections that are right",
     )
-    figure, (axes,) = new_figure("Precision over recall", recall, precision)
+    figure, (axes,) = new_figure("Precision over recall", xlabel, ylabel)
     known = {name: np.array(curve["precision"]) for name, curve in curves.items() if curve is not None}
     places = np.linspace(0, 1, 101)
     for name in _first_and_last(sorted(known, key=lambda name: -known[name].mean())):
@@ -216,15 +215,14 @@ def draw_learning(curves: Mapping[str, LineData], what: str) -> Figure:
     return figure
 
 
-_OF_SPECTRUM = (
-    draw_examples,
-    draw_shares,
-    draw_class_gradients,
-    draw_weights,
-    draw_boxes,
-    draw_box_gradients,
-)
-OF_SPECTRUM = {draw.__name__.removeprefix("draw_"): draw for draw in _OF_SPECTRUM}
+OF_SPECTRUM = {
+    "examples": draw_examples,
+    "shares": draw_shares,
+    "class_gradients": draw_class_gradients,
+    "weights": draw_weights,
+    "boxes": draw_boxes,
+    "box_gradients": draw_box_gradients,
+}
 """The figures of a trained detector's spectrum, by file name."""
 
 
