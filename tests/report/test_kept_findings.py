@@ -207,7 +207,7 @@ def test_damaged_metrics_are_named(tmp_path: Path, content: bytes) -> None:
     "content", [b"{}", b'{"a": 1}', b'{"AP": "x"}', b'{"AP": 0.1, "AP50": 0.2, "AP75": 0.1}']
 )
 def test_metrics_of_something_else_are_named(tmp_path: Path, content: bytes) -> None:
-    assert "metrics.json: not the figures of a validation" in damaged(tmp_path, "metrics.json", content)
+    assert "metrics.json: not the scores of a validation" in damaged(tmp_path, "metrics.json", content)
 
 
 def test_figures_that_are_no_numbers_are_dashes(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def page(result: dict[str, Any], figures: Sequence[Path]) -> str:
     arms, made = _arms(result), result["made"]
     classes = [f"{name} ({result['boxes'][name]} boxes)" for name in next(iter(arms.values()))["per_class"]]
     by_class = [[name, *map(_score, arm["per_class"].values())] for name, arm in arms.items()]
-    parts = [
+    sections = [
         f"# Comparison on {result['data']}",
         summary(result),
         "## AP by class",
@@ -63,14 +63,16 @@ def page(result: dict[str, Any], figures: Sequence[Path]) -> str:
     if grids := {name: arm["grid"] for name, arm in arms.items() if arm["grid"]}:
         weights = sorted(set().union(*grids.values()), key=float)
         lines = [[name, *(_grid_cell(grid, weight) for weight in weights)] for name, grid in grids.items()]
-        parts += ["## AP by weight, on held-out training pictures", _table(("arm", *weights), lines)]
-    parts += [f"![{each.stem}]({each.name})" for each in figures if each.suffix == ".svg"]
-    parts += [f"Made {made['started']} by `{made['command']}`; versions and machine are in comparison.json."]
-    return "\n\n".join(parts) + "\n"
+        sections += ["## AP by weight, on held-out training pictures", _table(("arm", *weights), lines)]
+    sections += [f"![{each.stem}]({each.name})" for each in figures if each.suffix == ".svg"]
+    sections += [
+        f"Made {made['started']} by `{made['command']}`; versions and machine are in comparison.json."
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _arms(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those that have figures."""
+    """Those that did not fail."""
     return {name: arm for name, arm in result["arms"].items() if "failed" not in arm}
 
 

@@ -37,7 +37,7 @@ def average_precision(matches: Mapping[str, ClassMatches], counts: Floats) -> Fl
 
     Args:
         matches: what `ghmdet.evaluation.matching.matches` gives, of all images.
-        counts: [R, images], how often each image is in each of R multisets; ones give COCO's own figure.
+        counts: [R, images], how often each image is in each of R multisets; ones give COCO's own AP.
 
     Returns:
         NaN where a multiset has no box of a class to find.
@@ -80,21 +80,21 @@ def over_classes(by_class: Floats) -> Floats:
     return np.where(defined.any(axis=-1), total / np.maximum(defined.sum(axis=-1), 1), np.nan)
 
 
-def interval(figure: Floats, seed: int = 0) -> Interval:
+def interval(numbers: Floats, seed: int = 0) -> Interval:
     """The mean over seeds with a 95 % interval for new images and new seeds.
 
-    Two independent causes of error are added. The images': the bootstrap, the resampled figures around their own mean.
+    Two independent causes of error are added. The images': the bootstrap, the resampled numbers around their own mean.
     The seeds': of S seeds with standard deviation s, s/√S times Student's t with S - 1 degrees of freedom. A bootstrap
     over three seeds would be far too narrow: its variance is (S - 1)/S of the right one, and it does not know how
     uncertain s is. With one seed the second part is missing: the interval is over images only.
 
     Args:
-        figure: [1 + R, S], a figure of each seed, or the paired difference of two arms: on the images as they are, then
+        numbers: [1 + R, S], one of each seed, or the paired difference of two arms: on the images as they are, then
             on R resamples, the same ones for every seed and arm.
         seed: of the draws.
     """
-    values, mean, seeds = figure[0], float(figure[0].mean()), figure.shape[1]
-    images = figure[1:].mean(axis=1)
+    values, mean, seeds = numbers[0], float(numbers[0].mean()), numbers.shape[1]
+    images = numbers[1:].mean(axis=1)
     images = images[~np.isnan(images)]
     draws = np.repeat(images - images.mean(), DRAWS_PER_RESAMPLE) + mean
     if seeds > 1:

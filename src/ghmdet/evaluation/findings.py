@@ -54,7 +54,7 @@ def find(annotations: Annotations, results: Results) -> Findings:
     """How good detections are and what is wrong with them; arguments and errors as in `score`.
 
     Returns:
-        The score's figures and each class's curve (None for a class without boxes). The confusion matrix of the
+        The metrics of `score` and each class's curve (None for a class without boxes). The confusion matrix of the
         detections that score at least .5, matched at IoU .50 whatever their class. TIDE's kinds of error (Bolya et al.
         2020), at IoU .50 and .10 for background, of detections of any score. The reliability at IoU .50. A crowd box is
         nothing to find, and what is found in it no mistake.

@@ -54,7 +54,7 @@ class ClassMetrics(TypedDict):
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO's twelve box figures in 0..1, None where the annotations hold nothing to measure it on.
+    """COCO's twelve box metrics in 0..1, None where the annotations hold nothing to measure it on.
 
     scores: what the scores are worth, all classes' detections taken together. problems: each record of the annotations
     that was left out or mended, and why.
@@ -80,7 +80,7 @@ class Metrics:
     problems: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values, ready for JSON: the twelve, the counts, scores, per_class by name, problems."""
+        """The metrics as plain values, ready for JSON: the twelve, the counts, scores, per_class by name, problems."""
         return asdict(self)
 
     def save_json(self, path: Path | str) -> Path:
@@ -88,17 +88,14 @@ class Metrics:
         return write_atomic(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
     def table(self) -> str:
-        """The figures as lines of plain text for a terminal."""
+        """The metrics as lines of plain text for a terminal."""
         counts = f"{self.images} images, {self.boxes} boxes, {self.detections} detections"
         if self.problems:
             counts += f"\nannotations left out or mended: {len(self.problems)}, first: {self.problems[0]}"
         classes = self.per_class.items()
         uses = [("all classes", self.scores), *((name, one["scores"]) for name, one in classes)]
         tables = [
-            *(
-                [("", *half), ("", *(getattr(self, name) for name in half))]
-                for half in (SUMMARY[:6], SUMMARY[6:])
-            ),
+            *([("", *half), ("", *map(vars(self).get, half))] for half in (SUMMARY[:6], SUMMARY[6:])),
             [_CLASS, *((name, one["AP"], one["AP50"], one["boxes"], one["images"]) for name, one in classes)],
             [_SCORES, *((name, *use.values()) for name, use in uses)],
         ]
@@ -106,7 +103,7 @@ class Metrics:
 
 
 def _aligned(rows: Sequence[Sequence[Any]]) -> str:
-    """Lines of a name and figures below the first line, their heads; None is shown as -."""
+    """Lines of a name and values below the first line, their heads; None is shown as -."""
     width = max(len(row[0]) for row in rows)
     widths = [max(8, len(head) + 2) for head in rows[0][1:]]
     lines = []
@@ -123,12 +120,12 @@ def score(annotations: Annotations, results: Results) -> Metrics:
         annotations: a COCO annotations file or its content: `images` [{id}], `categories` [{id, name}] and
             `annotations` [{image_id, category_id, bbox [x, y, width, height] in pixels, iscrowd, area}].
             Without `area` it is width × height, without `iscrowd` it is 0. They are read as for training: a record
-            that makes no sense is left out and named in the figures' `problems`.
+            that makes no sense is left out and named in `problems`.
         results: a COCO results file or its content, [{image_id, category_id, bbox, score}]. An empty
             list scores 0.
 
     Returns:
-        The twelve figures, each class's AP, and what the scores are worth. A crowd box is nothing to find, and what
+        The twelve metrics, each class's AP, and what the scores are worth. A crowd box is nothing to find, and what
         is found in it is no mistake.
 
     Raises:
@@ -156,7 +153,7 @@ def score_files(
     Args:
         annotations: COCO annotations (the truth).
         results: COCO results (what was detected).
-        json: File to write the figures to, as JSON.
+        json: File to write the metrics to, as JSON.
         say: Takes the table.
     """
     metrics = score(annotations, results)
@@ -167,7 +164,7 @@ def score_files(
 
 
 def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Sequence[ClassMatches]) -> Metrics:
-    """The figures, from an evaluation's accumulated `arrays` and each class's matches at IoU .50."""
+    """The metrics, from an evaluation's accumulated `arrays` and each class's matches at IoU .50."""
     # precision [IoU 10, recall 101, class, size (all, s, m, l), detections (1, 10, 100)]; recall lacks axis 1
     precision, recall = arrays["precision"], arrays["recall"]
     boxes = sum(int(one.boxes.sum()) for one in half)

@@ -39,10 +39,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """The best checkpoint's figures on the validation part; raises GhmdetError where the file is damaged."""
+    """The best checkpoint's scores on the validation part; raises GhmdetError where the file is damaged."""
     metrics = read_json(path) or {}
     if "AP" not in metrics or not isinstance(metrics.get("per_class"), dict):
-        raise GhmdetError(f"{path}: not the figures of a validation: remove it")
+        raise GhmdetError(f"{path}: not the scores of a validation: remove it")
     return metrics
 
 

@@ -102,7 +102,7 @@ def templates() -> Environment:
 
 
 def score(value: object) -> str:
-    """A figure in 0..1 to three decimals, as in tables: .600, 1.000, or – for none."""
+    """A number in 0..1 to three decimals, as in tables: .600, 1.000, or – for none."""
     return f"{value:.3f}".removeprefix("0") if isinstance(value, (int, float)) and value == value else "–"
 
 
