@@ -94,8 +94,9 @@ class Metrics:
             counts += f"\nannotations left out or mended: {len(self.problems)}, first: {self.problems[0]}"
         classes = self.per_class.items()
         uses = [("all classes", self.scores), *((name, one["scores"]) for name, one in classes)]
-        tables = [
-            *([("", *half), ("", *map(vars(self).get, half))] for half in (SUMMARY[:6], SUMMARY[6:])),
+        halves = SUMMARY[:6], SUMMARY[6:]
+        tables: list[Sequence[Sequence[Any]]] = [[("", *h), ("", *map(vars(self).get, h))] for h in halves]
+        tables += [
             [_CLASS, *((name, one["AP"], one["AP50"], one["boxes"], one["images"]) for name, one in classes)],
             [_SCORES, *((name, *use.values()) for name, use in uses)],
         ]
