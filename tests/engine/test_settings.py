@@ -12,11 +12,11 @@ from accelerate.utils import set_seed
 from engine_cases import TINY
 from ghmdet.cli import main
 from ghmdet.engine.evaluate import validate
-from ghmdet.engine.observation import measure_checkpoint
 from ghmdet.engine.predict import predict
 from ghmdet.engine.settings import TrainConfig, validate_every
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
+from ghmdet.report.inspection import write_spectrum
 
 KINDS = typing.get_type_hints(TrainConfig, include_extras=False)
 WHOLE = [name for name, kind in KINDS.items() if kind in (int, int | None)]
@@ -112,4 +112,4 @@ def test_batches_and_workers_of_a_validation_are_looked_at_before_any_work(
         validate(tmp_path / "no.pt", tmp_path, **{name: value})
     if name == "workers":
         with pytest.raises(GhmdetError, match=said):
-            measure_checkpoint(tmp_path / "no.pt", tmp_path, "val", workers=value)
+            write_spectrum(tmp_path / "no.pt", tmp_path, out=tmp_path / "out", workers=value)

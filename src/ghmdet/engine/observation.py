@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader, read_data
+from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
 from ghmdet.engine.detect import Detector, original_results
-from ghmdet.engine.progress import counting
-from ghmdet.engine.settings import WORKERS
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import RetinaNet
 from ghmdet.models.anchors import anchors_inside, make_anchors
@@ -90,33 +88,6 @@ class Measured(NamedTuple):
     seen: Floats
     """For each labelled object, picture by picture, crowds left out: the best score that an anchor answering for it
     gives its class, [N]; 0 where none answers."""
-
-
-def measure_checkpoint(
-    checkpoint: Path | str,
-    data: Path | str,
-    split: str,
-    *,
-    device: str = "auto",
-    workers: int = 0,
-    say: Callable[[str], None] = print,
-) -> tuple[DetectionData, Measured]:
-    """The part `split` of a data set, and what a pass of a saved detector over it saw, in float32.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be read, or gives no numbers (NaN).
-        DataError: the data cannot be read.
-        GhmdetError: the device is not there.
-    """
-    WORKERS.check("workers", workers)
-    detector = Detector.load(checkpoint, device=device, precision="fp32")
-    part = read_data(data, split, classes=detector.classes)
-    say(part.describe())
-    with counting("pictures", len(part.records)) as advance:
-        try:
-            return part, measure_spectrum(detector, part, workers=workers, advance=advance)
-        except CheckpointError as error:
-            raise CheckpointError(f"{checkpoint}: {error}") from None
 
 
 @torch.inference_mode()

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop, save_jpeg
+from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.observation import Measured, measure_checkpoint
+from ghmdet.engine.observation import Measured, measure_spectrum
+from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, write_json
-from ghmdet.errors import GhmdetError
+from ghmdet.engine.settings import WORKERS
+from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
@@ -163,7 +166,16 @@ def inspect_run(
 def _look(
     checkpoint: Path, data: Path | str, split: str, device: str, workers: int, say: Callable[[str], None]
 ) -> tuple[DetectionData, Measured, Findings, Summary]:
-    part, measured = measure_checkpoint(checkpoint, data, split, device=device, workers=workers, say=say)
+    """A part of a data set, what a pass of a saved detector over it saw, and what that says."""
+    WORKERS.check("workers", workers)
+    detector = Detector.load(checkpoint, device=device, precision="fp32")
+    part = read_data(data, split, classes=detector.classes)
+    say(part.describe())
+    with counting("pictures", len(part.records)) as advance:
+        try:
+            measured = measure_spectrum(detector, part, workers=workers, advance=advance)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
     findings = find(part.to_coco(), measured.results)
     return part, measured, findings, summarize(measured.spectrum, findings.metrics.scores)
 
