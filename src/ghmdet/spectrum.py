@@ -93,7 +93,7 @@ class GradientSpectrum(nn.Module):
     def update(self, counts: RegionCounts) -> RegionCounts:
         """The average including the counts of this call, which is kept only where :attr:`moves` says so."""
         self._check(counts)
-        moves = self.moves
+        moves = self.moves  # before gradients are off
         with torch.no_grad():
             if self.accumulation_steps == 1:  # as below, in a third of the time
                 total, mass = self._after_step(counts.table)
@@ -197,11 +197,6 @@ class PeerSpectrum(GradientSpectrum):
     It starts at zero, moves a region only where the batch has examples there, and moves at every call, in eval too.
     The numbers of examples and positives are the batch's own.
     """
-
-    @property
-    def moves(self) -> bool:
-        """Always: the peer's average moves in eval mode too."""
-        return True
 
     @torch.no_grad()
     def update(self, counts: RegionCounts) -> RegionCounts:

@@ -10,9 +10,6 @@ from typing import Annotated, Any, Literal
 from ghmdet.errors import GhmdetError, Range, check_ranges, unknown_name
 from ghmdet.functional.density import check_whole
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -55,8 +52,9 @@ class ModelConfig:
     """Pictures are scaled until their short side is `min_size` or their long side `max_size`, whichever is first."""
     size_divisible: int = 32
     antialias: bool = True
-    mean: tuple[float, float, float] = _IMAGENET_MEAN
-    std: tuple[float, float, float] = _IMAGENET_STD
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Those of ImageNet's pictures, as timm and torchvision have them."""
 
     freeze_batch_norm: bool = True
     """Keep the backbone's batch norm at the statistics and the affine that it was loaded with."""

@@ -49,8 +49,22 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int, num_clas
             raise GhmdetError(
                 f"target {index} has labels of {labels.dtype}; they must be int64 class indices"
             )
-        if boxes.device.type == "cpu":
-            _check_values(index, boxes, labels, num_classes)
+        if boxes.device.type != "cpu":
+            continue
+        good = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)
+        known = (labels >= 0) & (labels < num_classes)
+        if (good & known).all():
+            continue
+        row = int((~(good & known)).nonzero()[0])
+        if good[row]:
+            raise GhmdetError(
+                f"target {index}, box {row} has label {int(labels[row])}; the detector's {num_classes} classes are "
+                f"0..{num_classes - 1}, and there is no background class"
+            )
+        values = [round(value, 2) for value in boxes[row].tolist()]
+        raise GhmdetError(
+            f"target {index}, box {row} is {values}; a box is [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
+        )
 
 
 def pad_targets(
@@ -103,20 +117,3 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     overlap = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
     overlap *= (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
     return overlap / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - overlap)
-
-
-def _check_values(index: int, boxes: Tensor, labels: Tensor, num_classes: int) -> None:
-    good = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)
-    if not good.all():
-        row = int((~good).nonzero()[0])
-        values = [round(value, 2) for value in boxes[row].tolist()]
-        raise GhmdetError(
-            f"target {index}, box {row} is {values}; a box is [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
-        )
-    inside = (labels >= 0) & (labels < num_classes)
-    if not inside.all():
-        row = int((~inside).nonzero()[0])
-        raise GhmdetError(
-            f"target {index}, box {row} has label {int(labels[row])}; the detector's {num_classes} classes are "
-            f"0..{num_classes - 1}, and there is no background class"
-        )

