@@ -101,7 +101,6 @@ def write_yolo(root: Path, pictures: list[Picture], split: str = "train") -> Pat
             f"{label} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}\n"
             for label, x1, y1, x2, y2 in picture.boxes
         ]
-        if lines:
-            (labels / picture.name).with_suffix(".txt").write_text("".join(lines))
+        (labels / picture.name).with_suffix(".txt").write_text("".join(lines))
     (root / "classes.txt").write_text("\n".join(CLASSES))
     return labels

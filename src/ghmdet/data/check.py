@@ -15,7 +15,7 @@ import numpy as np
 
 from ghmdet.data.images import load_image, reason
 from ghmdet.data.layout import split_names
-from ghmdet.data.read import detect_format, find_split, no_usable_box, read_split
+from ghmdet.data.read import DataSet, no_usable_box
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
@@ -40,23 +40,23 @@ def check_data(
     """
     path = Path(path)
     try:
-        format, splits = detect_format(path)
-        wanted = splits if split is None else dict([find_split(path, splits, split)])
+        source = DataSet(path)
+        wanted = list(source.splits) if split is None else [source.find(split)]
     except DataError as error:
         return [_unreadable(path, error)]
     problems: list[Problem] = []
     if split is None:
-        found = f"(found {', '.join(splits)})"
+        found = f"(found {', '.join(wanted)})"
         for needed in ("train", "val"):
-            if not any(name in splits for name in split_names(needed)):
+            if not any(name in wanted for name in split_names(needed)):
                 where = f"split {needed}"
                 problems.append(_warning("no such split", str(path), where, found, "training needs one"))
-        if "train" in splits:  # VOC's trainval is the union of two others
-            wanted = {name: place for name, place in splits.items() if name != "trainval"}
+        if "train" in wanted:  # VOC's trainval is the union of two others
+            wanted = [name for name in wanted if name != "trainval"]
     read: list[DetectionData] = []
-    for name, place in wanted.items():
+    for name in wanted:
         try:
-            read.append(read_split(format, path, name, place))
+            read.append(source.read(name))
         except DataError as error:
             problems.append(_unreadable(path, error))
     seen: Seen = {}
@@ -153,6 +153,14 @@ def _open(record: Record) -> bytes | Problem:
     try:
         load_image(record)
         return hashlib.sha1(record.path.read_bytes(), usedforsecurity=False).digest()
+    except OSError as error:
+        return _error(
+            "unreadable image",
+            str(record.path),
+            f"image id {record.image_id}",
+            f"({error.strerror})",
+            "allow it",
+        )
     except DataError as error:
         kind, _, mend = reason(error, record.path).partition(": ")
         return _error(kind, str(record.path), f"image id {record.image_id}", "", mend)

@@ -1,12 +1,13 @@
-"""Reader of COCO JSON: annotations/instances_{split}.json, annotations/{split}.json, {split}/_annotations.coco.json."""
+"""Reader of COCO JSON: annotations/instances_{split}.json, {split}/_annotations.coco.json and their like."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,37 +16,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghmdet.data.collector import MENDS, Collector, flaw
-from ghmdet.data.layout import SPLITS, checked_classes, class_name, folder_of, read_text
+from ghmdet.data.layout import SPLITS, checked_classes, class_name, read_text
 from ghmdet.data.records import DetectionData, Problem, Severity
+from ghmdet.data.tree import Tree, below
 from ghmdet.data.values import flag, number, numbers, shown, whole
 from ghmdet.errors import DataError
 
-LOOKED_FOR = "annotations/instances_{split}.json, annotations/{split}.json or {split}/_annotations.coco.json"
-ROBOFLOW = "_annotations.coco.json"
+LOOKED_FOR = (
+    "annotations/instances_{split}.json, annotations/{split}.json, {split}/_annotations.coco.json, "
+    "{split}/annotations.json, {split}.json or result.json"
+)
+ONE_PART = (
+    r"(_annotations\.coco|annotations|instances_default|result|labels)\.json"  # names that tell no split
+)
+SPLIT = f"({'|'.join(SPLITS)})"
+FILES = (
+    r"annotations/instances_[^/]*\.json",
+    r"annotations/[^/]*\.json",
+    r"[^/]+/_annotations\.coco\.json",
+    rf"{SPLIT}/({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)",
+    rf"[^/]*{SPLIT}[^/]*\.json",
+    ONE_PART,
+)
+"""Where a folder's annotation files lie: the first of these that any file fits."""
+NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+PROBES = 16  # how many file names decide which folder holds the pictures
 
 
 def split_name(file: Path) -> str:
-    """The split that a COCO file holds, from its name.
+    """The split that a COCO file holds, from its name or, where that tells none, from its folder's.
 
-    >>> split_name(Path("annotations/instances_val2017.json")), split_name(Path("valid/_annotations.coco.json"))
-    ('val', 'valid')
+    >>> [split_name(Path(name)) for name in ("instances_val2017.json", "valid/_annotations.coco.json")]
+    ['val', 'valid']
     """
-    if file.name == ROBOFLOW:
+    if file.name == "_annotations.coco.json":
         return file.absolute().parent.name
-    return re.sub(r"(19|20)\d\d$", "", file.stem.removeprefix("instances_")).rstrip("_-") or file.stem
+    plain = re.sub(r"(19|20)\d\d$", "", file.stem.removeprefix("instances_")).rstrip("_-")
+    words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
+    if len(words) == 1:
+        return words[0]
+    folder = file.absolute().parent.name
+    return folder if folder in SPLITS and re.fullmatch(ONE_PART, file.name) else plain or file.stem
 
 
-def find_splits(root: Path) -> dict[str, Path]:
+def find_splits(tree: Tree) -> dict[str, Path]:
     """The annotation file of each split in a COCO folder, or of a file and those beside it; none when it is no COCO.
 
-    Raises DataError when two files are of one split, as COCO's own of 2014 and 2017 are.
+    A single file whose name tells no split is called train. Raises DataError when two files are of one split, as COCO's
+    own of 2014 and 2017 are.
     """
-    if root.is_file():
+    root = tree.given
+    if not tree.whole:
         own = split_name(root)
         beside = {split: _beside(root, split) for split in SPLITS if own in SPLITS and split != own}
         return {own: root} | {split: file for split, file in beside.items() if file.is_file()}
-    files = sorted(root.glob("annotations/instances_*.json")) or sorted(root.glob("annotations/*.json"))
-    files = files or sorted(root.glob(f"*/{ROBOFLOW}")) or sorted(root.glob(ROBOFLOW))
+    folders = [tree.root, *tree.folders(tree.root).values()]
+    names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
+    for pattern in FILES:
+        files = [root / name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
+        if files := [file for file in files if not is_labelme(file)]:
+            break
     found: dict[str, Path] = {}
     for file in files:
         other = found.setdefault(split_name(file), file)
@@ -54,26 +84,48 @@ def find_splits(root: Path) -> dict[str, Path]:
                 f"{root}: two files of split '{split_name(file)}': {other.relative_to(root)} and "
                 f"{file.relative_to(root)}: give the .json file itself or move one of them away"
             )
-    return found
+    return {"train": files[0]} if len(files) == 1 and not set(found) & set(SPLITS) else found
+
+
+def is_labelme(file: Path | str) -> bool:
+    """Whether a json file is LabelMe's, by its beginning."""
+    with open(file, "rb") as content:
+        return b'"shapes"' in content.read(4096)
 
 
 def _beside(file: Path, split: str) -> Path:
     """The file that is to another split what `file` is to its own."""
-    if file.name == ROBOFLOW:
-        return file.absolute().parent.parent / split / ROBOFLOW
-    return file.with_name(file.name.replace(split_name(file), split, 1))
+    own = split_name(file)
+    if own in file.name:
+        return file.with_name(file.name.replace(own, split, 1))
+    return file.absolute().parent.parent / split / file.name
 
 
-def image_folders(file: Path) -> list[Path]:
-    """Where the pictures of an annotation file may lie, the likeliest first."""
-    folder = file.absolute().parent
-    if file.name == ROBOFLOW:
-        return [folder]
-    root = folder.parent if folder.name.lower() == "annotations" else folder
-    split = split_name(file)
-    names = dict.fromkeys((split, file.stem.removeprefix("instances_")))
-    nested = [parent / name for parent in (root / "images", root) for name in names]
-    return [root / "images", *nested, *sorted(root.glob(f"{split}20[0-9][0-9]")), root, folder]
+def _find_pictures(tree: Tree, split: str, file: Path, names: Sequence[str]) -> tuple[str, list[str | None]]:
+    """The folder that holds most of the first listed pictures, and the place of each that is found."""
+    folder = file.parent if file.parent.name else file.absolute().parent
+    root = folder.parent if folder.name.lower() == "annotations" or folder.name in SPLITS else folder
+    part = split_name(file)
+    inside = dict.fromkeys((part, file.stem.removeprefix("instances_")))
+    nested = [parent / name for parent in (root / "images", root) for name in inside]
+    years = sorted(root.glob(f"{part}20[0-9][0-9]")) if part in SPLITS else []
+    own = [folder, folder / "images"] if folder.name == part else []
+    candidates = [*own, root / "images", *nested, *years, root / "data", root, folder]
+    homes = dict.fromkeys(map(str, candidates))
+    home = max(homes, key=lambda home: sum(tree.has(below(home, name)) for name in names[:PROBES]))
+    paths = (below(home, name) for name in names)
+    exact = [path if tree.has(path) else None for path in paths]
+    return home, tree.match(names, exact, split, tree.root if tree.whole else home)
+
+
+def files(tree: Tree, split: str, file: Path) -> Iterator[str]:
+    """The annotation file of a split, and the pictures that it lists and that are there."""
+    yield str(file)
+    try:
+        names = [json.loads(name, strict=False) for name in NAME.findall(read_text(file))]
+    except (DataError, ValueError):
+        return
+    yield from filter(None, _find_pictures(tree, split, file, names)[1])
 
 
 def load_json(file: Path) -> Any:
@@ -256,28 +308,37 @@ def _category_ids(classes: Sequence[str], categories: dict[int, str]) -> tuple[i
     return tuple(known[name] if name in known else next(free) for name in classes)
 
 
-def read_split(root: Path, split: str, file: Path, classes: Sequence[str] | None = None) -> DetectionData:
+def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None = None) -> DetectionData:
     """Read one COCO file; classes are ordered by category id, or as given by `classes`.
 
     Raises DataError when the file is no COCO annotation file; single bad records become problems.
     """
     read = read_annotations(file)
     classes = checked_classes(read.categories.values(), file) if classes is None else tuple(classes)
-    names = [name for image in read.images.values() if isinstance(name := image.get("file_name"), str)]
-    folder = folder_of(names, image_folders(file))
-    collect = Collector(folder, classes, read.problems)
+    named = [isinstance(name := image.get("file_name"), str) and bool(name) for image in read.images.values()]
+    names = [
+        image["file_name"] for image, has_name in zip(read.images.values(), named, strict=True) if has_name
+    ]
+    home, places = _find_pictures(tree, split, file, names)
+    collect = Collector(Path(home), classes, read.problems)
     collect.file = file
     ends = np.searchsorted(read.image, np.arange(len(read.images)), side="right").tolist()
     boxes = zip(read.record, read.category.tolist(), read.box.tolist(), read.area, read.crowd, strict=True)
-    for (image_id, image), start, end in zip(read.images.items(), [0, *ends], ends, strict=False):
+    listed = zip(names, places, strict=True)
+    for (image_id, image), has_name, start, end in zip(
+        read.images.items(), named, [0, *ends], ends, strict=False
+    ):
         own = list(itertools.islice(boxes, end - start))
-        name = image.get("file_name")
-        if not isinstance(name, str) or not name:
+        if not has_name:
             mend = "give it an id and a file_name"
             collect.report("malformed image record", f"image id {image_id}", shown(image), mend)
-        elif collect.add_image(image_id, name, (image.get("width"), image.get("height")), f"image '{name}'"):
+            continue
+        name, place = next(listed)
+        if place is not None and place != below(home, name):
+            name = os.path.relpath(place, home)
+        if collect.add_image(image_id, name, (image.get("width"), image.get("height")), f"image '{name}'"):
             for record, category, (x, y, w, h), area, crowd in own:
                 box, value = (x, y, x + w, y + h), shown([x, y, w, h])
                 collect.add_box(box, read.categories[category], record, value, crowd=crowd, area=area)
-    where = file if root.is_file() else root  # the file given may be that of another split
+    where = tree.given if tree.whole else file  # the file given may be that of another split
     return collect.pack(where, "COCO", split, _category_ids(classes, read.categories))

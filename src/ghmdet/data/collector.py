@@ -81,9 +81,11 @@ class Collector:
         self._ids, self._sizes, self._ends = array("q"), array("q"), array("q", [0])
         self._rows = array("d")  # x1 y1 x2 y2 label crowd area
 
-    def report(self, kind: str, record: str, value: str, mend: str, severity: Severity = "error") -> None:
+    def report(
+        self, kind: str, record: str, value: str, mend: str, severity: Severity = "error", count: int = 1
+    ) -> None:
         """Keep a problem of the file being read."""
-        self.problems.append(Problem(severity, kind, str(self.file), record, value, mend))
+        self.problems.append(Problem(severity, kind, str(self.file), record, value, mend, count))
 
     def add_image(self, image_id: int, name: str, size: Sequence[object], record: str) -> bool:
         """Start an image, whose boxes come next; False and a problem where its size cannot be had.
@@ -148,6 +150,8 @@ class Collector:
         """
         rows = np.array(self._rows).reshape(-1, 7)
         found = tuple(self._labels)
+        if not found and self.problems:
+            raise DataError(f"{self.file}: no class (the first rejected: {self.problems[0]}): correct it")
         classes = checked_classes(sorted(found), self.file) if self._all else found
         new_label = np.array([classes.index(name) for name in found], dtype=np.int32)
         records = Records(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ def require_images(data: DetectionData) -> None:
     """
     records = data.records
     paths = (records.root / records.name(index) for index in range(len(records)))
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         count = f"{len(missing)} of the {len(records)} images of split {data.split}"
         raise DataError(

@@ -1,19 +1,19 @@
-"""What the readers share: the splits' names, text files, folders of pictures, the classes' names."""
+"""What the readers share: the splits' names, text files, the classes' names."""
 
 from __future__ import annotations
 
-import os
+import codecs
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.records import VALIDATION_NAMES
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 SPLITS = ("train", *VALIDATION_NAMES, "test")
-PROBES = 16  # how many file names decide which folder holds the pictures
+DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -26,17 +26,27 @@ def split_names(split: str) -> tuple[str, ...]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; raises DataError naming it when it is missing, empty or not text."""
+    """The text of a file, in the encoding that its first bytes declare, else UTF-8.
+
+    Raises DataError naming it when it is missing, empty or not such text.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file: check the path") from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}): check the path and its permissions"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        said = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({said}): check the path and its permissions") from None
+    declared = DECLARED.match(raw)
+    encoding = declared.group(1).decode() if declared else "UTF-8"
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "UTF-16"
+    try:
+        text = raw.decode("utf-8-sig" if encoding.upper() == "UTF-8" else encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        raise DataError(f"{path}: not {encoding} text (byte {error.start}): save it as UTF-8") from None
+    except (LookupError, ValueError):
+        raise DataError(f"{path}: no such encoding as the declared '{encoding}': save it as UTF-8") from None
     if not text.strip():
         raise DataError(f"{path}: empty file: write it again")
     return text
@@ -45,24 +55,6 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty, without the spaces around them; raises as `read_text`."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The pictures under a folder, sub-folders included, in the order of their names."""
-    found = (
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in EXTENSIONS
-    )
-    return sorted(found)
-
-
-def folder_of(names: Sequence[str], candidates: Iterable[Path]) -> Path:
-    """The candidate folder that holds most of the first named pictures; the first candidate when none holds any."""
-    candidates = list(dict.fromkeys(candidates))
-    hits = [sum((folder / name).is_file() for name in names[:PROBES]) for folder in candidates]
-    return candidates[hits.index(max(hits))]
 
 
 def class_name(name: object, where: Path | str) -> str:

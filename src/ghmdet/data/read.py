@@ -2,68 +2,117 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ghmdet.data import coco, voc, yolo
+from ghmdet.data import coco, yolo
+from ghmdet.data.labelled import LABELME, VOC
 from ghmdet.data.layout import SPLITS, split_names
-from ghmdet.data.records import DetectionData
+from ghmdet.data.records import VALIDATION_NAMES, DetectionData
+from ghmdet.data.tree import Tree, ending, looks_like_label
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
-FORMATS: dict[str, Any] = {"COCO": coco, "VOC": voc, "YOLO": yolo}
-"""Each a module: LOOKED_FOR says what its folders hold, find_splits finds their splits, read_split reads one."""
+
+class Format(Protocol):
+    """What a reader offers; where a split lies (`place`) is its own affair."""
+
+    @property
+    def LOOKED_FOR(self) -> str:
+        """What its folders hold, in words."""
+
+    def find_splits(self, tree: Tree) -> dict[str, Any]:
+        """Where each split of a data set lies, by name; none when it is not of this format."""
+
+    def files(self, tree: Tree, split: str, place: Any) -> Iterator[str]:
+        """The pictures and label files of a split that are there, without reading its boxes."""
+
+    def read_split(self, tree: Tree, split: str, place: Any, classes: Sequence[str] | None) -> DetectionData:
+        """One split; single bad records become problems, raises DataError where nothing can be read."""
 
 
-def detect_format(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """The format of a data set (a folder, a COCO json file or a YOLO data.yaml) and where its splits lie, by name.
+FORMATS: dict[str, Format] = {"COCO": coco, "VOC": VOC, "YOLO": yolo, "LabelMe": LABELME}
+LAYOUTS = {
+    ".txt": (
+        "YOLO",
+        "data.yaml or classes.txt with the names of the classes, or label files beside the pictures",
+    ),
+    ".xml": (
+        "VOC",
+        "a folder Annotations, or {split} folders, directly below: give the folder that holds them",
+    ),
+    ".json": ("COCO", "a name that says the split (train.json): rename it, or give the .json file itself"),
+}
+"""The nearest layout by the ending of the label files that are there, and what it lacks."""
+FILES = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO", ".data": "YOLO"}
 
-    Raises DataError when nothing is there, no format fits, or more than one does.
+
+class DataSet:
+    """A data set: a folder, a COCO json file, or the file that names a YOLO set's classes and splits.
+
+    format: its name. splits: where each split lies. Raises DataError when nothing is there, no format fits, or more
+    than one does.
     """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder: check the path")
-    by_suffix = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO"}
-    with _disk_errors(path):
-        if path.is_file():
-            name = by_suffix.get(path.suffix.lower())
-            if name is None:
-                raise DataError(f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml")
-            return name, FORMATS[name].find_splits(path)
-        found = {name: splits for name, format in FORMATS.items() if (splits := format.find_splits(path))}
-    if not found:
-        looked_for = "; ".join(f"{name}: {format.LOOKED_FOR}" for name, format in FORMATS.items())
-        raise DataError(f"{path}: no data set recognised: looked for {looked_for}")
-    if len(found) > 1:
-        both = " and ".join(f"{name} ({', '.join(splits)})" for name, splits in found.items())
-        raise DataError(f"{path}: ambiguous, holds {both}: give the COCO .json or YOLO data.yaml file itself")
-    return next(iter(found.items()))
 
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not os.path.exists(self.path):
+            raise DataError(f"{path}: no such file or folder: check the path")
+        self.tree = Tree(self.path)
+        with _disk_errors(self.path):
+            if not self.tree.whole:
+                name = FILES.get(ending(str(path)))
+                if name is None:
+                    raise DataError(
+                        f"{path}: no data set: give a folder, a COCO .json file or a YOLO data.yaml"
+                    )
+                self.format, self.splits = name, FORMATS[name].find_splits(self.tree)
+                return
+            found = {
+                name: splits for name, reader in FORMATS.items() if (splits := reader.find_splits(self.tree))
+            }
+            if not found:
+                raise DataError(_nearest(self.tree))
+        if len(found) > 1:
+            both = " and ".join(f"{name} ({', '.join(splits)})" for name, splits in found.items())
+            raise DataError(
+                f"{path}: ambiguous, holds {both}: give the COCO .json or YOLO data.yaml file itself"
+            )
+        ((self.format, self.splits),) = found.items()
 
-def find_split(path: Path, splits: dict[str, Any], split: str) -> tuple[str, Any]:
-    """The name and place of a split among those that `detect_format` found; raises DataError when it is not there.
+    def find(self, split: str) -> str:
+        """The name under which a split is there; raises DataError when it is not.
 
-    A json file whose name tells no split is read for any.
-    """
-    if path.is_file() and not set(splits) & set(SPLITS):
-        return next(iter(splits.items()))
-    for name in split_names(split):
-        if name in splits:
-            return name, splits[name]
-    raise DataError(
-        f"{path}: no split '{split}': splits found: {', '.join(sorted(splits))}: choose one of them"
-    )
+        A json file whose name tells no split is read for any.
+        """
+        if not self.tree.whole and not set(self.splits) & set(SPLITS):
+            return next(iter(self.splits))
+        for name in split_names(split):
+            if name in self.splits:
+                return name
+        there = ", ".join(sorted(self.splits))
+        raise DataError(f"{self.path}: no split '{split}': splits found: {there}: choose one of them")
 
+    def read(self, name: str, classes: Sequence[str] | None = None) -> DetectionData:
+        """A split by the name it has here, maybe without a box; else raises as `read_data` does.
 
-def read_split(
-    format: str, path: Path, split: str, place: Any, classes: Sequence[str] | None = None
-) -> DetectionData:
-    """One split as the reader of its format gives it, maybe without a box; raises as `read_data` does."""
-    with _disk_errors(path):
-        data: DetectionData = FORMATS[format].read_split(path, split, place, classes)
-    return data
+        What no split uses is among the problems of the first one, and of those that are not for evaluation.
+        """
+        reader = FORMATS[self.format]
+        with _disk_errors(self.path):
+            data = reader.read_split(self.tree, name, self.splits[name], classes)
+            if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
+                return data
+            used = {
+                file for split, place in self.splits.items() for file in reader.files(self.tree, split, place)
+            }
+            tops = [self.tree.root] if self.tree.whole else sorted({os.path.dirname(file) for file in used})
+            left = self.tree.left_over(tops, used)
+        return dataclasses.replace(data, problems=(*data.problems, *left))
 
 
 @contextmanager
@@ -74,6 +123,28 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: {error.strerror}: {shown(error.filename)}: correct the name or its permissions"
         ) from None
+
+
+def _nearest(tree: Tree) -> str:
+    """What a folder that no reader knows holds, and what is missing to the layout that it is nearest to."""
+    pictures = len(tree.pictures(tree.root))
+    labels = [path for path in tree.walk(tree.root) if looks_like_label(path)]
+    by_ending = {
+        end: [os.path.relpath(path, tree.root) for path in labels if ending(path) == end] for end in LAYOUTS
+    }
+    end, there = max(by_ending.items(), key=lambda item: len(item[1]))
+    lines = [
+        f"{tree.given}: no data set recognised: {pictures} pictures, "
+        + ", ".join(f"{len(paths)} label files {each}" for each, paths in by_ending.items())
+        + " at any depth"
+    ]
+    if there:
+        name, missing = LAYOUTS[end]
+        lines.append(f"nearest layout: {name} (first label file: {there[0]}): {FORMATS[name].LOOKED_FOR}")
+        lines.append(f"missing: {missing}")
+    else:
+        lines += [f"looked for {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items()]
+    return "\n".join(lines)
 
 
 def no_usable_box(data: DetectionData) -> str | None:
@@ -88,7 +159,7 @@ def no_usable_box(data: DetectionData) -> str | None:
 def read_data(
     path: str | Path, split: str = "train", *, classes: Sequence[str] | None = None
 ) -> DetectionData:
-    """Read one split of a COCO, Pascal VOC or YOLO data set; the format is detected.
+    """Read one split of a COCO, Pascal VOC, YOLO or LabelMe data set; the format is detected.
 
     path: a folder, a COCO .json file or a YOLO data.yaml. A json file is the split that its name says; another split is
     the file beside it that is named alike (instances_val.json for instances_train.json). A json file whose name says
@@ -96,13 +167,12 @@ def read_data(
     classes: the order of the classes (a validation set takes the training set's); a box of another class is then a
     problem of kind "unknown class".
 
-    Bad records are left out and kept in `.problems`. Raises DataError (naming the file, the record and the mend)
-    when the path, format or split is not there, the file cannot be parsed, or no usable box remains.
+    Bad records are left out and kept in `.problems`, as are counts of the files that no split uses. Raises DataError
+    (naming the file, the record and the mend) when the path, format or split is not there, the file cannot be parsed,
+    or no usable box remains.
     """
-    path = Path(path)
-    format, splits = detect_format(path)
-    name, place = find_split(path, splits, split)
-    data = read_split(format, path, name, place, classes)
+    source = DataSet(path)
+    data = source.read(source.find(split), classes)
     if empty := no_usable_box(data):
         first = f" (the first rejected: {data.problems[0]})" if data.problems else ""
         raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -20,6 +20,8 @@ NAMED_PROBLEMS = 3  # how many problems of one kind a description spells out
 class Problem:
     """One thing wrong in a data set: what kind, where (file and record), the value found, and the mend.
 
+    count: how many of the kind it stands for, where they are named in one.
+
     >>> print(Problem("error", "empty box", "a.xml", "object 2", "[5, 5, 5, 9]", "give it a width"))
     error: a.xml: object 2: empty box [5, 5, 5, 9]: give it a width
     """
@@ -30,10 +32,12 @@ class Problem:
     record: str
     value: str
     mend: str
+    count: int = 1
 
     def __str__(self) -> str:
         where = f"{self.file}: {self.record}" if self.record else self.file
-        what = f"{self.kind} {self.value}" if self.value else self.kind
+        what = f"{self.count} × {self.kind}" if self.count > 1 else self.kind
+        what += f" {self.value}" if self.value else ""
         return f"{self.severity}: {where}: {what}: {self.mend}"
 
 
@@ -145,11 +149,14 @@ class DetectionData:
             + (f"; {crowd} crowd regions, ignored." if crowd else ".")
         ]
         verb = {"error": "Rejected", "warning": "Warning", "info": "Noted"}
-        for (severity, kind), count in Counter((p.severity, p.kind) for p in self.problems).items():
-            same = [p for p in self.problems if (p.severity, p.kind) == (severity, kind)][:NAMED_PROBLEMS]
-            named = "; ".join(f"{p.file}: {p.record} {p.value}".rstrip() for p in same)
-            more = f"; and {count - len(same)} more" if count > len(same) else ""
-            lines.append(f"{verb[severity]}: {count} × {kind} ({named}{more}).")
+        kinds: dict[tuple[Severity, str], list[Problem]] = {}
+        for problem in self.problems:
+            kinds.setdefault((problem.severity, problem.kind), []).append(problem)
+        for (severity, kind), same in kinds.items():
+            where = (": ".join(filter(None, (p.file, f"{p.record} {p.value}".strip()))) for p in same)
+            named = "; ".join(islice(where, NAMED_PROBLEMS))
+            more = f"; and {len(same) - NAMED_PROBLEMS} more" if len(same) > NAMED_PROBLEMS else ""
+            lines.append(f"{verb[severity]}: {sum(p.count for p in same)} × {kind} ({named}{more}).")
         return "\n".join(lines)
 
     def to_coco(self) -> dict[str, Any]:

@@ -6,8 +6,12 @@ surrounding box is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +19,18 @@ import yaml
 
 from ghmdet.data.collector import Collector
 from ghmdet.data.images import EXTENSIONS
-from ghmdet.data.layout import SPLITS, checked_classes, image_files, read_lines, read_text
+from ghmdet.data.layout import SPLITS, checked_classes, read_lines, read_text
 from ghmdet.data.records import DetectionData
-from ghmdet.data.values import numbers, shown, whole
+from ghmdet.data.tree import Tree, below, ending
+from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
 
-LOOKED_FOR = "data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt"
+LOOKED_FOR = (
+    "data.yaml with names and train/val/test, CVAT's obj.data, or classes.txt with images/{split} and labels/{split}, "
+    "{split}/images and {split}/labels, or label files beside the pictures"
+)
+ROWS = 1000  # how many decide what the rows are
+SLACK = 0.02  # of the picture: how far a box of a pose or a track may stick out
 NOTHING = ("", "~", "null", "none")
 OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
 
@@ -28,36 +38,58 @@ OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they mus
 class YoloSplit(NamedTuple):
     """The folders of pictures or lists of pictures of a split, and the file that names the classes."""
 
-    images: tuple[Path, ...]
+    images: tuple[str, ...]
     names: Path | None
 
 
-def find_splits(root: Path) -> dict[str, YoloSplit]:
+def find_splits(tree: Tree) -> dict[str, YoloSplit]:
     """The splits of a YOLO folder, or of a data.yaml; without splits its one split is called train."""
-    config = root if root.is_file() else _config(root)
-    if config is not None and (splits := _yaml_splits(config)):
+    config = _config(tree) if tree.whole else tree.given
+    if config is not None and (splits := _named_splits(tree, config)):
         return splits
-    if root.is_file():
-        raise DataError(f"{root}: names no pictures: give train, val or test a folder")
-    texts = (root / "classes.txt", root / "labels" / "classes.txt")
-    names = config or next((file for file in texts if file.is_file()), None)
-    for layout in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
-        places = {split: [root / folder.format(split) for folder in layout] for split in SPLITS}
-        there = {split: pair for split, pair in places.items() if all(folder.is_dir() for folder in pair)}
-        found = {split: YoloSplit((images,), names) for split, (images, _) in there.items()}
+    if not tree.whole:
+        raise DataError(f"{tree.given}: names no pictures: give train, val or test a folder")
+    for layout in ("images/{}", "{}/images", "{}"):
+        folders = {split: below(tree.root, layout.format(split)) for split in SPLITS}
+        found = {
+            split: YoloSplit((folder,), config or _names_file(tree, folder))
+            for split, folder in folders.items()
+            if _is_labelled(tree, folder)
+        }
         if found:
             return found
-    if (root / "images").is_dir() and next((root / "labels").glob("*.txt"), None) is not None:
-        return {"train": YoloSplit((root / "images",), names)}
+    for folder in (below(tree.root, "images"), tree.root):
+        if _is_labelled(tree, folder):
+            return {"train": YoloSplit((folder,), config or _names_file(tree, folder))}
     return {}
 
 
-def _config(root: Path) -> Path | None:
-    """The yaml file with class names: data.yaml, or the first other one that names classes and a split."""
-    data = root / "data.yaml"
-    if data.is_file() and "names" in _load(data):
+def _is_labelled(tree: Tree, folder: str) -> bool:
+    """Whether a folder of pictures has label files in labels/ in the place of images/, or beside its pictures."""
+    *labels, _ = _label_folders(tree.root, folder)
+    if any(tree.files(place, ".txt") or tree.folders(place) for place in labels):
+        return bool(tree.folder(folder).names)
+    return any(_label_file(tree, picture) for picture in tree.pictures(folder))
+
+
+def _names_file(tree: Tree, folder: str) -> Path | None:
+    """The text file that names the classes of a folder of pictures: beside the label files, at the root, in labels/."""
+    places = [
+        folder,
+        *_label_folders(tree.root, folder),
+        tree.root,
+        *(below(tree.root, name) for name in ("labels", "images")),
+    ]
+    names = (below(place, name) for place in places for name in ("classes.txt", "obj.names"))
+    return next((Path(name) for name in names if tree.has(name)), None)
+
+
+def _config(tree: Tree) -> Path | None:
+    """The file with class names: data.yaml, or the first other one that names classes and a split; CVAT's obj.data."""
+    data = Path(below(tree.root, "data.yaml"))
+    if tree.has(str(data)) and "names" in _load(data):
         return data
-    for file in [*sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]:
+    for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
             if file != data and "names" in (content := _load(file)) and not content.keys().isdisjoint(SPLITS):
                 return file
@@ -65,7 +97,13 @@ def _config(root: Path) -> Path | None:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written."""
     text = read_text(file)
+    if file.suffix.lower() == ".data":
+        return {
+            key.strip(): value.strip()
+            for key, _, value in (line.partition("=") for line in text.splitlines())
+        }
     try:
         content = yaml.load(
             text, Loader=yaml.BaseLoader
@@ -80,7 +118,7 @@ def _load(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _yaml_splits(config: Path) -> dict[str, YoloSplit]:
+def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
     content = _load(config)
     written = content.get("path")
     base = config.parent / (written if isinstance(written, str) else "")
@@ -99,10 +137,15 @@ def _yaml_splits(config: Path) -> dict[str, YoloSplit]:
     return splits
 
 
-def _place(base: Path, entry: str) -> Path:
-    """The path of an entry; Roboflow writes ../train/images for what lies beside its data.yaml."""
+def _place(base: Path, entry: str) -> str:
+    """The path of an entry. One that is not there may be of another machine: its longest end that is below the base.
+
+    Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt.
+    """
+    parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
+    ends = (base.joinpath(*parts[start:]) for start in range(len(parts)))
     path = base / entry
-    return base / entry[3:] if entry.startswith("../") and not path.exists() else path
+    return os.path.normpath(path if path.exists() else next((end for end in ends if end.exists()), path))
 
 
 def _class_names(source: YoloSplit) -> tuple[str, ...]:
@@ -110,10 +153,12 @@ def _class_names(source: YoloSplit) -> tuple[str, ...]:
     if file is None:
         where = source.images[0]
         raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
-    if file.suffix == ".txt":
+    if file.suffix in (".txt", ".names"):
         return checked_classes(read_text(file).strip().splitlines(), file)
     content = _load(file)
     names = content.get("names")
+    if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
+        return _class_names(YoloSplit((), Path(_place(file.parent, str(names)))))
     if isinstance(names, dict):
         numbered = {whole(number): name for number, name in names.items()}
         if set(numbered) != set(range(len(names))):
@@ -129,27 +174,57 @@ def _class_names(source: YoloSplit) -> tuple[str, ...]:
     return classes
 
 
-def _images(place: Path) -> list[Path]:
-    if place.is_dir():
-        return image_files(place)
-    if place.suffix.lower() in EXTENSIONS:
-        return [place]
-    if not place.exists():
-        raise DataError(f"{place}: no such folder or list of pictures: correct its entry in data.yaml")
-    return [place.parent / line for line in read_lines(place)]
+def _pairs(tree: Tree, split: str, source: YoloSplit) -> list[tuple[str, str | None]]:
+    """Each picture of a split, and its label file where there is one."""
+    pictures: list[str] = []
+    for place in source.images:
+        if os.path.isdir(place):
+            pictures += tree.pictures(place)
+        elif ending(place) in EXTENSIONS:
+            pictures.append(place)
+        elif not os.path.exists(place):
+            raise DataError(f"{place}: no such folder or list of pictures: correct its entry in data.yaml")
+        else:
+            lines = read_lines(Path(place))
+            homes = (os.path.dirname(place), tree.root)
+            tried = [[os.path.normpath(os.path.join(home, line)) for home in homes] for line in lines]
+            exact = [next(filter(tree.has, paths), None) for paths in tried]
+            found = tree.match(lines, exact, split, tree.root)
+            pictures += [path or paths[0] for path, paths in zip(found, tried, strict=True)]
+    return [(picture, _label_file(tree, picture)) for picture in pictures]
 
 
-def _label_file(image: Path) -> Path:
-    """labels/ in the place of the path's last images/, else beside the picture."""
-    parts = list(image.parts)
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index("images")
-        parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
+@lru_cache
+def _label_folders(root: str, folder: str) -> list[str]:
+    """Where the label files of a folder of pictures may lie: labels/ in the place of the last images/, else beside.
+
+    Folders above the data set are left as they are called.
+    """
+    inside = os.path.relpath(folder, root)
+    home, path = (root, inside) if not inside.startswith(os.pardir) else (os.sep, os.path.abspath(folder))
+    parts = path.split(os.sep)
+    last = max((place for place, part in enumerate(parts) if part.lower() == "images"), default=None)
+    if last is None:
+        return [folder]
+    parts[last] = "labels"
+    return [os.path.normpath(os.path.join(home, *parts)), folder]
+
+
+def _label_file(tree: Tree, picture: str) -> str | None:
+    folder, name = os.path.split(picture)
+    stem = os.path.splitext(name)[0]
+    there = (tree.named(place, stem, (".txt",)) for place in _label_folders(tree.root, folder))
+    return next((files[-1] for files in there if files), None)  # the last is in lower case
+
+
+def files(tree: Tree, split: str, source: YoloSplit) -> Iterator[str]:
+    """The pictures of a split, and the label files that are there."""
+    for pair in _pairs(tree, split, source):
+        yield from filter(None, pair)
 
 
 def read_split(
-    root: Path, split: str, source: YoloSplit, classes: Sequence[str] | None = None
+    tree: Tree, split: str, source: YoloSplit, classes: Sequence[str] | None = None
 ) -> DetectionData:
     """Read one YOLO split; classes are those that its data.yaml or classes.txt names, or ordered as by `classes`.
 
@@ -158,45 +233,120 @@ def read_split(
     """
     own = _class_names(source)
     classes = own if classes is None else tuple(classes)
-    images = [image for place in source.images for image in _images(place)]
-    if not images:
-        places = ", ".join(map(str, source.images))
+    pairs = _pairs(tree, split, source)
+    if not pairs:
+        places = ", ".join(source.images)
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
-    base = root.parent if root.is_file() else root
-    collect = Collector(base, classes)
-    for image_id, image in enumerate(images, start=1):
-        collect.file = image
-        name = str(image.relative_to(base)) if image.is_relative_to(base) else str(image)
-        if not collect.add_image(image_id, name, (None, None), ""):
-            continue
-        collect.file = _label_file(image)
-        if collect.file.is_file():
-            lines = collect.file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    _add_box(collect, line, number, own)
-    return collect.pack(root, "YOLO", split)
+    collect = Collector(Path(tree.root), classes)
+    rows = Rows(source.names, [label for _, label in pairs if label])
+    for image_id, (picture, label) in enumerate(pairs, start=1):
+        collect.file = label or picture
+        boxes = list(_boxes(collect, _lines(label) if label else [], own, rows))
+        if None in boxes:
+            continue  # what is not understood is no picture without objects
+        collect.file = picture
+        name = os.path.relpath(picture, tree.root)
+        if collect.add_image(image_id, picture if name.startswith(os.pardir) else name, (None, None), ""):
+            collect.file = label or picture
+            width, height = collect.size
+            for (x1, y1, x2, y2), name, record, value in filter(None, boxes):
+                collect.add_box((x1 * width, y1 * height, x2 * width, y2 * height), name, record, value)
+    bare = [os.path.splitext(picture)[0] for picture, label in pairs if label is None]
+    if bare:
+        folder, stem = os.path.split(bare[0])
+        tried = ", ".join(below(place, f"{stem}.txt") for place in _label_folders(tree.root, folder))
+        collect.file = tree.root
+        mend = "read as a picture without objects: an empty label file says so on purpose"
+        collect.report("picture without a label file", "", f"({tried})", mend, "warning", len(bare))
+    return collect.pack(tree.given, "YOLO", split)
 
 
-def _add_box(collect: Collector, line: str, number: int, names: Sequence[str]) -> None:
-    record, value = f"line {number}", shown(line.strip())
-    words = numbers(line.split())
-    fractions = words[1:] if words else []
-    polygon = len(fractions) >= 6 and len(fractions) % 2 == 0
-    if words is None or (len(fractions) != 4 and not polygon):
-        collect.report("malformed box", record, value, "write five numbers: class cx cy w h")
-    elif words[0] not in range(len(names)):
-        collect.report("unknown class", record, value, f"classes are 0 to {len(names) - 1}")
-    elif max(fractions) > OUTSIDE:
-        mend = "divide by the picture's width and height"
-        collect.report("box not in fractions", record, value, mend)
-    else:
-        if polygon:
-            xs, ys = fractions[0::2], fractions[1::2]
-            x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+def _lines(label: str) -> list[str]:
+    return Path(label).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+
+
+class Rows:
+    """What the rows of a split's label files are that have more than five numbers: none is guessed from its length.
+
+    Key points where data.yaml declares `kpt_shape`; polygons where it declares `task: segment` or `task: obb`. Without
+    either they are polygons if at least a tenth of them (of the first ROWS) can be nothing else: their first four
+    numbers are no box inside the picture that holds what follows, as that of a pose or of a tracker's row would.
+    """
+
+    def __init__(self, names: Path | None, labels: Sequence[str]) -> None:
+        content = _load(names) if names is not None and names.suffix.lower() in (".yaml", ".yml") else {}
+        self.points = None
+        if "kpt_shape" in content:
+            shape = content["kpt_shape"]
+            sides = [whole(side) or 0 for side in shape] if isinstance(shape, list) else []
+            if len(sides) != 2 or min(sides) < 1:
+                raise DataError(f"{names}: kpt_shape is {shown(shape)}: write [number of key points, 2 or 3]")
+            self.points = sides[0] * sides[1]
+        self._declared = content.get("task") in ("segment", "obb")
+        self._labels = labels
+
+    @cached_property
+    def are_polygons(self) -> bool:
+        """Looked at when the first such row comes."""
+        read = (_numbers(line) for label in self._labels for line in _lines(label))
+        long = list(islice((row for row in read if row is not None and len(row) >= 7 and len(row) % 2), ROWS))
+        return self._declared or 10 * sum(not _box_and_more(row[1:]) for row in long) >= max(1, len(long))
+
+    def box(self, row: list[float]) -> tuple[float, ...] | None:
+        """The corners x1 y1 x2 y2 of a row, in fractions; None where it is no box, polygon or declared pose."""
+        rest = len(row) - 5
+        if rest == 0 or (self.points is not None and rest == self.points):
+            cx, cy, w, h = row[1:5]
+            return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+        if self.points is not None or rest < 2 or rest % 2 or not self.are_polygons:
+            return None
+        xs, ys = row[1::2], row[2::2]
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+def _box_and_more(row: Sequence[float]) -> bool:
+    """Whether numbers can be a box cx cy w h inside the picture, and key points in it or a tracker's score and id."""
+    cx, cy, w, h, *more = row
+    if min(w, h) <= 0 or max(abs(cx - 0.5) + w / 2, abs(cy - 0.5) + h / 2) > 0.5 + SLACK:
+        return False
+
+    def held(xs: Sequence[float], ys: Sequence[float]) -> bool:
+        points = zip(xs, ys, strict=True)
+        return all(
+            (x, y) == (0, 0) or (abs(x - cx) <= 0.75 * w and abs(y - cy) <= 0.75 * h) for x, y in points
+        )
+
+    seen = len(more) % 3 == 0 and {0, 1, 2}.issuperset(more[2::3])
+    return len(more) == 2 or (seen and held(more[0::3], more[1::3])) or held(more[0::2], more[1::2])
+
+
+def _numbers(line: str) -> list[float] | None:
+    """The numbers of a row; None where a word is none, or where there are none."""
+    try:
+        return [float(word) for word in line.split()] or None
+    except ValueError:
+        return None
+
+
+def _boxes(
+    collect: Collector, lines: Sequence[str], names: Sequence[str], rows: Rows
+) -> Iterator[tuple[Sequence[float], str, str, str] | None]:
+    """Corners in fractions, class, record and value of each sound row; None for one of another kind."""
+    for number, line in enumerate(lines, start=1):
+        row, record = _numbers(line), f"line {number}"
+        corners = rows.box(row) if row else None
+        if row is None or len(row) < 5 or (corners is None and len(row) % 2 == 0):
+            if line.strip():
+                mend = "write five numbers: class cx cy w h"
+                collect.report("malformed box", record, shown(line.strip()), mend)
+        elif corners is None:
+            mend = "say in data.yaml what it is: kpt_shape (key points), task: segment or obb (polygons); or keep five"
+            collect.report(f"row of {len(row)} numbers", record, shown(line.strip()), mend)
+            yield None
+        elif row[0] not in range(len(names)):
+            collect.report("unknown class", record, shown(line.strip()), f"classes are 0 to {len(names) - 1}")
+        elif max(row[1:5] if rows.points else row[1:]) > OUTSIDE:
+            mend = "divide by the picture's width and height"
+            collect.report("box not in fractions", record, shown(line.strip()), mend)
         else:
-            cx, cy, w, h = fractions
-            x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-        width, height = collect.size
-        corners = (x1 * width, y1 * height, x2 * width, y2 * height)
-        collect.add_box(corners, names[int(words[0])], record, value)
+            yield corners, names[int(row[0])], record, shown(line.strip())

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ghmdet.data.images import load_image, require_images
 from ghmdet.data.make.erase import erasable, erase
 from ghmdet.data.make.folder import new_set, write_annotations
-from ghmdet.data.read import detect_format, find_split, read_data, read_split
+from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
 
@@ -151,10 +151,9 @@ def _targets(part: DetectionData, keep: Mapping[str, float]) -> dict[int, int]:
 
 def _other_splits(data: Path, split: str, part: DetectionData) -> list[DetectionData]:
     """The other splits, but for VOC's trainval, which would hold again what is thinned away."""
-    name, splits = detect_format(data)
-    left_out = {find_split(data, splits, split)[0], "trainval"}
-    others = [(other, source) for other, source in splits.items() if other not in left_out]
-    return [read_split(name, data, other, source, part.classes) for other, source in others]
+    source = DataSet(data)
+    left_out = {source.find(split), "trainval"}
+    return [source.read(other, part.classes) for other in source.splits if other not in left_out]
 
 
 def _no_box(records: Records) -> Mask:

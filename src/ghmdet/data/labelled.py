@@ -1,0 +1,287 @@
+"""Readers of formats with one annotation file a picture: Pascal VOC's xml and LabelMe's json.
+
+VOC's corners are taken as written: box = xmin, ymin, xmax, ymax, the far edge excluded, no pixel added or taken off.
+VOC's own sets count pixels from 1 and include the far one; nearly every tool that writes the format since does not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from ghmdet.data.coco import is_labelme, load_json
+from ghmdet.data.collector import Collector
+from ghmdet.data.images import EXTENSIONS
+from ghmdet.data.layout import SPLITS, read_lines, read_text
+from ghmdet.data.records import DetectionData
+from ghmdet.data.tree import FOREIGN, Tree, ending
+from ghmdet.data.values import flag, number, numbers, shown
+from ghmdet.errors import DataError
+
+FOLDERS = ("annotations", "annotation", "xml", "xmls", "json", "labels")  # of annotation files
+PICTURES = ("JPEGImages", "images", "Images", "imgs", "img", "")  # in the place of such a folder
+HEAD = (
+    "folder",
+    "filename",
+    "path",
+    "source",
+    "owner",
+    "size",
+    "imagesize",
+    "segmented",
+)  # no objects in these
+
+
+class Place(NamedTuple):
+    """The folder of a split's annotation files, and the file that lists them (None: all below the folder)."""
+
+    folder: str
+    listing: Path | None = None
+
+
+class Annotated(NamedTuple):
+    """What an annotation file says: its picture's name and size, and of each object its record, its class, its box as
+    written, its corners (None: no box) and whether it is difficult."""
+
+    picture: str
+    size: list[object]
+    objects: Sequence[tuple[str, str, str, Sequence[float] | None, object]]
+
+
+@dataclass(frozen=True)
+class OneFileEach:
+    """A format with one annotation file a picture, by what parses such a file and tells it from others."""
+
+    name: str
+    LOOKED_FOR: str
+    ending: str
+    parse: Callable[[Path], Annotated]
+    mend: str  # of a box that is none
+
+    def _own(self, paths: Sequence[str]) -> bool:
+        return any(self.ending == ".xml" or is_labelme(path) for path in paths)
+
+    def find_splits(self, tree: Tree) -> dict[str, Place]:
+        """The splits of a folder; its one split is called train where neither lists nor folders name more."""
+        if not tree.whole:
+            return {}
+        inside = tree.folders(tree.root)
+        for name, folder in inside.items():
+            if name.lower() in FOLDERS and self._below(tree, folder):
+                files = tree.files(os.path.join(tree.root, "ImageSets", "Main"), ".txt")
+                lists = {Path(file).stem: Place(folder, Path(file)) for file in files if _lists_images(file)}
+                parts = {
+                    part: place for part, place in tree.folders(folder).items() if self._below(tree, place)
+                }
+                if lists or not parts or not set(parts) <= set(SPLITS) or tree.files(folder, self.ending):
+                    return lists or {"train": Place(folder)}
+                return {part: Place(place) for part, place in parts.items()}
+        found = {
+            name: Place(folder)
+            for name, folder in inside.items()
+            if self._own(tree.files(folder, self.ending)) or (name in SPLITS and self._below(tree, folder))
+        }
+        return found or ({"train": Place(tree.root)} if self._own(tree.files(tree.root, self.ending)) else {})
+
+    def _below(self, tree: Tree, folder: str) -> bool:
+        return any(ending(path) == self.ending and self._own([path]) for path in tree.walk(folder))
+
+    def _pairs(self, tree: Tree, split: str, place: Place) -> list[tuple[str, str | None]]:
+        """Each annotation file of a split and its picture, None where that is not there.
+
+        The picture is named as the file is: `<filename>` is often left behind by renaming, and counts where there is no
+        such picture, or more than one, if no other file claims the one it names.
+        """
+        if place.listing is None:
+            files = [
+                path for path in tree.walk(place.folder) if ending(path) == self.ending and self._own([path])
+            ]
+        else:
+            files = [self._listed(tree, place, line) for line in read_lines(place.listing)]
+        alike: list[list[str]] = []
+        for file in files:
+            folder, name = os.path.split(file)
+            stem = os.path.splitext(name)[0]
+            there = (tree.named(each, stem, EXTENSIONS) for each in _picture_folders(tree.root, folder))
+            alike.append(next(filter(None, there), []))
+        found: list[str | None] = [paths[0] if len(paths) == 1 else None for paths in alike]
+        names, taken = [""] * len(files), set(found)
+        for index, file in enumerate(files):
+            if found[index] is None and (written := self._written(file)):
+                folder, names[index] = os.path.dirname(file), written
+                paths = [
+                    os.path.normpath(os.path.join(each, written))
+                    for each in _picture_folders(tree.root, folder)
+                ]
+                stems = [os.path.splitext(path) for path in paths]
+                paths = (alike[index] and [path for path in paths if path in alike[index]]) or paths
+                paths += [path for stem, _ in stems for path in tree.named(*os.path.split(stem), EXTENSIONS)]
+                found[index] = next((path for path in paths if tree.has(path) and path not in taken), None)
+                taken.add(found[index])
+        return list(zip(files, tree.match(names, found, split, tree.root), strict=True))
+
+    def _listed(self, tree: Tree, place: Place, line: str) -> str:
+        """The annotation file of a line of a list: a name with or without an ending, or its picture's path."""
+        stem = line if ending(line) not in {*EXTENSIONS, self.ending} else os.path.splitext(line)[0]
+        parts = [part for part in re.split(r"[\\/]+", stem) if part]
+        elsewhere = FOREIGN.search(stem) or parts[0] in (*PICTURES, ".")
+        for start in range(len(parts) if elsewhere else 1):
+            folder, name = os.path.split(os.path.join(place.folder, *parts[start:]))
+            if files := tree.named(folder, name, (self.ending,)):
+                return files[0]
+        return os.path.join(place.folder, f"{stem}{self.ending}")
+
+    def _written(self, file: str) -> str:
+        """The picture's name as the annotation file writes it, with forward slashes; empty where it cannot be read."""
+        try:
+            return self.parse(Path(file)).picture
+        except (DataError, ElementTree.ParseError):
+            return ""
+
+    def files(self, tree: Tree, split: str, place: Place) -> Iterator[str]:
+        """The annotation files of a split, and the pictures that are there."""
+        for file, picture in self._pairs(tree, split, place):
+            yield from filter(None, (file, picture))
+
+    def read_split(
+        self, tree: Tree, split: str, place: Place, classes: Sequence[str] | None = None
+    ) -> DetectionData:
+        """Read one split; classes are the names found, in alphabetical order, or those given by `classes`.
+
+        Objects marked difficult become crowd regions. Raises DataError when the split lists no file or has no class;
+        single bad records become problems.
+        """
+        pairs = self._pairs(tree, split, place)
+        homes = sorted({os.path.dirname(picture) for _, picture in pairs if picture is not None})
+        home = os.path.commonpath(homes) if homes else os.path.join(tree.root, "JPEGImages")
+        collect = Collector(Path(home), classes)
+        for image_id, (path, picture) in enumerate(pairs, start=1):
+            file = collect.file = Path(path)
+            try:
+                read = self.parse(file)
+            except DataError as error:
+                collect.file = place.listing or Path(place.folder)
+                collect.report("unreadable annotation", f"'{file.stem}'", "", str(error))
+                continue
+            except ElementTree.ParseError as error:
+                where = f"line {error.position[0]}, column {error.position[1] + 1}"
+                collect.report("invalid XML", where, f"({error})", "write the file again")
+                continue
+            if picture is None:
+                likely, *_ = folders = _picture_folders(tree.root, os.path.dirname(path))
+                if any(tree.named(folder, file.stem, EXTENSIONS) for folder in folders):
+                    mend = "name one of them in the file, or remove the others"
+                    collect.report("more than one picture of this name", f"'{file.stem}'", "", mend)
+                    continue
+                picture = os.path.join(likely, file.stem + (ending(read.picture) or ".jpg"))  # a missing one
+            name = os.path.relpath(picture, home)
+            if collect.add_image(image_id, name, read.size, f"image '{name}'"):
+                for record, label, written, box, difficult in read.objects:
+                    crowd = flag(difficult)
+                    if box is None:
+                        collect.report("malformed box", record, written, self.mend)
+                    elif crowd is None:
+                        collect.report("malformed difficult", record, shown(difficult), "write 0 or 1")
+                    else:
+                        collect.add_box(box, label, record, written, crowd=crowd)
+        collect.file = place.listing or Path(place.folder)
+        return collect.pack(tree.given, self.name, split)
+
+
+def _lists_images(listing: str) -> bool:
+    """Not one of VOC's lists for one class (aeroplane_train.txt), which have a last column of -1, 0 and 1."""
+    lines = Path(listing).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    rows = [line.split() for line in lines if line.strip()]
+    return not rows or not all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows)
+
+
+@lru_cache
+def _picture_folders(root: str, folder: str) -> list[str]:
+    """Where the pictures of the annotation files in a folder may lie, the likeliest first."""
+    parts = os.path.relpath(folder, root).split(os.sep)
+    last = max((place for place, part in enumerate(parts) if part.lower() in FOLDERS), default=None)
+    if last is None:
+        return [folder]
+    swapped = [os.path.join(root, *parts[:last], name, *parts[last + 1 :]) for name in PICTURES]
+    return [*(os.path.normpath(path) for path in swapped), folder]
+
+
+def parse_voc(file: Path) -> Annotated:
+    """What a VOC xml file says, in any namespace, its tags in lower or upper case.
+
+    Raises ParseError where it is no XML, and DataError where it holds something else than VOC's objects.
+    """
+    root = ElementTree.fromstring(read_text(file))
+    for node in root.iter():
+        node.tag = node.tag.rpartition("}")[2].lower()
+    if root.tag != "annotation":
+        raise DataError(f"{file}: no VOC annotation: its root is <{root.tag}>: convert it, or move it away")
+    nodes = root.findall("object")
+    if not nodes:
+        for child in root:
+            texts = [text for leaf in child.iter() for text in (leaf.text, *leaf.attrib.values())]
+            if child.tag not in HEAD and sum(number(text) is not None for text in texts) >= 4:
+                raise DataError(
+                    f"{file}: no <object> but <{child.tag}> with numbers: is this another format?"
+                )
+    objects = []
+    for place, node in enumerate(nodes, start=1):
+        name = (node.findtext("name") or "").strip()
+        texts = [
+            (node.findtext(f"bndbox/{corner}") or "").strip() for corner in ("xmin", "ymin", "xmax", "ymax")
+        ]
+        objects.append(
+            (f"object {place} '{name}'", name, shown(texts), numbers(texts), node.findtext("difficult"))
+        )
+    picture = (root.findtext("filename") or "").strip().replace("\\", "/")
+    return Annotated(picture, [root.findtext(f"size/{side}") for side in ("width", "height")], objects)
+
+
+def parse_labelme(file: Path) -> Annotated:
+    """What a LabelMe json file says; the box of a shape is the one around it. Raises DataError where it is none."""
+    content = load_json(file)
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+        raise DataError(f"{file}: no LabelMe annotation: it has no list 'shapes' of objects: write it again")
+    objects = []
+    for place, shape in enumerate(shapes, start=1):
+        label, points, kind = (shape.get(key) for key in ("label", "points", "shape_type"))
+        name = str(label).strip() if isinstance(label, (str, int)) else ""
+        pairs = [numbers(point) for point in points] if isinstance(points, list) else []
+        ends = [pair for pair in pairs if pair is not None and len(pair) == 2]
+        box = None
+        if len(ends) == len(pairs) >= 2 and kind not in ("point", "points", "line", "linestrip"):
+            xs, ys = zip(*ends, strict=True)
+            if kind == "circle":  # its centre, and a point on it
+                r = math.dist(ends[0], ends[1])
+                xs, ys = (xs[0] - r, xs[0] + r), (ys[0] - r, ys[0] + r)
+            box = (min(xs), min(ys), max(xs), max(ys))
+        record = f"shape {place} '{name}'"
+        objects.append((record, name, shown(points), box, shape.get("difficult")))
+    written = content.get("imagePath")
+    picture = written.strip().replace("\\", "/") if isinstance(written, str) else ""
+    return Annotated(picture, [content.get("imageWidth"), content.get("imageHeight")], objects)
+
+
+VOC = OneFileEach(
+    "VOC",
+    "Annotations/*.xml (with ImageSets/Main/{split}.txt and JPEGImages/), {split}/*.xml beside pictures, or "
+    "{split}/annotations/*.xml and {split}/images/",
+    ".xml",
+    parse_voc,
+    "write the numbers xmin, ymin, xmax and ymax in its bndbox",
+)
+LABELME = OneFileEach(
+    "LabelMe",
+    "a json file with shapes beside each picture, in {split}/ or all in one folder",
+    ".json",
+    parse_labelme,
+    "draw it as a rectangle, a polygon or a circle",
+)

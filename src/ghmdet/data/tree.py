@@ -1,0 +1,263 @@
+"""The files of a data set's folder: what is there, what a listed name means, what is left over."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from ghmdet.data.images import EXTENSIONS
+from ghmdet.data.layout import SPLITS, split_names
+from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
+
+FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
+SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
+LABELS = {
+    ".txt": re.compile(rb"\s*[\d.]+([ \t]+[-+.\deE]+){4}"),
+    ".xml": re.compile(rb"<(\w+:)?(annotations?|object)\b", re.IGNORECASE),
+    ".json": re.compile(rb'"(shapes|images|annotations|categories)"\s*:\s*\['),
+}  # what the beginning of a label file holds, by its ending
+HEAD = 4096  # bytes
+UNREAD = (
+    frozenset(
+        [
+            ".heic",
+            ".heif",
+            ".jxl",
+            ".dng",
+            ".cr2",
+            ".cr3",
+            ".nef",
+            ".arw",
+            ".raw",
+            ".orf",
+            ".rw2",
+            ".svg",
+            ".exr",
+        ]
+    )
+    - EXTENSIONS
+)
+
+NO_LABEL = "label file that no split uses"
+NO_PICTURE = "picture that no split uses"
+LEFT: dict[str, tuple[Severity, str]] = {
+    NO_LABEL: ("warning", "not read: no picture of a split goes with it"),
+    NO_PICTURE: ("info", "not read: no annotation, label file or list names it"),
+    "picture that the installed Pillow cannot open": ("warning", "not read: save it as JPEG or PNG"),
+    "folder that may not be read": ("error", "allow reading it"),
+    "symlinked folder that leads back": ("warning", "not followed: its files are read once"),
+    "hidden file": ("info", "skipped on purpose"),
+}
+"""What can be left over of a data set, with the severity and what is said about it."""
+_, _, UNOPENED, CLOSED, LOOP, HIDDEN = LEFT
+
+
+def below(folder: str, name: str) -> str:
+    """The path of a name in a folder, without a leading ./"""
+    return name if folder == os.curdir else os.path.join(folder, name)
+
+
+def ending(path: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
+def looks_like_label(path: str) -> bool:
+    """Whether a file begins as the label files of its ending do."""
+    pattern = LABELS.get(ending(path))
+    if pattern is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return bool((pattern.match if ending(path) == ".txt" else pattern.search)(file.read(HEAD)))
+    except OSError:
+        return False
+
+
+class Folder(NamedTuple):
+    """What lies in a folder: the names to walk, in order; which are folders; its files by stem; the hidden ones."""
+
+    names: list[str]
+    folders: set[str]
+    stems: dict[str, list[str]]
+    hidden: list[str]
+
+
+class Tree:
+    """The files of the data set at `given`, a folder or a file in it; `root` is the folder.
+
+    Symlinked folders are followed, but not into what is seen anyway. Hidden files (also those of macOS) are not walked.
+    """
+
+    def __init__(self, given: Path) -> None:
+        self.given, self.whole = given, given.is_dir()
+        self.root = os.path.normpath(given if self.whole else given.parent)
+        self.linked = False  # whether any link was seen
+        self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
+        self._folders: dict[str, Folder] = {}
+
+    def folder(self, path: str) -> Folder:
+        """What lies in a folder; nothing where there is none."""
+        if path not in self._folders:
+            self._folders[path] = self._look(path)
+        return self._folders[path]
+
+    def _look(self, path: str) -> Folder:
+        seen = Folder([], set(), {}, [])
+        try:
+            with os.scandir(path) as entries:
+                found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+            return seen
+        except PermissionError:
+            self.skipped[CLOSED][path] = None
+            return seen
+        for name, is_folder, is_link in found:
+            self.linked = self.linked or is_link
+            hidden = name.startswith((".", "__MACOSX"))
+            (seen.hidden if hidden else seen.names).append(name)
+            if is_folder:
+                seen.folders.add(name)
+            else:
+                seen.stems.setdefault(os.path.splitext(name)[0], []).append(name)
+        return seen
+
+    def folders(self, path: str) -> dict[str, str]:
+        """The folders in a folder, by their names, in order."""
+        here = self.folder(path)
+        return {name: below(path, name) for name in here.names if name in here.folders}
+
+    def files(self, path: str, *endings: str) -> list[str]:
+        """The files in a folder, not below it, that have one of the endings."""
+        here = self.folder(path)
+        names = (name for name in here.names if name not in here.folders and ending(name) in endings)
+        return [below(path, name) for name in names]
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file."""
+        folder, name = os.path.split(path)
+        return name in self.folder(folder).stems.get(os.path.splitext(name)[0], ())
+
+    def named(self, folder: str, stem: str, endings: Iterable[str]) -> list[str]:
+        """The files in a folder that have this stem and one of the endings, in lower or upper case."""
+        names = self.folder(folder).stems.get(stem, ())
+        return [below(folder, name) for name in names if ending(name) in endings]
+
+    def walk(self, top: str) -> Iterator[str]:
+        """Every file below a folder, in the order of their names, folder by folder."""
+        pending: list[tuple[str, bool, tuple[str, ...]]] = [(top, True, (os.path.realpath(top),))]
+        while pending:
+            path, is_folder, above = pending.pop()
+            if not is_folder:
+                yield path
+                continue
+            if path != top and os.path.islink(path):
+                target = os.path.realpath(path)
+                if any(os.path.commonpath([target, place]) in (target, place) for place in above):
+                    self.skipped[LOOP][path] = None
+                    continue
+                above = (*above, target)
+            here = self.folder(path)
+            pending += [(below(path, name), name in here.folders, above) for name in reversed(here.names)]
+
+    def pictures(self, top: str) -> list[str]:
+        """Every picture below a folder, in the order of their names."""
+        return [path for path in self.walk(top) if ending(path) in EXTENSIONS]
+
+    def match(
+        self, names: Sequence[str], exact: Sequence[str | None], split: str, top: str
+    ) -> list[str | None]:
+        """The picture that each listed name means: the one at its path (`exact`), else one below `top`.
+
+        That is the only picture with the name, or the one whose folders agree with most of the listed path. It is
+        neither another record's nor in the folder of another split. Where other names are found at their paths, only
+        names of elsewhere (foreign separators, drives, URLs, absolute paths) are looked for, as others are missing.
+        """
+        lost = dict.fromkeys(name for name, path in zip(names, exact, strict=True) if path is None)
+        if not lost:
+            return list(exact)
+        if any(exact):
+            lost = {name: None for name in lost if FOREIGN.search(name)}
+        taken, barred = set(exact), set(SPLITS) - set(split_names(split))
+        there: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        for path in self.pictures(top) if lost else ():
+            parts = os.path.relpath(path, top).casefold().split(os.sep)
+            if path not in taken and barred.isdisjoint(parts[:-1]):
+                there[parts[-1]].append((parts, path))
+        found = {name: _meant(name, there) for name in lost}
+        times = Counter(found.values())
+        found = {name: path for name, path in found.items() if times[path] == 1}
+        return [path or found.get(name) for name, path in zip(names, exact, strict=True)]
+
+    def left_over(self, tops: Iterable[str], used: set[str]) -> list[Problem]:
+        """What looks like a picture or a label below the folders and is not among the files used, counted by kind."""
+        left: dict[str, list[str]] = {kind: [] for kind in LEFT}
+        for path in dict.fromkeys(path for top in tops for path in self.walk(top)):
+            if path not in used and (kind := _kind(path)):
+                left[kind].append(path)
+        if self.linked:  # a file may be used by way of a link
+            real = {os.path.realpath(path) for path in used}
+            left = {
+                kind: [path for path in paths if os.path.realpath(path) not in real]
+                for kind, paths in left.items()
+            }
+        for folder, here in self._folders.items():
+            left[HIDDEN] += [path for name in here.hidden for path in _hidden(below(folder, name))]
+        for kind, skipped in self.skipped.items():
+            left[kind] += skipped
+        problems = []
+        for kind, paths in left.items():
+            if paths:
+                severity, said = LEFT[kind]
+                shown = ", ".join(os.path.relpath(path, self.root) for path in paths[:NAMED_PROBLEMS])
+                more = ", ..." if len(paths) > NAMED_PROBLEMS else ""
+                problems.append(Problem(severity, kind, self.root, "", shown + more, said, len(paths)))
+        return problems
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _kind(path: str) -> str | None:
+    end = ending(path)
+    if end in EXTENSIONS:
+        return NO_PICTURE
+    if end in UNREAD:
+        return UNOPENED
+    return NO_LABEL if looks_like_label(path) else None
+
+
+def _hidden(path: str) -> Iterator[str]:
+    """The pictures and label files at a hidden path, or below it."""
+    inside = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    yield from (
+        file for file in (inside if os.path.isdir(path) else [path]) if ending(file) in {*EXTENSIONS, *LABELS}
+    )
+
+
+def _meant(name: str, there: dict[str, list[tuple[list[str], str]]]) -> str | None:
+    """The one picture that a name of elsewhere can mean, by the longest end of its path; None where there are more."""
+    for text in (name, unquote(name)):
+        parts = [part for part in SEPARATORS.split(text.casefold()) if part]
+        while parts and ending(parts[-1]) not in EXTENSIONS:
+            parts.pop()
+        candidates = there.get(parts[-1] if parts else "", ())
+        agreed = sorted((_common_end(parts, own), path) for own, path in candidates)
+        if agreed:
+            return agreed[-1][1] if len(agreed) == 1 or agreed[-1][0] > agreed[-2][0] else None
+    return None
+
+
+def _common_end(a: list[str], b: list[str]) -> int:
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
