@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ghmdet.functional import _arguments, _fused
+from ghmdet.functional import _arguments
 
 MASK = "index by a mask"
 # Operations that an accelerator's caller waits for: they read a value, or their result's size depends on one.
@@ -52,7 +52,6 @@ class Operations(TorchDispatchMode):
 
 def as_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the losses treat the CPU as a device that must not be waited for."""
-    monkeypatch.setattr(_fused, "is_cpu", lambda tensor: False)
     monkeypatch.setattr(_arguments, "values_can_be_read", lambda tensor: False)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ghmdet.errors import GhmdetError, unknown_name
-from ghmdet.functional import naive
+from ghmdet.functional import _arguments, naive
 from ghmdet.functional._arguments import Arguments, is_traced, wide
 from ghmdet.functional.density import RegionCounts, Weigh, Weighting, class_count, unit_region
 
@@ -72,11 +72,6 @@ def check_impl(impl: str) -> None:
         raise unknown_name("impl", impl, IMPLS)
 
 
-def is_cpu(tensor: Tensor) -> bool:
-    """Whether looking at a tensor's values makes nothing wait."""
-    return tensor.device.type == "cpu"
-
-
 def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting | None) -> str:
     """Why the fused form cannot be had; "" where it can."""
     inputs, targets, _, weight = arguments
@@ -93,7 +88,11 @@ def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting 
         return "few elements"
     if arguments.labels:
         return ""
-    if isinstance(loss, naive.Focal) or not is_cpu(inputs) or 16 * targets.count_nonzero() > targets.numel():
+    if (
+        isinstance(loss, naive.Focal)
+        or not _arguments.values_can_be_read(inputs)
+        or 16 * targets.count_nonzero() > targets.numel()
+    ):
         return "targets may be soft"
     return ""
 
@@ -161,7 +160,11 @@ class Passes:
     def __init__(self, loss: naive.Loss, arguments: Arguments, options: Weighting | None, each: bool) -> None:
         inputs, targets, valid, _ = arguments
         self.loss, self.options, self.each = loss, options, each
-        self.shape, self.on_cpu, self.dtype = inputs.shape, is_cpu(inputs), wide(inputs)
+        self.shape, self.on_cpu, self.dtype = (
+            inputs.shape,
+            _arguments.values_can_be_read(inputs),
+            wide(inputs),
+        )
         self.x = self._rows(inputs.detach()).contiguous()
         self.number, self.classes = self.x.shape
         self.valid = None if valid is None or (self.on_cpu and bool(valid.all())) else self._rows(valid)
@@ -182,6 +185,7 @@ class Passes:
 
         size = CPU_BLOCK if self.on_cpu else DEVICE_BLOCK
         self.height = max(size // self.classes // GROUP, 1) * GROUP
+        self.part = size // 4  # of the places at a time
         self.edges = [*range(0, self.number, self.height), self.number]
         self.cuts = self.edges  # where the places of each block begin
         if self.on_cpu:
@@ -191,13 +195,11 @@ class Passes:
         self.memory = torch.empty(padded, self.classes, dtype=self.dtype, device=inputs.device)
         self.memory[self.number :] = 0
 
-        # A flat table of counts or weights has a lane of cells for each class, and one cell for what does not count.
-        # Adding to few counters again and again waits for itself: so few classes have several lanes each.
+        # A flat table of counts or weights has the cells of each class, and one more for what does not count. Joint
+        # ones too: adding to few counters again and again waits for itself.
         self.bins = 1 if options is None else options.cells
-        self.lanes = max(GROUP // self.classes, 1) * self.classes
-        self.first = torch.arange(
-            0, self.lanes * self.bins, self.bins, dtype=torch.int32, device=inputs.device
-        )
+        self.cells = self.classes * self.bins
+        self.first = torch.arange(0, self.cells, self.bins, dtype=torch.int32, device=inputs.device)
         # With few bins the products of an easy block would come too near to 0.
         self.may_be_easy = self.on_cpu and not each and self.bins >= 16
         self.easy = 0  # blocks
@@ -219,14 +221,15 @@ class Passes:
     @torch.no_grad()
     def count(self) -> RegionCounts:
         """How many examples each region has."""
-        counts = torch.zeros(self.lanes * self.bins + 1, dtype=torch.int64, device=self.x.device)
+        counts = torch.zeros(self.cells + 1, dtype=torch.int64, device=self.x.device)
         places = [self.places]
         for i, start in enumerate(self.edges[:-1]):
             at = slice(start, self.edges[i + 1])
-            slope = self.memory[start : start + self.height]
-            torch.sigmoid(self.x[at].to(self.dtype), out=self.memory[at])
-            self._clear(i, self.memory[at])
-            few = self._easy(slope.view(GROUP, -1)) if self.may_be_easy else None
+            slope = self.memory[at]
+            torch.sigmoid(self.x[at].to(self.dtype), out=slope)
+            self._clear(i, slope)
+            padded = self.memory[start : start + self.height]
+            few = self._easy(padded.view(GROUP, -1)) if self.may_be_easy else None
             self.may_be_easy = few is not None  # where one block is not, the next is hardly so
             if few is not None:
                 self.easy += 1
@@ -234,12 +237,13 @@ class Passes:
             else:
                 self._add(counts, self._cells(slope))
         self.places = torch.cat(places)
-        if len(self.places) <= self.height * self.classes:
+        del places
+        if len(self.places) <= self.part:
             self.apart = list(self._apart())
         for _, _, _, cells in self.apart or self._apart():
             self._add(counts, cells)
 
-        regions, examples = counts[:-1].view(-1, self.classes, self.bins).sum(0), self.examples()
+        regions, examples = counts[:-1].view(self.classes, self.bins), self.examples()
         # What does not count, stands apart or is easy was not counted, or in the first region.
         regions[:, 0] += examples - regions.sum(1)
         own, positive = self.places[: self.positives], self.targets >= 0.5
@@ -253,32 +257,30 @@ class Passes:
     @torch.no_grad()
     def value(self, table: Tensor) -> Tensor:
         """Σ β L, or β L of each element."""
-        weights = F.pad(table.repeat(self.lanes // len(table), 1).view(-1), (0, 1))
+        weights = F.pad(table.expand(self.classes, -1).reshape(-1), (0, 1))
         each = torch.empty_like(self.memory) if self.each else None
-        parts = [(self.bulk * table[:, 0]).sum()]
-        first = weights[: -1 : self.bins].contiguous()
-        self.memory[: self.easy * self.height].view(-1, self.lanes).mul_(first)
+        total = (self.bulk * table[:, 0]).sum()  # float64
+        self.memory[: self.easy * self.height].mul_(table[:, 0].contiguous())
         for i in range(self.easy, len(self.edges) - 1):
             at = slice(self.edges[i], self.edges[i + 1])
             losses, slope, beta = self._losses(i, at), self.memory[at], weights[0]
             if self.options is not None:
-                cells = self._cells(self.memory[at.start : at.start + self.height])
-                beta = weights.index_select(0, cells[: slope.numel()]).view(slope.shape)
+                beta = weights.index_select(0, self._cells(slope)).view(slope.shape)
             slope.mul_(beta)
             losses.mul_(beta)
-            parts.append(losses.sum())
+            total += losses.sum()
             if each is not None:
                 each[at] = losses
         for places, slopes, losses, cells in self.apart or self._apart():
             beta = weights.index_select(0, cells)
             losses = losses * beta
-            parts.append(losses.sum())
+            total += losses.sum()
             self.memory.view(-1).index_copy_(0, places, slopes * beta)
             if each is not None:
                 each.view(-1).index_copy_(0, places, losses)
         if each is not None:
             return self.restore(each)
-        return torch.stack(parts).sum(dtype=torch.float64).to(self.dtype)
+        return total.to(self.dtype)
 
     def _losses(self, i: int, at: slice) -> Tensor:
         """L of a block's logits; of focal loss, which has no first pass, the slopes are written too."""
@@ -290,10 +292,9 @@ class Passes:
         return self._clear(i, losses)
 
     def _apart(self) -> Iterator[Apart]:
-        """What stands apart, so much at a time as a block has."""
-        size = self.height * self.classes
-        for start in range(0, len(self.places), size):
-            places, t = self.places[start : start + size], self.targets[start : start + size]
+        """What stands apart, a part at a time."""
+        for start in range(0, len(self.places), self.part):
+            places, t = self.places[start : start + self.part], self.targets[start : start + self.part]
             x = self.x.view(-1).index_select(0, places).to(self.dtype)
             t = F.pad(t, (0, len(x) - len(t)))  # beyond the first region are none but background
             kept = None if self.valid is None else self._counts(places)
@@ -309,7 +310,7 @@ class Passes:
                 losses = x.clamp_min(0).addcmul_(t, x, value=-1).add_(_softplus(-x.abs()))
             cells = unit_region(slopes.abs(), self.bins).add_(places % self.classes * self.bins)
             if kept is not None:
-                cells = torch.where(kept, cells, self.lanes * self.bins)
+                cells = torch.where(kept, cells, self.cells)
             yield places, slopes, losses, cells
 
     def _easy(self, p: Tensor) -> Tensor | None:
@@ -318,8 +319,8 @@ class Passes:
         No logarithm for each: 8 of the numbers 1 - p are multiplied, as a + b - ab makes 1 - (1 - a)(1 - b) without
         cancellation, and -log(1 - q) = 2 artanh(q / (2 - q)).
         """
-        edge, one = _constants(self.bins, self.dtype)
-        width = p.shape[1]
+        # A little less than where the first region ends, so that no rounding hides one: all are looked up.
+        width, edge, one = p.shape[1], (1 - 1e-6) / self.bins, p.new_ones(())
         beyond = (p.amax(0) >= edge).nonzero()[:, 0]
         if 3 * len(beyond) > width:
             return None
@@ -349,8 +350,8 @@ class Passes:
         return self.valid[row, places % width]
 
     def _cells(self, slope: Tensor) -> Tensor:
-        """The cell of each slope of whole groups of rows."""
-        return unit_region(slope, self.bins).view(-1, self.lanes).add_(self.first).view(-1)
+        """The cell of each slope of a block."""
+        return unit_region(slope, self.bins).add_(self.first).view(-1)
 
     def _add(self, counts: Tensor, cells: Tensor) -> None:
         if self.on_cpu:
@@ -378,14 +379,3 @@ def _focal(loss: naive.Focal, x: Tensor, alpha: float | Tensor) -> tuple[Tensor,
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), which from 50 on is x, in double precision too."""
     return F.softplus(x, threshold=50)
-
-
-@functools.cache
-def _constants(bins: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The smallest number in region 1 by the arithmetic of `unit_region`, and a one."""
-    edge = torch.tensor(1 / bins, dtype=dtype, device="cpu")
-    while unit_region(edge, bins) > 0:
-        edge = edge.nextafter(torch.zeros_like(edge))
-    while unit_region(edge, bins) < 1:
-        edge = edge.nextafter(torch.ones_like(edge))
-    return edge, torch.ones_like(edge)
