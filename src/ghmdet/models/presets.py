@@ -62,6 +62,8 @@ class ModelConfig:
 
     score_threshold: float = 0.05
     nms_iou: float = 0.5
+    soft_nms: bool = False
+    """Whether overlapping detections lower each other's scores and candidates vote on each box (`soften`)."""
     topk_candidates: int = 1000
     """Candidates of each level that go into NMS."""
     detections_per_image: int = 300
@@ -145,8 +147,10 @@ PRESETS: dict[str, ModelConfig] = {
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
         batch_norm_eps=1e-3,
+        nms_iou=0.7,
+        soft_nms=True,
     ),
-    "r18": dataclasses.replace(_R50, backbone="resnet18.tv_in1k"),
+    "r18": dataclasses.replace(_R50, backbone="resnet18.tv_in1k", nms_iou=0.7, soft_nms=True),
     "r50": _R50,
     "r50_v2": dataclasses.replace(_R50, extra_from="c5", norm_groups=32),
 }
