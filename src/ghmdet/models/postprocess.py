@@ -33,19 +33,13 @@ def postprocess(
     logits, deltas = logits.float(), deltas.float()
     counts, detections = list(level_counts), []
     for index, (size, original) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
-        levels = zip(
-            torch.split(logits[index], counts),
-            torch.split(deltas[index], counts),
-            torch.split(anchors, counts),
-            strict=True,
-        )
-        candidates = [_candidates(*level, size, config) for level in levels]
+        split = (torch.split(x, counts) for x in (logits[index], deltas[index], anchors))
+        candidates = [_candidates(x, d, a, size, config) for x, d, a in zip(*split, strict=True)]
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
         most = config.topk_candidates if config.soft_nms else config.detections_per_image
         keep = batched_nms(boxes, scores, labels, config.nms_iou)[:most]
-        keep = keep[
-            (boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)
-        ]  # clipping leaves nothing of some in the padding
+        # Clipping leaves nothing of some in the padding.
+        keep = keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)]
         if config.soft_nms:
             boxes, scores, labels = soften(boxes, scores, labels, keep, config.detections_per_image)
         else:

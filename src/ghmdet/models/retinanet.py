@@ -142,9 +142,9 @@ class RetinaNet(nn.Module):
 
         Raises GhmdetError for another network, or another number of names.
         """
-        config, converted = torchvision_import.from_model(model, classes)
-        detector = cls(config, converted.classes)
-        detector.load_network(converted.weights)
+        config, names, weights = torchvision_import.from_model(model, classes)
+        detector = cls(config, names)
+        detector.load_network(weights)
         return detector.to(next(model.parameters()).device).train(model.training)
 
     def _anchors(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
@@ -26,16 +26,10 @@ OUR_NAMES = (
 )
 
 
-class Converted(NamedTuple):
-    """The weights of a torchvision detector in our terms."""
-
-    classes: list[str]
-    weights: dict[str, Tensor]
-    """Of backbone, neck and head, by our names."""
-
-
-def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> tuple[ModelConfig, Converted]:
-    """Torchvision's `retinanet_resnet50_fpn` or `_v2`, with any sizes, thresholds and anchors, in our terms.
+def from_model(
+    model: nn.Module, classes: Sequence[str] | None = None
+) -> tuple[ModelConfig, list[str], dict[str, Tensor]]:
+    """Config, classes and weights of torchvision's `retinanet_resnet50_fpn` or `_v2`, whatever its sizes and anchors.
 
     classes: a name for each of its outputs; "class 0", "class 1", ... where absent.
     Raises GhmdetError for another network, or another number of names.
@@ -47,16 +41,21 @@ def from_model(model: nn.Module, classes: Sequence[str] | None = None) -> tuple[
         )
     converted = from_state(model.state_dict())
     assert converted is not None
-    if classes is not None and len(classes) != len(converted.classes):
+    outputs, weights = converted
+    names = outputs if classes is None else list(classes)
+    if len(names) != len(outputs):
         raise GhmdetError(
-            f"{len(classes)} class names for a torchvision model with {len(converted.classes)} outputs; its unused "
-            "index 0 needs one too"
+            f"{len(names)} class names for a torchvision model with {len(outputs)} outputs; its unused index 0 needs "
+            "one too"
         )
-    return _config(model), converted if classes is None else converted._replace(classes=list(classes))
+    return _config(model), names, weights
 
 
-def from_state(state: Mapping[str, Tensor]) -> Converted | None:
-    """The weights in a state dict of one of torchvision's RetinaNets; None where it is something else."""
+def from_state(state: Mapping[str, Tensor]) -> tuple[list[str], dict[str, Tensor]] | None:
+    """The state dict of one of torchvision's RetinaNets as classes "class 0", ... and weights by our names.
+
+    None where it is something else.
+    """
     boxes = state.get("head.regression_head.bbox_reg.bias")
     outputs = state.get("head.classification_head.cls_logits.bias")
     if boxes is None or outputs is None:
@@ -71,7 +70,7 @@ def from_state(state: Mapping[str, Tensor]) -> Converted | None:
             r"_tower\.(\d)\.(\d)\.", lambda found: f"_tower.{layers * int(found[1]) + int(found[2])}.", name
         )
         weights[name] = value
-    return Converted([f"class {index}" for index in range(4 * len(outputs) // len(boxes))], weights)
+    return [f"class {index}" for index in range(4 * len(outputs) // len(boxes))], weights
 
 
 def _config(model: Any) -> ModelConfig:

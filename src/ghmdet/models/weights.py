@@ -186,7 +186,7 @@ def _load_coco(model: RetinaNet) -> str:
         raise CheckpointError(f"{file}: damaged (its SHA-256 does not begin with {wanted}): remove it")
     theirs = torchvision_import.from_state(_bare(state))
     assert theirs is not None
-    said = _load_detector(model, published.meta["categories"], theirs.weights, R50)
+    said = _load_detector(model, published.meta["categories"], theirs[1], R50)
     return f"All weights from torchvision's detector of COCO, {file.name}. {said}"
 
 

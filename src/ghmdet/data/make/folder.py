@@ -37,9 +37,8 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
         yield building
         for name in ("annotations", "images"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for entry in sorted(
-            building.iterdir(), reverse=True
-        ):  # the annotations last: without them it is no set
+        # The annotations last: without them it is no set.
+        for entry in sorted(building.iterdir(), reverse=True):
             entry.replace(out / entry.name)
     finally:
         shutil.rmtree(building, ignore_errors=True)
