@@ -169,6 +169,17 @@ def test_ignored_anchors_do_not_matter():
     torch.testing.assert_close(ghm.ghm_c_loss(logits, labels, impl="torch"), whole)
 
 
+@pytest.mark.parametrize("shape", [(400,), (400, 3), (40, 3, 5)])
+def test_sparse_targets_that_are_no_numbers_do_not_matter_where_masked(shape):
+    generator = torch.Generator().manual_seed(3)
+    logits, targets = torch.randn(shape, generator=generator), torch.zeros(shape)
+    targets[0], targets[2] = 0.7, math.nan
+    valid = targets == targets
+    assert_same(ghm.ghm_c_loss, logits, targets.where(valid, 0), valid=valid)
+    expected = ghm.ghm_c_loss(logits, targets.where(valid, 0), valid=valid, impl="reference")
+    torch.testing.assert_close(ghm.ghm_c_loss(logits, targets, valid=valid, impl="torch"), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_loss_scaled_before_backward_keeps_small_half_precision_gradients(dtype):
     logits, labels, _ = example(50, 3, dtype=dtype)

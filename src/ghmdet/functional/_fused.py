@@ -52,18 +52,14 @@ def harmonized(
 
     each = reduction == "none" or arguments.weight is not None
     passes = Passes(loss, arguments, options, each)
-    count: Tensor | None = None
-    if options is None:
-        table = torch.ones(1, 1, device=arguments.inputs.device)
-    else:
-        counts = passes.count()
-        table, count = (options.table(counts), None) if weigh is None else weigh(counts)
+    table, count = torch.ones(1, 1, device=arguments.inputs.device), None
+    if options is not None:
+        table, count = (weigh or options.weigh)(passes.count())
     table = table.to(passes.dtype)
-    if each:
-        return arguments.reduce(_apply(arguments, table, passes), reduction, count)
-    if reduction == "mean":
+    if reduction == "mean" and not each:
         table = table / (passes.examples().sum().clamp_min(1) if count is None else count)
-    return _apply(arguments, table, passes)
+    value: Tensor = _Weighted.apply(*arguments[:3], table, passes)
+    return arguments.reduce(value, reduction, count) if each else value
 
 
 def check_impl(impl: str) -> None:
@@ -101,11 +97,6 @@ def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting 
 def _say_once(why_not: str, device: str) -> None:
     form = f'"reference" on {device}: {why_not}' if why_not else f'"torch" on {device}: the fastest measured'
     _log.debug('losses: impl="auto" takes %s', form)
-
-
-def _apply(arguments: Arguments, table: Tensor, passes: Passes) -> Tensor:
-    result: Tensor = _Weighted.apply(*arguments[:3], table, passes)
-    return result
 
 
 class _Weighted(torch.autograd.Function):
@@ -299,7 +290,7 @@ class Passes:
             t = F.pad(t, (0, len(x) - len(t)))  # beyond the first region are none but background
             kept = None if self.valid is None else self._counts(places)
             if kept is not None:
-                x = torch.where(kept, x, 0)
+                x, t = torch.where(kept, x, 0), torch.where(kept, t, 0)
             if isinstance(self.loss, naive.Focal):
                 # By y = −x where the target is 1 everything is background.
                 alpha, sign = self.loss.alpha, 1 - 2 * t

@@ -87,6 +87,10 @@ class Weighting(NamedTuple):
         """How many columns of `RegionCounts.regions` the method counts: the regions, or their grid."""
         return self.bins * WINDOW if self.method == "prefix" else self.bins
 
+    def weigh(self, counts: RegionCounts) -> tuple[Tensor, Tensor | None]:
+        """A `Weigh` by the batch alone."""
+        return self.table(counts), None
+
     def table(self, counts: RegionCounts, batch: RegionCounts | None = None) -> Tensor:
         """β of each column of `counts.regions` [C, M], 0 where it is empty.
 
@@ -213,7 +217,7 @@ def weights(
     counts = count_regions(index, targets, options.cells, classes, norm.dtype)
     if options.method == "exact":
         return options.exact(counts, norm, valid), None
-    table, count = (options.table(counts), None) if weigh is None else weigh(counts)
+    table, count = (weigh or options.weigh)(counts)
     return look_up(table.to(norm.dtype), index), count
 
 
