@@ -22,16 +22,16 @@ arms alternate, a figure is the median over rounds of a process's median. Peers 
 Load is the machine's while the row was measured: above its number of cores, times are too long and ratios less sure.
 
 `ghm-c` is what `impl="auto"` takes on a CPU: two passes over blocks of logits, one that counts, one that writes loss
-and gradient together. Labels stay labels, ignored anchors of `[N, K]` logits are never read, and only the
-gradient has the logits' size. `ghm-c reference` is the readable composition; `ghm-c compile` was that composition by
-`torch.compile`, which has gone since it was slower. The rows of `ghm-c` here are those of an earlier form of the loss.
+and gradient together. Labels stay labels, and only the gradient has the logits' size. `ghm-c reference` is the
+readable composition; `ghm-c compile` was that composition by `torch.compile`, which has gone since it was slower. The
+rows of `ghm-c` here are those of an earlier form of the loss.
 
 **What the ratios depend on.** `F.binary_cross_entropy_with_logits` spends most of its time in MKL's float32 `log1p`.
 On the AMD processor measured here it takes about 9 ns a number until MKL's `atanh` was called once in the process (on
 64 numbers or more), and 0.45 ns from then on: `torch.atanh(torch.zeros(64))` makes plain cross entropy several times
-as fast, for the rest of the process. A process that uses the fused loss gets that too, as it computes log(1 + e^−|x|)
-by `atanh`. The row `bce, fast log1p` is plain cross entropy after such a call, and is the peer where `log1p` is fast
-anyway.
+as fast, for the rest of the process. A process that trains with GHM-C gets that too, as the fused form sums the
+losses of easy background by `atanh`. The row `bce, fast log1p` is plain cross entropy after such a call, and is the
+peer where `log1p` is fast anyway.
 
 **Growth.** A call has a fixed cost of 0.4 ms, half of the time at 1e5 logits. Above 32 MB, glibc's malloc takes a
 gradient's memory fresh from the system each time, which is the rise at 1e7: from 1e6 to 1e7 logits the cost grows 23 %
