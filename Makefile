@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest bench lint format clean
+.PHONY: demo test test-lowest fuzz bench lint format clean
 
 demo: .venv/installed
 	$(BIN)/ghmdet demo --out demo
@@ -13,6 +13,10 @@ test test-lowest: export OMP_NUM_THREADS ?= 1
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Damages small data sets of every layout, 20,000 times: the readers may refuse them, and never crash.
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz_readers.py --count 20000
 
 # Adds rows to benchmarks/results and draws docs/performance.md; the machine should have nothing else to do.
 bench: .venv/installed

@@ -498,6 +498,16 @@ def test_an_xml_file_with_other_elements_and_no_object_is_a_picture_without_obje
     assert list(boxes(voc_with(tmp_path, text)).values()) == [THREE[0], []]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32"])
+def test_a_list_that_is_no_plain_text_crashes_nothing(tmp_path: Path, encoding: str) -> None:
+    write_yolo(tmp_path, three_pictures())
+    config = tmp_path / "data.yaml"
+    config.write_text("train: images/train\nval: list.txt\nnames: [cat, dog, emu]\n")
+    (tmp_path / "list.txt").write_bytes("images/train/a.jpg\n".encode(encoding))
+    assert len(read_data(config).records) == 3
+    assert any(problem.severity == "error" for problem in check_data(config, "val"))
+
+
 def test_a_png_called_jpg_is_read(tmp_path: Path) -> None:
     write_yolo(tmp_path, three_pictures())
     Image.new("RGB", (60, 40)).save(tmp_path / "images" / "train" / "a.jpg", format="PNG")

@@ -8,6 +8,7 @@ from ghmdet.data.images import require_images
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
 from ghmdet.data.records import DetectionData, Problem, Record, Records
+from ghmdet.data.share import share_out
 from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "make_loader",
     "read_data",
     "require_images",
+    "share_out",
     "train_transforms",
 ]

@@ -320,6 +320,7 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
         image["file_name"] for image, has_name in zip(read.images.values(), named, strict=True) if has_name
     ]
     home, places = _find_pictures(tree, split, file, names)
+    tree.used.update([str(file), *filter(None, places)])
     collect = Collector(Path(home), classes, read.problems)
     collect.file = file
     ends = np.searchsorted(read.image, np.arange(len(read.images)), side="right").tolist()

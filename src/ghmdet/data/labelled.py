@@ -159,6 +159,7 @@ class OneFileEach:
         single bad records become problems.
         """
         pairs = self._pairs(tree, split, place)
+        tree.used.update(file for pair in pairs for file in pair if file)
         homes = sorted({os.path.dirname(picture) for _, picture in pairs if picture is not None})
         home = os.path.commonpath(homes) if homes else os.path.join(tree.root, "JPEGImages")
         collect = Collector(Path(home), classes)

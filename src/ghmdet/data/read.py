@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class DataSet:
         if not os.path.exists(self.path):
             raise DataError(f"{path}: no such file or folder: check the path")
         self.tree = Tree(self.path)
-        with _disk_errors(self.path):
+        with _reading(self.path):
             if not self.tree.whole:
                 name = FILES.get(ending(str(path)))
                 if name is None:
@@ -103,26 +104,31 @@ class DataSet:
         What no split uses is among the problems of the first one, and of those that are not for evaluation.
         """
         reader = FORMATS[self.format]
-        with _disk_errors(self.path):
+        with _reading(self.path):
             data = reader.read_split(self.tree, name, self.splits[name], classes)
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
-            used = {
-                file for split, place in self.splits.items() for file in reader.files(self.tree, split, place)
-            }
-            tops = [self.tree.root] if self.tree.whole else sorted({os.path.dirname(file) for file in used})
-            left = self.tree.left_over(tops, used)
+            for split in self.splits.keys() - {name}:
+                self.tree.used.update(reader.files(self.tree, split, self.splits[split]))
+            folders = filter(os.path.isdir, sorted({os.path.dirname(file) for file in self.tree.used}))
+            left = self.tree.left_over([self.tree.root] if self.tree.whole else folders)
         return dataclasses.replace(data, problems=(*data.problems, *left))
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
+    """Names what a disk refuses; meanwhile no garbage is looked for, again and again, in all that is being read."""
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
     except OSError as error:  # a name that is too long for the disk, a folder that may not be read
         raise DataError(
             f"{path}: {error.strerror}: {shown(error.filename)}: correct the name or its permissions"
         ) from None
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _nearest(tree: Tree) -> str:

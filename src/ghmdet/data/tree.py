@@ -48,7 +48,7 @@ NO_LABEL = "label file that no split uses"
 NO_PICTURE = "picture that no split uses"
 LEFT: dict[str, tuple[Severity, str]] = {
     NO_LABEL: ("warning", "not read: no picture of a split goes with it"),
-    NO_PICTURE: ("info", "not read: no annotation, label file or list names it"),
+    NO_PICTURE: ("info", "not read: no label file, list or sound record names it"),
     "picture that the installed Pillow cannot open": ("warning", "not read: save it as JPEG or PNG"),
     "folder that may not be read": ("error", "allow reading it"),
     "symlinked folder that leads back": ("warning", "not followed: its files are read once"),
@@ -99,6 +99,7 @@ class Tree:
         self.given, self.whole = given, given.is_dir()
         self.root = os.path.normpath(given if self.whole else given.parent)
         self.linked = False  # whether any link was seen
+        self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
         self._folders: dict[str, Folder] = {}
 
@@ -195,14 +196,14 @@ class Tree:
         found = {name: path for name, path in found.items() if times[path] == 1}
         return [path or found.get(name) for name, path in zip(names, exact, strict=True)]
 
-    def left_over(self, tops: Iterable[str], used: set[str]) -> list[Problem]:
-        """What looks like a picture or a label below the folders and is not among the files used, counted by kind."""
+    def left_over(self, tops: Iterable[str]) -> list[Problem]:
+        """What looks like a picture or a label below the folders and is not among the files used, by kind."""
         left: dict[str, list[str]] = {kind: [] for kind in LEFT}
         for path in dict.fromkeys(path for top in tops for path in self.walk(top)):
-            if path not in used and (kind := _kind(path)):
+            if path not in self.used and (kind := _kind(path)):
                 left[kind].append(path)
         if self.linked:  # a file may be used by way of a link
-            real = {os.path.realpath(path) for path in used}
+            real = {os.path.realpath(path) for path in self.used}
             left = {
                 kind: [path for path in paths if os.path.realpath(path) not in real]
                 for kind, paths in left.items()

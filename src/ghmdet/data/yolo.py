@@ -237,6 +237,7 @@ def read_split(
     if not pairs:
         places = ", ".join(source.images)
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
+    tree.used.update(file for pair in pairs for file in pair if file)
     collect = Collector(Path(tree.root), classes)
     rows = Rows(source.names, [label for _, label in pairs if label])
     for image_id, (picture, label) in enumerate(pairs, start=1):

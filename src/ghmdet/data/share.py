@@ -1,0 +1,112 @@
+"""A validation part of a data set that has none, in which no picture looks like one that is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from torchvision.transforms.v2.functional import to_pil_image
+
+from ghmdet.data.images import load_image
+from ghmdet.data.records import DetectionData, Problem, Record, Records
+from ghmdet.errors import DataError
+
+ALIKE = 6  # of 64 bits: in how many the hashes of two pictures of one group may differ
+BLOCK = 1024  # pictures compared with all others at a time
+RUNS = 20  # into which a group of more than half of the pictures is cut
+
+Ints = NDArray[np.int64]
+
+
+def difference_hash(record: Record) -> NDArray[np.bool_]:
+    """Whether the picture gets brighter to the right at 8 x 8 places: [64] bits (dHash, Krawetz 2013)."""
+    grey = to_pil_image(load_image(record, (72, 72))).convert("L").resize((9, 8))
+    pixels = np.asarray(grey, dtype=np.int16)
+    return (pixels[:, 1:] > pixels[:, :-1]).ravel()
+
+
+def alike(hashes: NDArray[np.bool_]) -> Ints:
+    """The group of each of N pictures [N, 64], named by its first: chains of pictures that differ in few bits."""
+    signs = np.where(hashes, np.float32(1), np.float32(-1))
+    parent = np.arange(len(signs))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for start in range(0, len(signs), BLOCK):
+        near = signs[start : start + BLOCK] @ signs.T >= 64 - 2 * ALIKE
+        for a, b in zip(*np.nonzero(near), strict=True):
+            first, second = sorted((root(a + start), root(b)))
+            parent[second] = first
+    return np.array([root(index) for index in range(len(signs))], dtype=np.int64)
+
+
+def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, DetectionData]:
+    """A training and a validation part of a split; the same for the same pictures, and said in the first's problems.
+
+    Pictures that look alike, as the frames of a film do, are in one part: groups of them go to the validation part
+    until it has about `share` of the pictures and of the boxes of each class, the rarest first. Every class stays in
+    training; it is in both parts where more than one group has it. If more than half of the pictures look alike, they
+    are cut into runs of consecutive names.
+
+    Raises DataError when there are too few pictures for two parts, or one cannot be read.
+    """
+    records, classes = data.records, len(data.classes)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        hashes = np.array(list(threads.map(difference_hash, records)), dtype=bool).reshape(-1, 64)
+    group = alike(hashes)
+    by_name = sorted(range(len(records)), key=records.name)
+    for name, size in zip(*np.unique(group, return_counts=True), strict=True):
+        if 2 * size > len(records):
+            run = [index for index in by_name if group[index] == name]
+            group[run] = len(records) + np.arange(size) * RUNS // size
+    groups, group = np.unique(group, return_inverse=True)
+    used = ~records.crowd
+    picture = np.repeat(np.arange(len(records)), np.diff(records.offsets))[used]
+    counts = np.zeros((len(groups), classes + 1))  # the boxes of each class, and the pictures
+    np.add.at(counts, (group[picture], records.labels[used]), 1)
+    counts[:, classes] = np.bincount(group)
+    total = counts.sum(0)
+    wanted = np.maximum(share * total, 1)
+    rarity = np.where(counts[:, :classes] > 0, total[:classes], np.inf).min(1)
+    chosen, has = np.zeros(len(groups), dtype=bool), np.zeros(classes + 1)
+    for index in np.lexsort((np.random.default_rng(0).permutation(len(groups)), rarity)):
+        then = has + counts[index]
+        nearer = (((then - wanted) / wanted) ** 2).sum() < (((has - wanted) / wanted) ** 2).sum()
+        new_class = bool(((counts[index] > 0) & (has == 0)).any())
+        if (nearer or (new_class and then[-1] <= 1.5 * wanted[-1])) and (then < total)[
+            counts[index] > 0
+        ].all():
+            chosen[index], has = True, then
+    if not chosen.any():
+        raise DataError(f"{data.root}: {len(records)} pictures are too few for a validation part: add one")
+    said = f"{int(has[-1])} of {len(records)} pictures, in {chosen.sum()} of {len(groups)} groups that look alike"
+    mend = "give a split of your own to choose it"
+    made = Problem("info", "validation part made of the training part", str(data.root), "", said, mend)
+    parts = np.flatnonzero(~chosen[group]), np.flatnonzero(chosen[group])
+    train, val = (_part(records, indices.tolist()) for indices in parts)
+    return (
+        dataclasses.replace(data, records=train, problems=(*data.problems, made)),
+        dataclasses.replace(data, records=val, problems=(), split="val"),
+    )
+
+
+def _part(records: Records, indices: Sequence[int]) -> Records:
+    """The records of some pictures."""
+    spans = [np.arange(records.offsets[index], records.offsets[index + 1]) for index in indices]
+    rows = np.concatenate(spans)
+    return Records(
+        records.root,
+        map(records.name, indices),
+        records.image_ids[indices],
+        records.sizes[indices],
+        np.cumsum([0, *map(len, spans)], dtype=np.int64),
+        *(column[rows] for column in (records.boxes, records.labels, records.crowd, records.area)),
+    )

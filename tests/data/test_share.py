@@ -1,0 +1,85 @@
+"""A validation part of a one-part set: near-duplicates stay together, classes are in both parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ghmdet.data import DetectionData, read_data, share_out
+from ghmdet.errors import DataError
+from small_sets import Picture, coco_content
+
+
+def film(root: Path, scenes: int, frames: int, rare: tuple[int, ...] = ()) -> DetectionData:
+    """Scenes of frames that differ by noise, light and a move of a pixel; class 2 in the scenes `rare` only."""
+    random, pictures = np.random.default_rng(3), []
+    (root / "images").mkdir(parents=True)
+    for scene in range(scenes):
+        coarse = Image.fromarray(random.integers(40, 200, (7, 9, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((97, 73), Image.Resampling.BICUBIC)).astype(np.float32)
+        for frame in range(frames):
+            view = smooth[frame % 2 : 72 + frame % 2, frame % 2 : 96 + frame % 2]
+            view = view * (1 + 0.02 * frame) + random.normal(0, 2, view.shape)
+            picture = Picture(f"{scene:02}_{frame:02}.jpg", 96, 72, [(scene % 2, 5, 5, 25, 35)])
+            if scene in rare:
+                picture.boxes.append((2, 30, 10, 60, 40))
+            Image.fromarray(view.clip(0, 255).astype(np.uint8)).save(root / "images" / picture.name)
+            pictures.append(picture)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(coco_content(pictures)))
+    return read_data(root)
+
+
+def scenes_of(data: DetectionData) -> set[str]:
+    return {record.path.name[:2] for record in data.records}
+
+
+def test_frames_of_a_scene_stay_together_and_rare_classes_are_in_both_parts(tmp_path: Path) -> None:
+    data = film(tmp_path, scenes=20, frames=4, rare=(7, 13))
+    train, val = share_out(data)
+    assert scenes_of(train).isdisjoint(scenes_of(val)) and len(scenes_of(train) | scenes_of(val)) == 20
+    assert len(train.records) + len(val.records) == 80 and 12 <= len(val.records) <= 20
+    assert all(train.boxes_per_class().values()) and all(val.boxes_per_class().values())
+    assert (train.split, val.split) == ("train", "val") and train.classes == val.classes == data.classes
+    count = len(val.records)
+    assert f"{count} of 80 pictures, in {count // 4} of 20 groups that look alike" in train.describe()
+
+
+def test_records_are_those_of_the_set(tmp_path: Path) -> None:
+    data = film(tmp_path, scenes=10, frames=2, rare=(1, 2))
+    whole = {record.path: record for record in data.records}
+    for part in share_out(data, 0.3):
+        for record in part.records:
+            own = whole.pop(record.path)
+            assert (record.image_id, record.width, record.height) == (own.image_id, own.width, own.height)
+            for name in ("boxes", "labels", "crowd", "area"):
+                np.testing.assert_array_equal(getattr(record, name), getattr(own, name))
+    assert not whole
+
+
+def test_the_parts_are_the_same_every_time(tmp_path: Path) -> None:
+    data = film(tmp_path, scenes=12, frames=3)
+    first, again = (share_out(data, 0.25)[1] for _ in range(2))
+    assert [record.path for record in first.records] == [record.path for record in again.records]
+
+
+def test_a_class_of_one_scene_stays_in_training(tmp_path: Path) -> None:
+    train, val = share_out(film(tmp_path, scenes=8, frames=2, rare=(5,)))
+    assert (train.boxes_per_class()["emu"], val.boxes_per_class()["emu"]) == (2, 0)
+
+
+def test_one_long_scene_is_cut_into_runs_of_frames(tmp_path: Path) -> None:
+    train, val = share_out(film(tmp_path, scenes=1, frames=40))
+    names = sorted(record.path.name for record in [*train.records, *val.records])
+    inside = [name in {record.path.name for record in val.records} for name in names]
+    assert 6 <= sum(inside) <= 10 and len(train.records) == 40 - sum(inside)
+    assert all(inside[place] == inside[place + 1] for place in range(0, 40, 2))  # runs of two frames
+
+
+def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 pictures are too few for a validation part"):
+        share_out(film(tmp_path, scenes=1, frames=1))
