@@ -17,6 +17,7 @@ from ghmdet.draw import (
     draw_detections,
     draw_results,
     save_jpeg,
+    short,
 )
 
 CLASSES = ("car", "bus")
@@ -123,6 +124,17 @@ def test_a_batch_is_written_with_its_boxes_and_at_most_so_many_pictures(tmp_path
     nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 18
     draw_batch(tmp_path / "empty.jpg", images, nothing, CLASSES)
     assert (tmp_path / "empty.jpg").read_bytes() != (tmp_path / "batch.jpg").read_bytes()
+
+
+def test_a_name_is_drawn_in_letters_that_there_are_and_inside_the_picture() -> None:
+    def drawn(*names: str) -> np.ndarray:
+        return np.asarray(draw_detections(GREY, BOXES, LABELS, None, names))
+
+    unknown = "\U000f0041\U000f0042"  # no font has these
+    assert (drawn("car", unknown) == drawn("car", "class 1")).all()
+    assert (drawn("автомобиль", "bus") != drawn("class 0", "bus")).any()  # DejaVu Sans has Cyrillic letters
+    assert (drawn("x" * 300, "bus") == drawn("x" * 31 + "…", "bus")).all()
+    assert short("y" * 32) == "y" * 32
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import colorsys
 import math
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from ghmdet.data import DetectionData
 from ghmdet.data.images import load_image
 from ghmdet.files import write_atomic
 
+LONGEST = 32  # letters of a class's name
+WIDE_FONTS = re.compile(r"DejaVu Sans$|.*(CJK|YaHei|Hei$|PingFang|Hiragino|Malgun)")
+"""Names of fonts with more letters than Latin ones, as the usual systems have them."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 GAP, SHEET_FILL = 4, (24, 24, 27)
 THRESHOLD = 0.3  # the least score of a detection that is drawn on a sheet
 
@@ -48,20 +54,16 @@ def draw_detections(
     canvas = _picture(image)
     draw = ImageDraw.Draw(canvas)
     line, letters = max(1, round(min(canvas.size) / 240)), max(10.0, min(canvas.size) / 32)
-    font = ImageFont.load_default(letters)
     pad = max(1, round(letters / 9))
     order = torch.arange(len(boxes)) if scores is None else scores.cpu().argsort(stable=True)
     rows = [(i, int(labels[i]), _inside(boxes[i].tolist(), canvas)) for i in order.tolist()]
     for _, label, box in rows:
         draw.rectangle(box, outline=class_colour(label), width=line)
-    for i, label, (
-        x0,
-        y0,
-        _,
-        _,
-    ) in rows:  # texts over all lines, above the boxes: small objects must stay visible
-        text = classes[label] if scores is None else f"{classes[label]} {float(scores[i]):.2f}"
-        colour = class_colour(label)
+    names = {label: _drawable(classes[label], label, letters) for label in {row[1] for row in rows}}
+    # Texts over all lines, above the boxes: small objects must stay visible.
+    for i, label, (x0, y0, *_) in rows:
+        (text, font), colour = names[label], class_colour(label)
+        text = text if scores is None else f"{text} {float(scores[i]):.2f}"
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         wide, high = right - left + 2 * pad, bottom - top + 2 * pad
         x, y = min(x0, max(0, canvas.width - wide)), y0 - high if y0 >= high else y0
@@ -69,6 +71,30 @@ def draw_detections(
         bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         draw.text((x + pad - left, y + pad - top), text, font=font, fill="black" if bright else "white")
     return canvas
+
+
+def short(name: str) -> str:
+    """A name for a drawing, of at most `LONGEST` letters."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _drawable(name: str, label: int, size: float) -> tuple[str, Font]:
+    """A class's name and a font that has all of its letters; "class 3" where none is installed."""
+    text = short(name)
+    for font in _fonts(size):
+        missing = bytes(font.getmask("\U0010ffff"))
+        if all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in set(text)):
+            return text, font
+    return f"class {label}", ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=8)
+def _fonts(size: float) -> list[Font]:
+    """Pillow's own font, then those of `WIDE_FONTS` that are installed."""
+    from matplotlib.font_manager import fontManager
+
+    files = {font.name: font.fname for font in fontManager.ttflist if WIDE_FONTS.match(font.name)}
+    return [ImageFont.load_default(size), *(ImageFont.truetype(file, size) for file in files.values())]
 
 
 def draw_results(

@@ -247,6 +247,16 @@ def test_nothing_at_all_can_be_drawn_without_a_warning(
         figures.save_figure(figure, tmp_path / "figure")
 
 
+@pytest.mark.parametrize("name", ["红血球", "z" * 300, "$x_1$", "😀"])
+def test_any_class_name_can_be_drawn_without_a_warning(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.draw_precision_recall({name: {"precision": [0.5] * 101}, "b": None})
+        figures.save_figure(figure, tmp_path / "a")
+        svg = figures.inline_svg(figure, "a", "b")
+    assert (name if len(name) < 32 else "z" * 31 + "…") in svg
+
+
 def test_no_detections_can_be_drawn_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,6 +6,7 @@ Every histogram, bar, line and map has a label, by which tests find what is draw
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
+from ghmdet.draw import WIDE_FONTS, short
 from ghmdet.evaluation.findings import Curve
 from ghmdet.evaluation.matching import Reliability
 from ghmdet.files import write_atomic
@@ -46,7 +49,10 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",
+    "font.family": [
+        "DejaVu Sans",
+        *(name for name in fontManager.get_font_names() if WIDE_FONTS.match(name) and name != "DejaVu Sans"),
+    ],
     "grid.alpha": 0.25,
 }
 FARTHEST = 0.3  # |d| in the figure of the box losses
@@ -247,7 +253,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PATH.svg and PATH.png, whole or not at all, the same bytes each time; the two paths."""
     return [
         write_atomic(path.with_suffix(".svg"), _svg(figure, "ghmdet")),
-        write_atomic(path.with_suffix(".png"), lambda file: figure.savefig(file, format="png", dpi=120)),
+        write_atomic(path.with_suffix(".png"), lambda file: _render(figure, file, format="png", dpi=120)),
     ]
 
 
@@ -267,8 +273,15 @@ def _svg(figure: Figure, salt: str, **options: Any) -> str:
     drawing = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(drawing, format="svg", metadata=nothing, **options)
+        _render(figure, drawing, format="svg", metadata=nothing, **options)
     return drawing.getvalue()
+
+
+def _render(figure: Figure, file: Any, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # Letters that no font here has: an SVG is shown with the fonts of whoever opens it.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(file, **options)
 
 
 def _histograms(
@@ -311,6 +324,7 @@ def _legend(axes: Axes, **options: Any) -> None:
     if axes.get_legend_handles_labels()[1]:
         for text in axes.legend(frameon=False, **options).get_texts():
             text.set_parse_math(False)
+            text.set_text(short(text.get_text()))
 
 
 def _first_and_last(names: list[Any]) -> list[Any]:
