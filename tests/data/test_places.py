@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ghmdet.data import DetectionData, check_data, read_data
+from ghmdet.engine.predict import find_pictures
 from ghmdet.errors import DataError
 from small_sets import (
     CLASSES,
@@ -175,6 +176,16 @@ def test_cvat_yolo(tmp_path: Path) -> None:
         assert list(boxes(data)) == [f"obj_train_data/{name}.jpg" for name in "abc"]
 
 
+@pytest.mark.parametrize("names", ["obj.data", "no.names", ""])
+def test_an_obj_data_that_names_no_classes_is_refused(tmp_path: Path, names: str) -> None:
+    draw(tmp_path / "a.jpg", 20, 20)
+    write(tmp_path / "train.txt", "a.jpg\n")
+    write(tmp_path / "obj.data", f"train = train.txt\nnames = {names}\n")
+    with pytest.raises(DataError):
+        read_data(tmp_path / "obj.data")
+    assert check_data(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["", "images", "train", "images/train", "train/images"])
 def test_yolo_labels_beside_the_pictures(tmp_path: Path, place: str) -> None:
     draw_three(tmp_path / place)
@@ -336,6 +347,15 @@ def test_hidden_files_are_skipped_and_counted(tmp_path: Path, hidden: str) -> No
     shutil.copy(tmp_path / "images" / "train" / "a.jpg", place)
     data = read_data(tmp_path)
     assert len(data.records) == 3 and left(data) == {"hidden file": (1, f"images/train/{hidden}")}
+
+
+def test_predict_looks_for_pictures_as_the_readers_do(tmp_path: Path) -> None:
+    for name in ("a.jpg", "deep/er/B.JFIF", ".c.jpg", ".ipynb_checkpoints/a.jpg", "._a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="JPEG")
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    (tmp_path / "dir.jpg").mkdir()
+    assert [str(name) for name in find_pictures([tmp_path], tmp_path / "out")] == ["a.jpg", "deep/er/B.JFIF"]
 
 
 @pytest.mark.parametrize("end", [".TXT", ".Txt"])

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
@@ -18,34 +18,12 @@ from ghmdet.data.tree import Tree, ending, looks_like_label
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
-
-class Format(Protocol):
-    """What a reader offers; where a split lies (`place`) is its own affair."""
-
-    @property
-    def LOOKED_FOR(self) -> str:
-        """What its folders hold, in words."""
-
-    def find_splits(self, tree: Tree) -> dict[str, Any]:
-        """Where each split of a data set lies, by name; none when it is not of this format."""
-
-    def files(self, tree: Tree, split: str, place: Any) -> Iterator[str]:
-        """The pictures and label files of a split that are there, without reading its boxes."""
-
-    def read_split(self, tree: Tree, split: str, place: Any, classes: Sequence[str] | None) -> DetectionData:
-        """One split; single bad records become problems, raises DataError where nothing can be read."""
-
-
-FORMATS: dict[str, Format] = {"COCO": coco, "VOC": VOC, "YOLO": yolo, "LabelMe": LABELME}
+FORMATS: dict[str, Any] = {"COCO": coco, "VOC": VOC, "YOLO": yolo, "LabelMe": LABELME}
+"""Each says what its folders hold (LOOKED_FOR), finds where splits lie (find_splits), names the pictures and labels of
+a split without reading its boxes (files), and reads it (read_split)."""
 LAYOUTS = {
-    ".txt": (
-        "YOLO",
-        "data.yaml or classes.txt with the names of the classes, or label files beside the pictures",
-    ),
-    ".xml": (
-        "VOC",
-        "a folder Annotations, or {split} folders, directly below: give the folder that holds them",
-    ),
+    ".txt": ("YOLO", "data.yaml or classes.txt with the names of the classes, or labels beside the pictures"),
+    ".xml": ("VOC", "a folder Annotations, or {split}, directly below: give the folder that holds them"),
     ".json": ("COCO", "a name that says the split (train.json): rename it, or give the .json file itself"),
 }
 """The nearest layout by the ending of the label files that are there, and what it lacks."""
@@ -63,7 +41,7 @@ class DataSet:
         self.path = Path(path)
         if not os.path.exists(self.path):
             raise DataError(f"{path}: no such file or folder: check the path")
-        self.tree = Tree(self.path)
+        self.tree, self.format, self.splits = Tree(self.path), "", dict[str, Any]()
         with _reading(self.path):
             if not self.tree.whole:
                 name = FILES.get(ending(str(path)))
@@ -105,7 +83,7 @@ class DataSet:
         """
         reader = FORMATS[self.format]
         with _reading(self.path):
-            data = reader.read_split(self.tree, name, self.splits[name], classes)
+            data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
             for split in self.splits.keys() - {name}:

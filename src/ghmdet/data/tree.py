@@ -23,26 +23,19 @@ LABELS = {
     ".json": re.compile(rb'"(shapes|images|annotations|categories)"\s*:\s*\['),
 }  # what the beginning of a label file holds, by its ending
 HEAD = 4096  # bytes
-UNREAD = (
-    frozenset(
-        [
-            ".heic",
-            ".heif",
-            ".jxl",
-            ".dng",
-            ".cr2",
-            ".cr3",
-            ".nef",
-            ".arw",
-            ".raw",
-            ".orf",
-            ".rw2",
-            ".svg",
-            ".exr",
-        ]
-    )
-    - EXTENSIONS
-)
+UNREAD = {
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raw",
+    ".svg",
+    ".exr",
+} - EXTENSIONS
 
 NO_LABEL = "label file that no split uses"
 NO_PICTURE = "picture that no split uses"
@@ -204,10 +197,8 @@ class Tree:
                 left[kind].append(path)
         if self.linked:  # a file may be used by way of a link
             real = {os.path.realpath(path) for path in self.used}
-            left = {
-                kind: [path for path in paths if os.path.realpath(path) not in real]
-                for kind, paths in left.items()
-            }
+            for paths in left.values():
+                paths[:] = [path for path in paths if os.path.realpath(path) not in real]
         for folder, here in self._folders.items():
             left[HIDDEN] += [path for name in here.hidden for path in _hidden(below(folder, name))]
         for kind, skipped in self.skipped.items():
@@ -240,10 +231,8 @@ def _kind(path: str) -> str | None:
 
 def _hidden(path: str) -> Iterator[str]:
     """The pictures and label files at a hidden path, or below it."""
-    inside = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-    yield from (
-        file for file in (inside if os.path.isdir(path) else [path]) if ending(file) in {*EXTENSIONS, *LABELS}
-    )
+    inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    yield from (file for file in inside or [path] if ending(file) in {*EXTENSIONS, *LABELS})
 
 
 def _meant(name: str, there: dict[str, list[tuple[list[str], str]]]) -> str | None:

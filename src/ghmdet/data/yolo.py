@@ -1,7 +1,6 @@
 """Reader of YOLO txt: data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt.
 
-A line is `class cx cy w h`, fractions of the picture's size; or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the
-surrounding box is taken.
+A row is `class cx cy w h`, fractions of the picture's size; of longer ones see `Rows`.
 """
 
 from __future__ import annotations
@@ -100,14 +99,12 @@ def _load(file: Path) -> dict[str, Any]:
     """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written."""
     text = read_text(file)
     if file.suffix.lower() == ".data":
-        return {
-            key.strip(): value.strip()
-            for key, _, value in (line.partition("=") for line in text.splitlines())
-        }
+        pairs = (line.partition("=") for line in text.splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs}
     try:
         content = yaml.load(
             text, Loader=yaml.BaseLoader
-        )  # every word as written: a class may be called yes or 2024
+        )  # words as written: a class may be called yes or 2024
     except RecursionError:
         raise DataError(f"{file}: invalid YAML (nested too deep): write the file again") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -153,12 +150,12 @@ def _class_names(source: YoloSplit) -> tuple[str, ...]:
     if file is None:
         where = source.images[0]
         raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
-    if file.suffix in (".txt", ".names"):
+    if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
+        file = Path(_place(file.parent, _load(file).get("names", "")))
+    if file != source.names or file.suffix in (".txt", ".names"):
         return checked_classes(read_text(file).strip().splitlines(), file)
     content = _load(file)
     names = content.get("names")
-    if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
-        return _class_names(YoloSplit((), Path(_place(file.parent, str(names)))))
     if isinstance(names, dict):
         numbered = {whole(number): name for number, name in names.items()}
         if set(numbered) != set(range(len(names))):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ghmdet.data.coco import read_annotations
 from ghmdet.data.images import EXTENSIONS
+from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.detect import Detector, coco_results, to_tensor
 from ghmdet.engine.progress import counting
@@ -112,8 +113,8 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
             raise GhmdetError(
                 f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
             )
-        inside = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
-        files = [file for file in sorted(inside) if not file.resolve().is_relative_to(own)] or [path]
+        inside = [Path(file) for file in Tree(path).pictures(str(path))]  # as in data sets: no hidden ones
+        files = [file for file in inside if not file.resolve().is_relative_to(own)] or [path]
         if files[0].is_dir():
             raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
         found |= {file.absolute(): file for file in files if file.absolute() not in found}
