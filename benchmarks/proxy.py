@@ -1,17 +1,19 @@
-"""Try losses at a small part of training's cost: only neck and head are trained, on a frozen backbone's kept features.
+"""Try losses and assignments at a small part of training's cost: neck and head alone learn, from kept features.
 
     python benchmarks/proxy.py DATA --arms ce,ohem,focal,ghm-c --vflip .5 --cache runs/proxy-bccd \\
         --out benchmarks/results/proxy_bccd.jsonl
     python benchmarks/proxy.py DATA --arms giou,smooth-l1,asl1,ghm-r ...    # box losses likewise
+    python benchmarks/proxy.py DATA --assignments iou,best-6,best-9 ...     # which anchors answer for which box
     python benchmarks/results_page.py                                       # draws docs/results.md from the rows
 
-The pretrained backbone sees a few augmented versions of every training picture once; its features, and what each anchor
-should say, are kept in the folder `--cache`. Each run then trains the product's own neck, head and losses on them and
-is judged by its own postprocessing and score. A seed gives every arm the same first weights and the same batches.
+The pretrained backbone sees a few augmented versions of every training picture once; its features are kept in the
+folder `--cache`. Each run then trains the product's own neck, head and losses on them and is judged by its own
+postprocessing and score. A seed gives every arm the same first weights and the same batches.
 
 Each arm's weight is chosen with a quarter of the training pictures held out, from a grid around the loss's own weight
 that is extended where the best lies at its edge; with that weight the arm is trained on all training pictures, once a
-seed, and judged on the validation pictures. Each run is a row in `--out`; rows that are there are not made again.
+seed, and judged on the validation pictures. An assignment is judged on both at the default weight. Each run is a row in
+`--out`; rows that are there are not made again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -47,7 +50,7 @@ from ghmdet.engine.device import choose_device, keep_freed_memory
 from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.evaluation.score import score
-from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, RetinaNet, load_weights, preset
+from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, ModelConfig, RetinaNet, load_weights, preset
 from ghmdet.models.anchors import make_anchors
 from proxy_features import Features
 
@@ -70,13 +73,18 @@ class Recipe:
     warmup: float = 0.1
     clip_norm: float = 10.0
     ema: float = 0.98
+    size: int | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Its values as a row holds them: without a size that was left to the preset."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Proxy:
     """The kept features of a data set, and runs on them."""
 
     def __init__(self, data: Path, folder: Path, recipe: Recipe) -> None:
-        self.recipe, self.config = recipe, preset(recipe.model)
+        self.recipe, self.config = recipe, preset(recipe.model, size=recipe.size)
         self.train = read_data(data, "train")
         self.val = read_data(data, "val", classes=self.train.classes)
         self.device = choose_device("cpu", "auto")
@@ -105,7 +113,7 @@ class Proxy:
 
     def _check_folder(self, folder: Path) -> None:
         recipe = asdict(self.recipe)
-        content = [recipe[name] for name in ("model", "versions", "hflip", "vflip")]
+        content = [recipe[name] for name in ("model", "versions", "hflip", "vflip", "size")]
         content += [
             str(self.train.root),
             len(self.train.records),
@@ -118,10 +126,10 @@ class Proxy:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
 
-    def run(self, loss: LossConfig, seed: int, stage: str) -> dict[str, Any]:
+    def run(self, config: ModelConfig, loss: LossConfig, seed: int, stage: str) -> dict[str, Any]:
         """Train and judge once: the figures of a row."""
         started, cpu = time.monotonic(), time.process_time()
-        model = self._train(loss, seed, self.fit if stage == "tune" else self.all)
+        model = self._train(config, loss, seed, self.fit if stage == "tune" else self.all)
         figures: dict[str, Any] = {"AP": None}
         if model is not None:
             part, name, rows = self.train, "train", self.held_out
@@ -129,29 +137,33 @@ class Proxy:
                 part, name, rows = self.val, "val", list(range(len(self.val.records)))
             metrics = self._judge(model, part, self.features[name], rows)
             per_class = {label: round(values["AP"] or 0, 4) for label, values in metrics.per_class.items()}
-            figures = {name: round(getattr(metrics, name) or 0, 4) for name in ("AP", "AP50")}
+            names = ("AP", "AP50", "APs", "APm", "APl")
+            found = {name: getattr(metrics, name) for name in names}
+            figures = {name: None if value is None else round(value, 4) for name, value in found.items()}
             figures["per_class"] = per_class
         seconds = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
         return figures | {key: round(value, 1) for key, value in seconds.items()}
 
-    def _train(self, loss: LossConfig, seed: int, pictures: list[int]) -> RetinaNet | None:
+    def _train(
+        self, config: ModelConfig, loss: LossConfig, seed: int, pictures: list[int]
+    ) -> RetinaNet | None:
         """The averaged weights after the last step; None where the loss did not stay finite."""
         recipe, features = self.recipe, self.features["varied"]
         torch.manual_seed(seed)
-        model = RetinaNet(self.config, self.train.classes, loss)
+        model = RetinaNet(config, self.train.classes, loss)
         model.backbone = nn.Identity()  # type: ignore[assignment] # its features are kept
         model.to(memory_format=torch.channels_last).train()
         optimizer = make_optimizer(
             model, model.backbone, lr=recipe.lr, backbone_lr=1.0, weight_decay=recipe.weight_decay
         )
         average = WeightAverage(model, recipe.ema)
-        anchors, _ = make_anchors(self.config, *features.picture, torch.device("cpu"))
+        anchors, _ = make_anchors(config, *features.picture, torch.device("cpu"))
         for step, rows in enumerate(itertools.islice(self._batches(pictures, seed), recipe.steps)):
             set_rate(optimizer, warmup_cosine(step, recipe.steps, recipe.warmup))
             with self.device.autocast():
                 logits, deltas = model.head(model.neck(features.batch(rows)))
-            labels, boxes = features.targets(rows, anchors, len(model.classes))
-            losses = model.loss(logits, deltas, labels, boxes, anchors)
+            wanted = features.targets(rows, model)
+            losses = model.loss(logits, deltas, wanted.labels, wanted.boxes, anchors)
             total = losses["classification"] + losses["bbox_regression"]
             if not total.isfinite():
                 return None
@@ -193,6 +205,15 @@ def _of_pictures(data: DetectionData, rows: list[int]) -> dict[str, Any]:
     }
 
 
+def kind_of(arm: str) -> str:
+    """Whether a name is a class loss, a box loss or an assignment: "iou", the article's thresholds, or "best-9"."""
+    if re.fullmatch(r"iou|best-[1-9]\d*", arm):
+        return "assignment"
+    if arm not in CLS_LOSSES and arm not in BOX_LOSSES:
+        raise unknown_name("loss", arm, [*CLS_LOSSES, *BOX_LOSSES])
+    return "cls" if arm in CLS_LOSSES else "box"
+
+
 class Runs:
     """The rows of a results file; a run that has a row is not made again."""
 
@@ -203,16 +224,20 @@ class Runs:
 
     def AP(self, stage: str, arm: str, weight: float, seed: int) -> float | None:
         """The AP of a run, made now unless it has a row; None where it diverged."""
-        kind = "cls" if arm in CLS_LOSSES else "box"
-        loss = replace(self.other, **{f"{kind}_loss": arm, f"{kind}_weight": weight})
-        recipe = asdict(self.proxy.recipe)
+        kind = kind_of(arm)
+        config, loss = self.proxy.config, self.other
+        if kind == "assignment":
+            config = replace(config, best_anchors=int(arm.removeprefix("best-")) if arm != "iou" else 0)
+        else:
+            loss = replace(loss, **{f"{kind}_loss": arm, f"{kind}_weight": weight})
+        recipe = self.proxy.recipe.values()
         key = {"stage": stage, "kind": kind, "arm": arm, "weight": weight, "seed": seed}
         key |= {"loss": asdict(loss), "recipe": recipe, "data": self.proxy.train.root.name}
         row = next((row for row in self.rows if key.items() <= row.items()), None)
         if row is None:
             row = (
                 key
-                | self.proxy.run(loss, seed, stage)
+                | self.proxy.run(config, loss, seed, stage)
                 | {
                     "machine": f"one of {os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
                     "date": datetime.now(timezone.utc).date().isoformat(),
@@ -221,7 +246,10 @@ class Runs:
             self.rows.append(row)
             with self.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            shown = {name: row.get(name) for name in ("AP", "AP50", "per_class", "seconds", "cpu_seconds")}
+            shown = {
+                name: row.get(name)
+                for name in ("AP", "AP50", "APs", "APm", "APl", "per_class", "cpu_seconds")
+            }
             print(f"{stage} {arm} weight {weight:g} seed {seed}: {shown}", flush=True)
         ap: float | None = row["AP"]
         return ap
@@ -253,6 +281,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--arms", default="ce,ohem,focal,ghm-c", help="class losses or box losses")
+    parser.add_argument("--assignments", help="iou, best-9 and so on, in place of --arms")
     parser.add_argument(
         "--factors",
         default=".0625,.25,1,4,16",
@@ -273,20 +302,25 @@ def main() -> None:
     parser.add_argument("--hflip", type=float, default=0.5)
     parser.add_argument("--vflip", type=float, default=0.0)
     parser.add_argument("--model", default="nano")
+    parser.add_argument("--size", type=int, help="longest side of a picture, the model's own by default")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the features")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a run")
     chosen = parser.parse_args()
-    arms = chosen.arms.split(",")
-    for arm in arms:
-        if arm not in CLS_LOSSES and arm not in BOX_LOSSES:
-            raise unknown_name("loss", arm, [*CLS_LOSSES, *BOX_LOSSES])
+    arms = (chosen.assignments or chosen.arms).split(",")
+    kinds = {arm: kind_of(arm) for arm in arms}
     keep_freed_memory()
-    names = ("model", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
+    names = ("model", "size", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
     recipe = Recipe(**{name: getattr(chosen, name) for name in names})
     other = LossConfig(chosen.cls_loss, chosen.box_loss, chosen.cls_weight, chosen.box_weight)
     runs = Runs(Proxy(chosen.data, chosen.cache, recipe), chosen.out, other)
     factors = [float(factor) for factor in chosen.factors.split(",")]
     for arm in arms:
+        if kinds[arm] == "assignment":
+            weight = CLS_LOSSES[other.cls_loss] if other.cls_weight is None else other.cls_weight
+            held_out = [runs.AP("tune", arm, weight, seed) for seed in range(chosen.tune_seeds)]
+            found = [runs.AP("final", arm, weight, seed) for seed in range(chosen.seeds)]
+            print(f"{arm}: AP held out {held_out}, AP {found}", flush=True)
+            continue
         own = (CLS_LOSSES | BOX_LOSSES)[arm]
         weight = runs.tune(arm, [round(own * factor, 6) for factor in factors], chosen.tune_seeds)
         found = [runs.AP("final", arm, weight, seed) for seed in range(chosen.seeds)]

@@ -1,4 +1,4 @@
-"""The data of benchmarks/proxy.py: what a frozen backbone makes of pictures, and what each anchor should say."""
+"""The data of benchmarks/proxy.py: what a frozen backbone makes of pictures, and the boxes in them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ghmdet.data import DetectionDataset
 from ghmdet.data.dataset import Draw
 from ghmdet.engine.device import Device
 from ghmdet.models import RetinaNet
-from ghmdet.models.anchors import make_anchors
-from ghmdet.models.preprocess import Batch, resized_size
+from ghmdet.models.preprocess import Batch, resized_size, scale_boxes
+from ghmdet.models.targets import AnchorTargets
 
 
 class Features:
-    """What the backbone makes of a list of pictures, kept in files: features mapped into memory, and the targets.
+    """What the backbone makes of a list of pictures, kept in files: features mapped into memory, and the boxes.
 
-    levels: [n, C, H, W] each, channels_last. labels: [n, A] int16 as in `AnchorTargets`. boxes: each picture's matched
-    boxes, for its positive anchors in their order.
+    levels: [n, C, H, W] each, channels_last. truth: each picture's boxes and labels, as a detector's targets are, in
+    pixels of the padded picture.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -37,9 +37,8 @@ class Features:
         sides = [resized_size(r.height, r.width, *limits) for r in dataset.data.records]
         step = model.config.size_divisible
         height, width = (-(-max(side) // step) * step for side in zip(*sides, strict=True))
-        anchors, _ = make_anchors(model.config, height, width, torch.device("cpu"))
-        about: dict[str, Any] = {"picture": (height, width), "sizes": [], "original_sizes": [], "boxes": []}
-        labels, started = torch.empty(len(draws), len(anchors), dtype=torch.int16), time.monotonic()
+        about: dict[str, Any] = {"picture": (height, width), "sizes": [], "original_sizes": [], "truth": []}
+        started = time.monotonic()
         levels: list[Tensor] = []
         for at, draw in enumerate(draws):
             image, target = dataset[draw]
@@ -55,9 +54,8 @@ class Features:
                 levels = self._map(len(draws), about, write=True)
             for level, feature in zip(levels, features, strict=True):
                 level[at] = feature[0].permute(1, 2, 0)
-            wanted = model.assign([target], batch._replace(images=images))
-            labels[at] = wanted.labels[0]
-            about["boxes"].append(wanted.boxes[0][_positive(wanted.labels[0], len(model.classes))].clone())
+            boxes = scale_boxes(target["boxes"].float(), batch.original_sizes[0], (h, w))
+            about["truth"].append({"boxes": boxes, "labels": target["labels"]})
             about["sizes"].append((h, w))
             about["original_sizes"].append(tuple(target["original_size"].tolist()))
             if at % 100 == 99:
@@ -65,15 +63,15 @@ class Features:
                     f"{self.name}: {at + 1} of {len(draws)} pictures, {time.monotonic() - started:.0f} s",
                     flush=True,
                 )
-        torch.save(about | {"labels": labels}, self._about)
+        torch.save(about, self._about)
 
     def load(self) -> Features:
         """Map the files."""
         about = torch.load(self._about)
         self.picture: tuple[int, int] = about["picture"]
         self.sizes, self.original_sizes = about["sizes"], about["original_sizes"]
-        self.labels, self.boxes = about["labels"], about["boxes"]
-        self.levels = self._map(len(self.labels), about, write=False)
+        self.truth: list[dict[str, Tensor]] = about["truth"]
+        self.levels = self._map(len(self.truth), about, write=False)
         return self
 
     def batch(self, rows: np.ndarray) -> list[Tensor]:
@@ -86,12 +84,11 @@ class Features:
         nothing = torch.zeros(1, 1, 1, 1).expand(len(rows), 3, *self.picture)
         return Batch(nothing, [self.sizes[row] for row in rows], [self.original_sizes[row] for row in rows])
 
-    def targets(self, rows: np.ndarray, anchors: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Labels [B, A] and boxes [B, A, 4] of these pictures, as `RetinaNet.assign` gave them."""
-        labels = self.labels[torch.as_tensor(rows)].long()
-        boxes = anchors.repeat(len(rows), 1, 1)
-        boxes[_positive(labels, num_classes)] = torch.cat([self.boxes[row] for row in rows])
-        return labels, boxes
+    def targets(self, rows: np.ndarray, model: RetinaNet) -> AnchorTargets:
+        """What each anchor of the model should say on these pictures."""
+        sizes = [self.sizes[row] for row in rows]
+        nothing = torch.zeros(1, 1, 1, 1).expand(len(rows), 3, *self.picture)
+        return model.assign([self.truth[row] for row in rows], Batch(nothing, sizes, sizes))
 
     @property
     def _about(self) -> Path:
@@ -107,7 +104,3 @@ class Features:
             flat = torch.from_file(str(file), shared=True, size=size, dtype=about["dtype"])
             mapped.append(flat.view(count, *shape))
         return mapped
-
-
-def _positive(labels: Tensor, num_classes: int) -> Tensor:
-    return (labels >= 0) & (labels < num_classes)

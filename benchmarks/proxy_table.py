@@ -10,18 +10,21 @@ from statistics import fmean
 from typing import Any
 
 Row = dict[str, Any]
-DEFAULTS = {"cls": "ghm-c", "box": "giou"}
-KINDS = {"cls": "Class losses", "box": "Box losses"}
+DEFAULTS = {"cls": "ghm-c", "box": "giou", "assignment": "iou"}
+KINDS = {"cls": "Class losses", "box": "Box losses", "assignment": "Assignments"}
 
 HEAD = """
-## Losses on a frozen backbone
+## Losses and assignments on a frozen backbone
 
 `benchmarks/proxy.py` trains only neck and head, on kept features of a frozen pretrained backbone. Each loss's
 weight is the best of a grid on a quarter of the training pictures, held out for that; then it is trained on all of
 them and judged on *val*, once a seed. Within a seed all losses have the same first weights and batches.
 Differences are those within a seed: their mean, and from the least to the greatest. Single runs differ by about .01 by
 chance, so nearby weights are not told apart, and three seeds have one sign by chance one time in four. Few steps and
-an untrained backbone: AP is below that of a whole training, and an order found here is to be confirmed by one."""
+an untrained backbone: AP is below that of a whole training, and an order found here is to be confirmed by one.
+
+An assignment ([which anchors answer for which box](models.md#which-anchors-answer-for-which-box)) is tried in the same
+way at the default losses: `iou` is the article's thresholds, `best-9` gives each box its 9 best anchors."""
 
 
 def figure(value: float | None) -> str:
@@ -83,15 +86,20 @@ def table(rows: list[Row]) -> list[str]:
     recipe = rows[0]["recipe"]
     options = " ".join(
         f"--{name.replace('_', '-')} {recipe[name]}"
-        for name in ("model", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
+        for name in ("model", "size", "steps", "batch_size", "lr", "versions", "hflip", "vflip")
+        if name in recipe
     )
+    size = f" at {recipe['size']} pixels" if "size" in recipe else ""
+    what, arms, column = "loss", "arms", "weight (seeds: held-out AP of each)"
+    if kind == "assignment":
+        what, arms, column = "assignment", "assignments", "AP of small, medium and large objects"
     lines = [
-        f"\n### {KINDS[kind]} on {rows[0]['data']}\n",
-        f"`python benchmarks/proxy.py {rows[0]['data']} --arms {','.join(weights)} --seeds {len(reference)}"
+        f"\n### {KINDS[kind]} on {rows[0]['data']}{size}\n",
+        f"`python benchmarks/proxy.py {rows[0]['data']} --{arms} {','.join(weights)} --seeds {len(reference)}"
         f" {options} --cache FOLDER --out FILE`;"
         f" {rows[0]['machine']}; {rows[-1]['date']};"
         f" {fmean(row['cpu_seconds'] for row in finals):.0f} s of one core a run.\n",
-        f"| loss | weight (seeds: held-out AP of each) | val AP | AP50 | minus `{default}`'s | AP by class |",
+        f"| {what} | {column} | val AP | AP50 | minus `{default}`'s | AP by class |",
         "|---|---|---|---|---|---|",
     ]
     for arm in sorted(complete, key=lambda arm: -fmean(run["AP"] for run in complete[arm].values())):
@@ -103,8 +111,11 @@ def table(rows: list[Row]) -> list[str]:
         by_class = ", ".join(
             f"{name} {figure(fmean(run['per_class'][name] for run in runs))}" for name in classes
         )
+        cell = f"**{weight:g}**{edge} ({seeds}: {grid})"
+        if kind == "assignment":
+            cell = ", ".join(figure(fmean(run[name] or 0 for run in runs)) for name in ("APs", "APm", "APl"))
         lines.append(
-            f"| `{arm}` | **{weight:g}**{edge} ({seeds}: {grid}) | {spread(run['AP'] for run in runs)} |"
+            f"| `{arm}` | {cell} | {spread(run['AP'] for run in runs)} |"
             f" {figure(fmean(run['AP50'] for run in runs))} |"
             f" {'' if arm == default else spread(differences[arm])} | {by_class} |"
         )
@@ -120,7 +131,10 @@ def table(rows: list[Row]) -> list[str]:
     for words, arms in (
         (f"Below `{default}` by more than the seeds differ", [a for a in clear if max(others[a]) < 0]),
         (f"Above `{default}` by more than the seeds differ", [a for a in clear if min(others[a]) > 0]),
-        ("On the same side on every seed, by less than they differ: not established", one_sign - clear),
+        (
+            "On the same side on every seed, by less than they differ or on too few seeds: not established",
+            one_sign - clear,
+        ),
         ("Not told apart: the side changes with the seed", others.keys() - one_sign),
     ):
         if arms:

@@ -53,7 +53,9 @@ seeds.
 def comparison(path: Path) -> list[str]:
     """The table of one comparison."""
     result = json.loads(path.read_text())
-    lines = [f"\n`{result['made']['command']}`, {result['made']['started'][:10]}, seeds {result['seeds']}:\n"]
+    command, gone, base = result["made"]["command"].partition(" --anchor-base 2.5")
+    then = " (anchors from 2.5 strides on, an option that has gone since)" if gone else ""
+    lines = [f"\n`{command}{base}`{then}, {result['made']['started'][:10]}, seeds {result['seeds']}:\n"]
     lines.append("| arm | weight | AP | AP50 | difference | 95 % interval | P(better) | by class |")
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, arm in result["arms"].items():

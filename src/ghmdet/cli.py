@@ -44,7 +44,6 @@ for parent, command, function in (
     (data_app, "synth", "ghmdet.commands:synth"),
     (data_app, "check", "ghmdet.commands:check"),
     (data_app, "thin", "ghmdet.commands:thin"),
-    (data_app, "anchors", "ghmdet.commands:anchors"),
 ):
     parent.command(function, name=command, help=_docstring(function))  # imported when it is called
 

@@ -8,12 +8,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ghmdet import STARTED_AT
-from ghmdet.data import check_data, format_problems, has_errors, make, read_data
+from ghmdet.data import check_data, format_problems, has_errors, make
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
-from ghmdet.engine.anchor_fit import fit_anchors
 from ghmdet.engine.progress import counting
-from ghmdet.engine.settings import DetectorConfig, TrainConfig
+from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.report.figures import draw_examples, draw_shares
 from ghmdet.report.page import write_report
@@ -104,22 +103,3 @@ def thin(
             raise GhmdetError(f"--keep {each}: give CLASS=SHARE, as in --keep car=0.1") from None
     with counting("pictures", None) as advance:
         print(make.thin(data, out, shares, how=how, split=split, seed=seed, progress=advance))
-
-
-def anchors(
-    data: Path,
-    /,
-    *,
-    split: str = "train",
-    config: Annotated[DetectorConfig | None, Parameter(name="*")] = None,
-) -> None:
-    """Say which boxes no anchor can match, and which anchors would match more.
-
-    Args:
-        data: Folder of the data set, or a COCO annotations file.
-        split: Part of the data set to look at.
-    """
-    network = (config or DetectorConfig()).network()
-    part = read_data(data, split)
-    print(part.describe())
-    print(fit_anchors(part, network).table())

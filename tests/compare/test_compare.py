@@ -123,7 +123,6 @@ def test_arms_by_short_names_and_from_a_file(tmp_path: Path) -> None:
         ("a: {lr: fast}", '--lr: unable to convert "fast" into float'),
         ("a: {scale: 2}", "--scale requires 2 positional arguments"),
         ("a: {scale: [1, 2, 3]}", "Unused Tokens: ['3']"),
-        ("a: {anchor_ratios: [a]}", '--anchor-ratios: unable to convert "a"'),
         ("a: {size: 96.5}", '--size: unable to convert "96.5" into int'),
         ("a: {model: nanno}", "arm 'a': unknown model 'nanno': did you mean 'nano'?"),
         ("a: {lr: -1}", "arm 'a': --lr -1"),
@@ -160,7 +159,6 @@ def test_a_mistake_in_the_names_is_named(arms: str, said: str) -> None:
 def test_a_command_gives_the_settings_back() -> None:
     config = TrainConfig(
         size=96,
-        anchor_ratios=(0.5, 1.0, 3.0),
         cls_weight=0.1 / 3,
         weights="a folder/x.pt",
         lr=1e-5,

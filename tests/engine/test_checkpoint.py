@@ -146,6 +146,7 @@ def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_p
         before = arguments | {"augment": arguments["augment"] | {"zoom_out": zoom_out, "iou_crop": 0.0}}
         state = {
             "format": "ghmdet-detector",
+            "config": {},
             "training": {"arguments": before, "place": {"step": 3}, "content": {}},
         }
         save_checkpoint(tmp_path / "last.pt", state)

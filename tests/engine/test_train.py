@@ -98,18 +98,18 @@ def test_a_process_can_train_in_one_precision_after_another(squares: Path, run: 
     assert rounded != exact
 
 
-def test_anchors_are_chosen_kept_in_the_checkpoint_and_complained_about_where_they_do_not_fit(
-    squares: Path, tmp_path: Path
+def test_a_run_made_before_best_anchors_goes_on_with_its_own_anchors_and_thresholds(
+    squares: Path, run: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    config = replace(TINY, epochs=1, anchor_base=9.0, anchor_ratios=(0.4, 2.5))
-    train(squares, tmp_path / "x", config, say=said.append)
-    kept = load_checkpoint(tmp_path / "x" / "best.pt")["config"]
-    assert (kept["anchor_base"], tuple(kept["anchor_ratios"])) == (9.0, (0.4, 2.5))
-    complaints = [line for line in said if "meet no anchor" in line]
-    assert len(complaints) == 1
-    assert complaints[0].startswith("100% of the boxes")
-    assert f"`ghmdet data anchors {squares} --model nano --size 96 --split train`" in complaints[0]
+    shutil.copytree(run, tmp_path / "run")
+    state = load_checkpoint(run / "last.pt")
+    assert state["config"].pop("best_anchors") == 9
+    state["config"]["anchor_base"] = state["training"]["arguments"]["anchor_base"] = 2.5
+    state["training"]["arguments"]["out"] = str(tmp_path / "run")
+    save_checkpoint(tmp_path / "run" / "last.pt", state)
+    resumed = Trainer(begin_run(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None))
+    assert (resumed.model.config.best_anchors, resumed.model.config.anchor_base) == (0, 2.5)
+    assert (resumed.average.model.config.best_anchors, resumed.average.model.config.anchor_base) == (0, 2.5)
 
 
 class Interrupted(Trainer):
@@ -270,8 +270,6 @@ def test_accumulation_steps_once_for_several_batches(squares: Path, tmp_path: Pa
         ({"cls_loss": "gmh-c"}, "did you mean 'ghm-c'"),
         ({"box_loss": "giuo"}, "did you mean 'giou'"),
         ({"model": "nanno"}, "did you mean 'nano'"),
-        ({"anchor_base": 0.0}, "--anchor-base 0.0: give a number from 0.01"),
-        ({"anchor_ratios": (1.0, 0.0)}, "--anchor-ratios 0.0: give a number"),
         ({"val_split": "valdation"}, "val"),
         ({"val_split": "train"}, "training and validation would both be 'train'"),
         ({"accumulate": 9}, "fewer than"),

@@ -22,6 +22,9 @@ TINY = dataclasses.replace(
 )
 """The nano detector with a small neck and head, for small pictures, able to train from random weights."""
 
+ARTICLE = dataclasses.replace(TINY, best_anchors=0)
+"""The same with the article's thresholds."""
+
 
 def random_boxes(count: int, width: float = 128, height: float = 96) -> Tensor:
     corner = torch.rand(count, 2) * torch.tensor([width, height]) * 0.6

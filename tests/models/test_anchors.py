@@ -81,5 +81,7 @@ def test_config_comes_back_from_plain_values(preset):
 
     config = PRESETS[preset]
     assert ModelConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    older = {name: value for name, value in dataclasses.asdict(config).items() if name != "best_anchors"}
+    assert ModelConfig.from_dict(older) == dataclasses.replace(config, best_anchors=0)  # its own thresholds
     with pytest.raises(GhmdetError, match="unknown model field 'chanels'"):
         ModelConfig.from_dict({"chanels": 3})

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from detector_cases import TINY, padded, random_boxes
+from detector_cases import ARTICLE, TINY, padded, random_boxes
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -25,7 +25,7 @@ def scene(counts=(4, 0, 2)):
     """Boxes and labels of some pictures, what the anchors should say, and predictions."""
     boxes = [random_boxes(n) for n in counts]
     labels = [torch.randint(0, K, (n,)) for n in counts]
-    wanted = anchor_targets(*padded(boxes, labels), ANCHORS, TINY, K)
+    wanted = anchor_targets(*padded(boxes, labels), ANCHORS, ARTICLE, K)
     logits = torch.randn(len(counts), len(ANCHORS), K, requires_grad=True)
     deltas = (0.3 * torch.randn(len(counts), len(ANCHORS), 4)).requires_grad_()
     return boxes, labels, wanted, logits, deltas
@@ -237,7 +237,7 @@ def test_assignment_and_losses_are_one_graph(cls_loss, box_loss):
 
     @torch.compile(backend="eager", fullgraph=True)
     def step(boxes, labels, logits, deltas):
-        wanted = anchor_targets(boxes, labels, ANCHORS, TINY, K)
+        wanted = anchor_targets(boxes, labels, ANCHORS, ARTICLE, K)
         return compiled(logits, deltas, wanted.labels, wanted.boxes, ANCHORS)
 
     for _ in range(2):
@@ -252,7 +252,7 @@ def test_no_operation_makes_the_caller_of_an_accelerator_wait(cls_loss, box_loss
     boxes, labels, _, logits, deltas = scene()
     rows = padded(boxes, labels)
     with Operations() as seen:
-        wanted = anchor_targets(*rows, ANCHORS, TINY, K)
+        wanted = anchor_targets(*rows, ANCHORS, ARTICLE, K)
         losses = compute(cls_loss, box_loss, logits, deltas, wanted)
         sum(losses.values()).backward()
     assert not seen.names & WAITS

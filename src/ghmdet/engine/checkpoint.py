@@ -80,7 +80,7 @@ def as_saved(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
 
 
 def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
-    """The training state that `last.pt` in `out` keeps, None for a new run.
+    """The training state that `last.pt` in `out` keeps, and its `network`; None for a new run.
 
     Raises:
         GhmdetError: `out` holds a run and `resume` is off, or the run has other settings.
@@ -91,14 +91,16 @@ def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> di
         raise GhmdetError(f"{out} holds a run already: add --resume to continue it, or give another --out")
     if not last.exists():
         return None
-    training: dict[str, Any] | None = load_checkpoint(last).get("training")
+    checkpoint = load_checkpoint(last)
+    training: dict[str, Any] | None = checkpoint.get("training")
     if training is None:
         raise GhmdetError(
             f"{last}: a detector without its training state cannot be resumed; start it by --weights"
         )
     arguments = run_arguments(data, out, config)
     try:
-        saved, _, _ = dict(training["arguments"]), Progress(**training["place"]), training["content"]
+        saved, network = dict(training["arguments"]), checkpoint["config"]
+        Progress(**training["place"]), training["content"]
         # A setting that has gone since and was off says nothing.
         saved["augment"] = {
             name: value for name, value in saved["augment"].items() if name in arguments["augment"] or value
@@ -114,7 +116,7 @@ def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> di
             f"cannot resume {out} with other settings: {'; '.join(changed)}: leave them as they were, or train on from"
             f" its weights in another folder: --weights {last}"
         )
-    return training
+    return training | {"network": network}
 
 
 def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], out: Path) -> None:

@@ -21,44 +21,18 @@ BATCH_SIZE, WORKERS = Range(1, 10**6), Range(0, 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
-    """Which detector, as the command line has it.
-
-    Raises:
-        GhmdetError: a value that no detector can have, named with its mend.
-    """
-
-    model: str = "nano"
-    """Preset: nano, r18, r50 or r50_v2."""
-    size: Annotated[int | None, Range(32, 20_000)] = None
-    """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
-    proportion."""
-    anchor_base: Annotated[float | None, Range(0.01, 1000.0)] = None
-    """Side of the smallest anchor in strides of its level; the preset's own by default. `ghmdet data anchors` says what
-    fits."""
-    anchor_ratios: Annotated[
-        tuple[float, ...] | None, Parameter(consume_multiple=True), Range(0.01, 100.0)
-    ] = None
-    """Shapes of the anchors, height over width; the preset's own by default."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-    def network(self) -> ModelConfig:
-        """What the detector is made of; raises GhmdetError for an unknown preset."""
-        return preset(
-            self.model, size=self.size, anchor_base=self.anchor_base, anchor_ratios=self.anchor_ratios
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(DetectorConfig):
+class TrainConfig:
     """What a training run is made of, apart from its data and its folder.
 
     Raises:
         GhmdetError: a value that cannot be trained with, named with its mend.
     """
 
+    model: str = "nano"
+    """Preset: nano, r18, r50_small, r50 or r50_v2."""
+    size: Annotated[int | None, Range(32, 20_000)] = None
+    """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
+    proportion."""
     cls_loss: str = "ghm-c"
     """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
     box_loss: str = "giou"
@@ -115,13 +89,16 @@ class TrainConfig(DetectorConfig):
     """Also write for TensorBoard: all numbers, spectra, what the detector sees (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_ranges(self)
         if self.budget is not None:
             seconds_of(self.budget)
 
     def network(self) -> ModelConfig:
-        """What the detector is made of; from scratch its batch norm learns, since frozen it would not normalise."""
-        network = super().network()
+        """What the detector is made of; from scratch its batch norm learns, since frozen it would not normalise.
+
+        Raises GhmdetError for an unknown preset.
+        """
+        network = preset(self.model, size=self.size)
         return replace(network, freeze_batch_norm=False) if self.weights == "none" else network
 
     def losses(self) -> LossConfig:

@@ -30,7 +30,7 @@ from ghmdet.engine.training_data import TrainingData
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import write_atomic
-from ghmdet.models import RetinaNet, load_weights, model_state
+from ghmdet.models import ModelConfig, RetinaNet, load_weights, model_state
 
 if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
@@ -109,6 +109,8 @@ class Trainer:
         config = self.data.config
         self.run = run = replace(run, config=config)
         network, losses = config.network(), config.losses()
+        if run.saved:  # a preset may have become another since
+            network = ModelConfig.from_dict(run.saved["network"])
         self.model = model = RetinaNet(network, self.data.train.classes, losses)
         run.say(f"resuming {run.folder / 'last.pt'}" if run.saved else load_weights(model, config.weights))
         run.say(f"{config.model} on {run.device.reason}; {run.accelerator.num_processes} process(es)")

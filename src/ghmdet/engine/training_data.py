@@ -15,7 +15,6 @@ from ghmdet.data import (
     train_transforms,
 )
 from ghmdet.data.images import load_image
-from ghmdet.engine.anchor_fit import anchor_warning
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import counting
@@ -44,9 +43,6 @@ class TrainingData:
         self.config = config = fit_to_data(config, self.train, run.say)
         model = config.network()
         _decode(self.val, accelerator.process_index, accelerator.num_processes)
-        if unmatched := anchor_warning(self.train, model):
-            options = f"--model {config.model} --size {model.max_size} --split {config.train_split}"
-            run.say(f"{unmatched}: `ghmdet data anchors {data} {options}` says what would fit")
         if config.batch_size % accelerator.num_processes:
             raise GhmdetError(
                 f"--batch-size {config.batch_size} does not divide among {accelerator.num_processes} processes:"

@@ -5,23 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ghmdet.models.presets import ModelConfig
-
-
-class LevelGrid(NamedTuple):
-    """One level's anchors, unexpanded: every shape of `shapes` stands at every (x, y)."""
-
-    x: Tensor
-    """[columns] pixels, evenly spaced."""
-    y: Tensor
-    """[rows] pixels, evenly spaced."""
-    shapes: Tensor
-    """[S, 4] xyxy pixels around the origin."""
 
 
 @lru_cache(maxsize=32)
@@ -40,7 +28,7 @@ def make_anchors(
     """
     # A tensor made under inference_mode could never be used in training, and this one is kept.
     with torch.inference_mode(False), torch.no_grad():
-        levels = [_expand(level) for level in level_grids(config, height, width)]
+        levels = _levels(config, height, width)
         return torch.cat(levels).to(device), tuple(len(level) for level in levels)
 
 
@@ -60,8 +48,8 @@ def anchors_inside(
     return torch.cat(levels, dim=1)
 
 
-def level_grids(config: ModelConfig, height: int, width: int) -> list[LevelGrid]:
-    """Where each level's anchors stand in a padded picture of height x width pixels, and their shapes."""
+def _levels(config: ModelConfig, height: int, width: int) -> list[Tensor]:
+    # Each level's anchors in a padded picture of height x width pixels, [rows * columns * S, 4].
     levels = []
     for sizes, stride in zip(config.level_sizes, config.strides, strict=True):
         shapes = _shapes(sizes, config.anchor_ratios)
@@ -71,14 +59,10 @@ def level_grids(config: ModelConfig, height: int, width: int) -> list[LevelGrid]
             y, x = (torch.arange(n, dtype=torch.float32) * (side // n) for side, n in cells)
         else:
             y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) * stride for _, n in cells)
-        levels.append(LevelGrid(x, y, shapes))
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        centres = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1)  # [rows, columns, 4]
+        levels.append((centres[:, :, None] + shapes).reshape(-1, 4))
     return levels
-
-
-def _expand(level: LevelGrid) -> Tensor:
-    grid_y, grid_x = torch.meshgrid(level.y, level.x, indexing="ij")
-    centres = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1)  # [rows, columns, 4]
-    return (centres[:, :, None] + level.shapes).reshape(-1, 4)
 
 
 def _shapes(sizes: tuple[float, ...], ratios: tuple[float, ...]) -> Tensor:

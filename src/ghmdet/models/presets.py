@@ -43,9 +43,12 @@ class ModelConfig:
     """Sides in pixels for each level, in place of base x stride x scales."""
     anchor_rule: Literal["centred", "torchvision"] = "centred"
     """"centred": at the middle of each cell. "torchvision": at its corner, rounded, with that library's strides."""
+    best_anchors: int = 0
+    """Anchors that answer for each box: its so many best ones. At 0 those that overlap it by `positive_iou`, as in the
+    article. See `ghmdet.models.targets`."""
     positive_iou: float = 0.5
     background_iou: float = 0.4
-    """Anchors between the two are ignored in training."""
+    """Anchors that overlap a box so much without answering for it are ignored in training."""
 
     min_size: int = 800
     max_size: int = 1333
@@ -133,6 +136,9 @@ _R50 = ModelConfig(
     backbone="resnet50.tv_in1k", anchor_sizes=_TORCHVISION_SIZES, anchor_rule="torchvision", antialias=False
 )
 
+# What is known by now, where no weights expect otherwise.
+_R50_SMALL = dataclasses.replace(_R50, best_anchors=9, min_size=480, max_size=640, nms_iou=0.7, soft_nms=True)
+
 PRESETS: dict[str, ModelConfig] = {
     "nano": ModelConfig(
         backbone="tf_efficientnet_lite0.in1k",
@@ -141,6 +147,7 @@ PRESETS: dict[str, ModelConfig] = {
         tower_depth=2,
         norm_groups=16,
         anchor_base=3.0,
+        best_anchors=9,
         anchor_scales=(1.0, 2**0.5),
         min_size=288,
         max_size=384,
@@ -150,24 +157,21 @@ PRESETS: dict[str, ModelConfig] = {
         nms_iou=0.7,
         soft_nms=True,
     ),
-    "r18": dataclasses.replace(_R50, backbone="resnet18.tv_in1k", nms_iou=0.7, soft_nms=True),
+    "r18": dataclasses.replace(_R50_SMALL, backbone="resnet18.tv_in1k", min_size=800, max_size=1333),
+    "r50_small": _R50_SMALL,
     "r50": _R50,
     "r50_v2": dataclasses.replace(_R50, extra_from="c5", norm_groups=32),
 }
-"""`nano` trains on two CPU cores; `r50` is the article's RetinaNet R50-FPN; `r50_v2` is torchvision's second."""
+"""`nano` trains on two CPU cores; `r50` is the article's RetinaNet R50-FPN; `r50_v2` is torchvision's second.
+
+The others give each box its best anchors, whatever its size; `r50_small` is `r50` with that, for smaller pictures."""
 
 
-def preset(
-    name: str,
-    *,
-    size: int | None = None,
-    anchor_base: float | None = None,
-    anchor_ratios: tuple[float, ...] | None = None,
-) -> ModelConfig:
-    """The preset of this name, with what is given in place of its own.
+def preset(name: str, *, size: int | None = None) -> ModelConfig:
+    """The preset of this name.
 
-    size: longest side of a picture in pixels; the short side keeps the preset's proportion. anchor_base: in strides;
-    it also takes the place of anchor sizes in pixels. Raises GhmdetError for an unknown name or a value out of range.
+    size: longest side of a picture in pixels, in place of the preset's own; the short side keeps its proportion.
+    Raises GhmdetError for an unknown name or a value out of range.
 
     >>> preset("nano", size=480).min_size
     360
@@ -179,8 +183,4 @@ def preset(
         size = check_whole("size", size)
         short = max(1, round(size * config.min_size / config.max_size))
         config = dataclasses.replace(config, min_size=short, max_size=size)
-    if anchor_base is not None:
-        config = dataclasses.replace(config, anchor_base=anchor_base, anchor_sizes=None)
-    if anchor_ratios is not None:
-        config = dataclasses.replace(config, anchor_ratios=anchor_ratios)
     return config

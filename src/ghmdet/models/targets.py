@@ -91,16 +91,28 @@ def anchor_targets(
 
     boxes: [B, M, 4] xyxy pixels, and their labels: [B, M], as `pad_targets` gives them. anchors: [A, 4].
 
-    An anchor takes the box that it overlaps most where that IoU is at least the config's `positive_iou`, is background
-    where it is below `background_iou`, and is ignored between. The anchors that overlap a box more than any other
-    anchor does (ties included) are never without one, so every box that touches an anchor has one.
+    With `best_anchors` k each box is given its k best anchors (more where several are equally good), those of the
+    largest IoU less the squared distance of the centres in diagonals of what surrounds both (DIoU, Zheng et al. 2020):
+    a box is answered for whatever its size and shape. An anchor that several boxes want goes to the one it is best for.
+    The others are ignored where they overlap a box by at least `background_iou`, and background below.
+
+    Without, the article's thresholds: an anchor takes the box that it overlaps most where that IoU is at least
+    `positive_iou`, is background where it is below `background_iou`, and is ignored between. The anchors that overlap
+    a box more than any other anchor does (ties included) are never without one, so every box that touches an anchor
+    has one.
     """
-    iou = pairwise_iou(boxes, anchors).masked_fill_((labels < 0)[:, :, None], -1.0)  # [B, M, A]
-    best_iou, best_box = iou.max(dim=1)  # [B, A]
-    rows = best_box.where(best_iou >= config.positive_iou, BETWEEN)
-    rows = rows.where(best_iou >= config.background_iou, BACKGROUND)
-    most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
-    rows = best_box.where(((iou == most) & (most > 0)).any(dim=1), rows)
+    iou, closeness = box_overlaps(boxes, anchors)  # [B, M, A] each
+    padding = (labels < 0)[:, :, None]
+    best_iou, best_box = iou.masked_fill_(padding, -1.0).max(dim=1)  # [B, A]
+    rows = torch.where(best_iou >= config.background_iou, BETWEEN, BACKGROUND)
+    if config.best_anchors:
+        least = closeness.topk(min(config.best_anchors, len(anchors)), dim=2).values[:, :, -1:]  # [B, M, 1]
+        worth, box = closeness.masked_fill_((closeness < least) | padding, -2.0).max(dim=1)  # [B, A]
+        rows = box.where(worth > -2.0, rows)
+    else:
+        most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
+        needed = ((iou == most) & (most > 0)).any(dim=1)
+        rows = best_box.where(needed | (best_iou >= config.positive_iou), rows)
     row, found = rows.clamp(min=0), rows >= 0
     label = labels.gather(1, row).where(found, num_classes).where(rows != BETWEEN, -1)
     # Whole rows of one list of boxes: a gather of numbers takes several times as long.
@@ -109,11 +121,17 @@ def anchor_targets(
     return AnchorTargets(label, torch.where(found[..., None], matched, anchors), rows)
 
 
-def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The IoU of boxes [B, M, 4] (xyxy pixels) with anchors [A, 4]: [B, M, A]."""
-    # one coordinate at a time, as [B, M, A, 2] would double the memory
+def box_overlaps(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and DIoU (see `anchor_targets`) of boxes [B, M, 4] with anchors [A, 4], xyxy pixels: [B, M, A] each."""
+    # One coordinate at a time and in place: most of the time would go into new memory.
     x1, y1, x2, y2 = boxes[..., None].unbind(dim=2)  # each [B, M, 1]
     u1, v1, u2, v2 = anchors.unbind(dim=1)  # each [A]
-    overlap = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
-    overlap *= (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
-    return overlap / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - overlap)
+    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1))  # of the overlap, negative where there is none
+    height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))
+    diagonal = ((x2 - x1) + (u2 - u1)).sub_(width).square_()
+    diagonal += ((y2 - y1) + (v2 - v1)).sub_(height).square_()
+    distance = ((x1 + x2) - (u1 + u2)).square_()  # of the centres, twice along each axis
+    distance += ((y1 + y2) - (v1 + v2)).square_()
+    overlap = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    iou = overlap / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(overlap)
+    return iou, iou - distance.div_(diagonal.mul_(4))
