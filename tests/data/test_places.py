@@ -83,6 +83,17 @@ def test_coco_layouts(tmp_path: Path, file: str, pictures: str, split: str) -> N
 
 
 @pytest.mark.parametrize(
+    "name", ["training_log.json", "train_results.json", "result.json", "train/val_metrics.json"]
+)
+@pytest.mark.parametrize("text", ['{"epochs": 3}', '[{"image_id": 1, "bbox": [1, 2, 3, 4]}]', "", "{"])
+def test_other_json_files_make_no_coco_set(tmp_path: Path, name: str, text: str) -> None:
+    write_yolo(tmp_path, three_pictures())
+    write(tmp_path / name, text)
+    data = read_data(tmp_path)
+    assert data.format == "YOLO" and list(boxes(data).values()) == THREE and data.problems == ()
+
+
+@pytest.mark.parametrize(
     ("xml", "pictures", "split"),
     [
         ("train/annotations", "train/images", "train"),

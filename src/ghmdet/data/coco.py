@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ghmdet.data.collector import MENDS, Collector, flaw
 from ghmdet.data.layout import SPLITS, checked_classes, class_name, read_text
 from ghmdet.data.records import DetectionData, Problem, Severity
-from ghmdet.data.tree import Tree, below
+from ghmdet.data.tree import Tree, below, looks_like_label
 from ghmdet.data.values import flag, number, numbers, shown, whole
 from ghmdet.errors import DataError
 
@@ -26,9 +26,7 @@ LOOKED_FOR = (
     "annotations/instances_{split}.json, annotations/{split}.json, {split}/_annotations.coco.json, "
     "{split}/annotations.json, {split}.json or result.json"
 )
-ONE_PART = (
-    r"(_annotations\.coco|annotations|instances_default|result|labels)\.json"  # names that tell no split
-)
+ONE_PART = r"(_annotations\.coco|annotations|instances_default|result|labels)\.json"  # names no split
 SPLIT = f"({'|'.join(SPLITS)})"
 FILES = (
     r"annotations/instances_[^/]*\.json",
@@ -74,6 +72,8 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
     for pattern in FILES:
         files = [root / name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
+        if pattern not in FILES[:3]:  # a place for other json files too
+            files = [file for file in files if looks_like_label(str(file))]
         if files := [file for file in files if not is_labelme(file)]:
             break
     found: dict[str, Path] = {}
