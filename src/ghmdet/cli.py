@@ -44,6 +44,7 @@ for parent, command, function in (
     (data_app, "synth", "ghmdet.commands:synth"),
     (data_app, "check", "ghmdet.commands:check"),
     (data_app, "thin", "ghmdet.commands:thin"),
+    (data_app, "split", "ghmdet.commands:split"),
 ):
     parent.command(function, name=command, help=_docstring(function))  # imported when it is called
 

@@ -103,3 +103,17 @@ def thin(
             raise GhmdetError(f"--keep {each}: give CLASS=SHARE, as in --keep car=0.1") from None
     with counting("pictures", None) as advance:
         print(make.thin(data, out, shares, how=how, split=split, seed=seed, progress=advance))
+
+
+def split(data: Path, out: Path, /, *, val_share: float = 0.2, split: str = "train") -> None:
+    """Make a training and a validation part of a data set that has only one.
+
+    Pictures that look alike come into the same part. They stay where they are; OUT gets annotations that name them.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder of the new one; one that `split` made before is replaced.
+        val_share: Share of the pictures, and of each class's boxes, that is for validation.
+        split: Part to divide.
+    """
+    print(make.split(data, out, val_share=val_share, split=split))

@@ -188,8 +188,12 @@ class Plan:
                 )
         if self.grid is not None and not self.tuning_file.exists():
             fit, held_out = tuning_parts(train)
-            write_json(self.tuning_file.with_name("instances_val.json"), _part(train, held_out))
-            write_json(self.tuning_file, _part(train, fit))
+
+            def part(indices: list[int]) -> dict[str, Any]:
+                return replace(train, records=train.records.take(np.array(indices))).to_coco(absolute=True)
+
+            write_json(self.tuning_file.with_name("instances_val.json"), part(held_out))
+            write_json(self.tuning_file, part(fit))
         write_json(file, now | {"arms": arms})
 
     def _described(self, train: DetectionData) -> dict[str, Any]:
@@ -248,14 +252,3 @@ def tuning_parts(data: DetectionData) -> tuple[list[int], list[int]]:
             " give --weights-grid none"
         )
     return sorted(set(ordered) - set(held_out)), held_out
-
-
-def _part(data: DetectionData, indices: list[int]) -> dict[str, Any]:
-    """Some of the pictures as COCO annotations, whose file names are absolute."""
-    coco = data.to_coco()
-    images = [
-        coco["images"][index] | {"file_name": str(data.records[index].path.absolute())} for index in indices
-    ]
-    ids = {image["id"] for image in images}
-    annotations = [record for record in coco["annotations"] if record["image_id"] in ids]
-    return coco | {"images": images, "annotations": annotations}

@@ -74,7 +74,10 @@ class DataSet:
             if name in self.splits:
                 return name
         there = ", ".join(sorted(self.splits))
-        raise DataError(f"{self.path}: no split '{split}': splits found: {there}: choose one of them")
+        mend = "choose one of them"
+        if split in VALIDATION_NAMES and "train" in self.splits:
+            mend += f", or make one: ghmdet data split {self.path} NEW-FOLDER"
+        raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}")
 
     def read(self, name: str, classes: Sequence[str] | None = None) -> DetectionData:
         """A split by the name it has here, maybe without a box; else raises as `read_data` does.

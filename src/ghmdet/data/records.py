@@ -116,6 +116,19 @@ class Records(Sequence[Record]):
             self.area[part],
         )
 
+    def take(self, indices: NDArray[np.int64]) -> Records:
+        """The records of these pictures, in this order."""
+        spans = [np.arange(self.offsets[index], self.offsets[index + 1]) for index in indices]
+        rows = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+        return Records(
+            self.root,
+            [self.name(index) for index in indices.tolist()],
+            self.image_ids[indices],
+            self.sizes[indices],
+            np.cumsum([0, *map(len, spans)], dtype=np.int64),
+            *(column[rows] for column in (self.boxes, self.labels, self.crowd, self.area)),
+        )
+
 
 @dataclass(frozen=True)
 class DetectionData:
@@ -159,9 +172,15 @@ class DetectionData:
             lines.append(f"{verb[severity]}: {sum(p.count for p in same)} × {kind} ({named}{more}).")
         return "\n".join(lines)
 
-    def to_coco(self) -> dict[str, Any]:
-        """The ground truth as a COCO dictionary (boxes x y width height; crowd regions with iscrowd 1)."""
+    def to_coco(self, *, absolute: bool = False) -> dict[str, Any]:
+        """The ground truth as a COCO dictionary (boxes x y width height; crowd regions with iscrowd 1).
+
+        absolute: whether the pictures are named by their absolute paths, so that the annotations may lie anywhere.
+        """
         records = self.records
+        names = [records.name(i) for i in range(len(records))]
+        if absolute:
+            names = [str(records.root.absolute() / name) for name in names]
         corners = records.boxes.astype(np.float64)
         columns = {
             "image_id": np.repeat(records.image_ids, np.diff(records.offsets)),
@@ -174,8 +193,8 @@ class DetectionData:
         sizes = zip(records.image_ids.tolist(), records.sizes.tolist(), strict=True)
         return {
             "images": [
-                {"id": image_id, "file_name": records.name(i), "width": width, "height": height}
-                for i, (image_id, (width, height)) in enumerate(sizes)
+                {"id": image_id, "file_name": name, "width": width, "height": height}
+                for name, (image_id, (width, height)) in zip(names, sizes, strict=True)
             ],
             "annotations": [
                 {"id": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows, start=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ghmdet.data.images import load_image
-from ghmdet.data.records import DetectionData, Problem, Record, Records
+from ghmdet.data.records import DetectionData, Problem, Record
 from ghmdet.errors import DataError
 
 ALIKE = 6  # of 64 bits: in how many the hashes of two pictures of one group may differ
@@ -91,22 +90,8 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
     mend = "give a split of your own to choose it"
     made = Problem("info", "validation part made of the training part", str(data.root), "", said, mend)
     parts = np.flatnonzero(~chosen[group]), np.flatnonzero(chosen[group])
-    train, val = (_part(records, indices.tolist()) for indices in parts)
+    train, val = (records.take(indices) for indices in parts)
     return (
         dataclasses.replace(data, records=train, problems=(*data.problems, made)),
         dataclasses.replace(data, records=val, problems=(), split="val"),
-    )
-
-
-def _part(records: Records, indices: Sequence[int]) -> Records:
-    """The records of some pictures."""
-    spans = [np.arange(records.offsets[index], records.offsets[index + 1]) for index in indices]
-    rows = np.concatenate(spans)
-    return Records(
-        records.root,
-        map(records.name, indices),
-        records.image_ids[indices],
-        records.sizes[indices],
-        np.cumsum([0, *map(len, spans)], dtype=np.int64),
-        *(column[rows] for column in (records.boxes, records.labels, records.crowd, records.area)),
     )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine_cases import TINY
+from ghmdet.cli import main
+from ghmdet.data import read_data
+from ghmdet.data.make import split
+from ghmdet.engine.train import train
+from ghmdet.errors import DataError, GhmdetError
+
+
+@pytest.fixture
+def one_part(squares: Path, tmp_path: Path) -> Path:
+    shutil.copytree(squares, tmp_path / "set")
+    (tmp_path / "set" / "annotations" / "instances_val.json").unlink()
+    return tmp_path / "set"
+
+
+def test_two_parts_hold_every_picture_once_and_can_be_trained_on(one_part: Path, tmp_path: Path) -> None:
+    before = read_data(one_part, "train")
+    with pytest.raises(DataError, match=r"no split 'val': .*ghmdet data split .*set NEW-FOLDER"):
+        train(one_part, tmp_path / "x", TINY, say=lambda line: None)
+    told = split(one_part, tmp_path / "two", val_share=0.25)
+    parts = {name: read_data(tmp_path / "two", name) for name in ("train", "val")}
+    names = {name: {record.path for record in part.records} for name, part in parts.items()}
+    assert names["train"] | names["val"] == {record.path.absolute() for record in before.records}
+    assert not names["train"] & names["val"]
+    assert 2 <= len(names["val"]) <= 5
+    assert f"val: {len(names['val'])} pictures, red {parts['val'].boxes_per_class()['red']}" in told
+    boxes = {record.path: record.boxes.tolist() for part in parts.values() for record in part.records}
+    assert boxes == {record.path.absolute(): record.boxes.tolist() for record in before.records}
+    assert train(tmp_path / "two", tmp_path / "x", TINY, say=lambda line: None).epoch == TINY.epochs
+
+
+def test_the_same_pictures_give_the_same_parts_and_other_files_are_left_alone(
+    one_part: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as main_status:
+        main(["data", "split", str(one_part), str(tmp_path / "a")])
+    assert main_status.value.code == 0
+    split(one_part, tmp_path / "b")
+    for name in ("train", "val"):
+        file = f"annotations/instances_{name}.json"
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    split(one_part, tmp_path / "b", val_share=0.5)
+    assert json.loads((tmp_path / "b" / "split.json").read_text())["val_share"] == 0.5
+    with pytest.raises(DataError, match="did not write"):
+        split(one_part, one_part / "images")
+    with pytest.raises(DataError, match="another folder"):
+        split(one_part, one_part)
+    with pytest.raises(GhmdetError, match=r"--val-share 1"):
+        split(one_part, tmp_path / "c", val_share=1)
