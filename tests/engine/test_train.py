@@ -47,6 +47,7 @@ def test_run_folder_says_how_it_was_made(run: Path) -> None:
     made = json.loads((run / "run.json").read_text())
     assert made["arguments"]["seed"] == 0
     assert made["arguments"]["cls_loss"] == "ghm-c"
+    assert made["training_boxes"] == {"red": 12, "blue": 12}
     assert made["versions"]["torch"] == torch.__version__.split("+")[0] or made["versions"]["torch"]
     assert len(rows(run / "log.csv")) == 9
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["3"]

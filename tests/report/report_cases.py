@@ -135,6 +135,8 @@ def found(classes: Sequence[str] = CLASSES, without: Sequence[str] = (), hard: i
         },
         "errors": seen.errors,
         "reliability": seen.reliability,
+        "sizes": seen.sizes,
+        "unseen": {"count": 0, "small": 0, "median": None, "size": 384, "own_size": None},
         "in_words": ["A sentence of the inspection."],
         "hardest": hardest,
         "hardest_total": {kind: 5 * len(hardest) for kind in KINDS},

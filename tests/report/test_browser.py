@@ -46,7 +46,10 @@ def browser() -> Iterator[Any]:
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run that has everything."""
     folder = tmp_path_factory.mktemp("report")
-    run = make_run(folder / "run", training=epochs(5), inspected=epochs(1), findings=found(hard=12))
+    findings = found(hard=12)
+    findings["unseen"] = {"count": 30, "small": 24, "median": 9.0, "size": 384, "own_size": 1000}
+    findings["sizes"][1] |= {"boxes": 90, "AP": 0.2, "AP50": 0.5, "recall": 0.3}
+    run = make_run(folder / "run", training=epochs(5), inspected=epochs(1), findings=findings)
     return write_report([run], say=lambda line: None)
 
 
@@ -143,6 +146,13 @@ def test_every_figure_and_picture_shows(made_up: Path, together: Path, open_page
         )
         assert len(sizes) >= figures and all(width > 50 and height > 50 for width, height in sizes)
         assert page.eval_on_selector_all(".crops img", "(all) => all.every((one) => one.naturalWidth > 0)")
+
+
+def test_the_advice_shows_its_option(made_up: Path, open_page: Open) -> None:
+    page = open_page(made_up, width=360)
+    assert (
+        page.locator(".advice li").count() == 1 and page.locator(".advice code").inner_text() == "--size 704"
+    )
 
 
 def test_the_slider_and_the_class_change_the_figures(made_up: Path, open_page: Open) -> None:

@@ -22,6 +22,7 @@ from ghmdet.spectrum import SpectrumCounts
 KEYS = {
     "checkpoint", "data", "split", "made_of", "pictures", "classes", "metrics", "curves", "confusion", "errors",
     "reliability", "in_words", "summary", "hardest", "hardest_total", "made",
+    "sizes", "unseen", "advice",
 }  # fmt: skip
 
 

@@ -199,7 +199,7 @@ def damaged(tmp_path: Path, name: str, content: bytes) -> str:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\0", b'"text"'])
 def test_damaged_metrics_are_named(tmp_path: Path, content: bytes) -> None:
-    said = "not a JSON object|invalid JSON|empty file|not UTF-8 text"
+    said = "not a JSON object|invalid JSON|empty file|not UTF-16 text"
     assert re.search(rf"metrics\.json: ({said})", damaged(tmp_path, "metrics.json", content))
 
 

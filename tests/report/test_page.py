@@ -101,11 +101,13 @@ def test_names_that_are_markup_stay_names(tmp_path: Path) -> None:
         STRIDES,
         *(getattr(spectrum, n) for n in ("pictures", "examples", "gradient", "boxes", "box_gradient")),
     )
-    run = make_run(
-        tmp_path / "run", classes=names, training=training, inspected=training, findings=found(names)
-    )
+    findings = found(names)
+    findings["confusion"]["matrix"][0][1] = 50
+    findings["errors"][0]["AP50_lost"] = 0.1
+    run = make_run(tmp_path / "run", classes=names, training=training, inspected=training, findings=findings)
     parsed = report(run)
     assert not parsed.open
+    assert "‘<script>x</script>’ and ‘$\\frac$’ for each other (50 times)" in parsed.text
     assert all(name in parsed.text for name in names)
     assert parsed.tags.count("script") == 2
 

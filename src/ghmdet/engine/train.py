@@ -166,7 +166,8 @@ class Trainer:
     def _open_files(self, figures: Mapping[str, Draw]) -> None:
         run, step = self.run, self.progress.step
         if not run.saved:
-            write_json(run.folder / "run.json", provenance(self.arguments))
+            labels = {"training_boxes": self.data.train.boxes_per_class()}
+            write_json(run.folder / "run.json", provenance(self.arguments) | labels)
         (run.folder / DIVERGED).unlink(missing_ok=True)
         self.losses.cut_back(step)
         self.validations.cut_back(step)

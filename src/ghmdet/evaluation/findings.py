@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from ghmdet.evaluation.matching import Reliability, counted, evaluate, match, reliability
 from ghmdet.evaluation.score import THRESHOLD, Metrics, metrics_of
+from ghmdet.evaluation.sizes import SizeMetrics, by_size
 from ghmdet.evaluation.tables import Annotations, Floats, Ints, Results, read_tables
 
 ERRORS = {
@@ -48,10 +50,14 @@ class Findings(NamedTuple):
     confusion: Ints
     errors: list[ErrorKind]
     reliability: Reliability | None
+    sizes: list[SizeMetrics]
 
 
-def find(annotations: Annotations, results: Results) -> Findings:
+def find(annotations: Annotations, results: Results, scale: Mapping[int, float] | None = None) -> Findings:
     """How good detections are and what is wrong with them; arguments and errors as in `score`.
+
+    scale: by image id, the sides of its objects as the detector sees them over those in the annotations, for the
+    ranges of size; 1 by default.
 
     Returns:
         The metrics of `score` and each class's curve (None for a class without boxes). The confusion matrix of the
@@ -80,6 +86,7 @@ def find(annotations: Annotations, results: Results) -> Findings:
             for name, kind in ERRORS.items()
         ],
         reliability=reliability(scores, hit),
+        sizes=by_size(tables, half, scale or {}, THRESHOLD),
     )
 
 

@@ -16,11 +16,17 @@ THRESHOLDS: list[float] = hotcoco.Params("bbox").iou_thrs  # .50, .55 … .95
 BINS = 10  # of the scores
 
 
-def evaluate(tables: CocoTables, at: Sequence[float] = (), kept: Flags | None = None) -> Any:
+def evaluate(
+    tables: CocoTables,
+    at: Sequence[float] = (),
+    kept: Flags | None = None,
+    areas: Sequence[tuple[float, float]] = (),
+) -> Any:
     """hotcoco's evaluation of the results, or of the `kept` [m] of them.
 
     By default it is COCO's own, at ten thresholds of IoU and for each range of size. Given thresholds `at`, it is at
-    these and for boxes of all sizes together, so that its matches are read four times faster.
+    these and for boxes of all sizes together, so that its matches are read four times faster. Given `areas`, it is for
+    these ranges, both ends counted in, and 100 detections.
 
     Image and category ids are the tables' ranks plus one, a detection's id its row (of the kept ones) plus one.
     """
@@ -41,6 +47,10 @@ def evaluate(tables: CocoTables, at: Sequence[float] = (), kept: Flags | None = 
         params = evaluation.params
         params.iouThrs, params.maxDets = list(at), [100]
         params.areaRng, params.areaRngLbl = [[0, 1e10]], ["all"]
+    if areas:
+        evaluation.params.maxDets = [100]
+        evaluation.params.areaRng = [list(area) for area in areas]
+        evaluation.params.areaRngLbl = [str(number) for number in range(len(areas))]
     evaluation.evaluate()
     return evaluation
 
@@ -90,6 +100,16 @@ def counted(half: Sequence[ClassMatches]) -> tuple[Floats, Flags, Ints]:
     kept = [(one, ~one.ignored[0]) for one in half]
     score, hit, row = zip(*((one.score[k], one.hit[0, k], one.row[k]) for one, k in kept), strict=True)
     return np.concatenate(score), np.concatenate(hit), np.concatenate(row)
+
+
+def found_boxes(tables: CocoTables, evaluation: Any, threshold: float) -> Flags:
+    """Which annotations [n] a detection that scores at least `threshold` finds at an evaluation's first IoU."""
+    found = np.zeros(len(tables.gt_image), dtype=bool)
+    for entry in evaluation.eval_imgs:
+        if entry is not None:
+            matched = zip(entry["dtScores"], entry["dtMatches"][0], strict=True)
+            found[[number - 1 for score, number in matched if number and score >= threshold]] = True
+    return found
 
 
 def matches(annotations: Annotations, results: Results) -> dict[str, ClassMatches]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from ghmdet.data import DetectionData, read_data
@@ -20,14 +22,17 @@ from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.settings import WORKERS
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
-from ghmdet.evaluation.hardest import Hard, choose, count_kinds, find_hardest
+from ghmdet.evaluation.hardest import UNSEEN, Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
+from ghmdet.models import ModelConfig
+from ghmdet.models.preprocess import resized_size
 from ghmdet.report import figures
-from ghmdet.report.run_files import read_json, require_run
+from ghmdet.report.advice import SMALL, advise
+from ghmdet.report.run_files import read_course, read_json, require_run
 from ghmdet.report.summary import Summary, summarize, words
 from ghmdet.spectrum import SpectrumCounts
 
-FORMAT = 2  # of findings.json; findings of another format are made anew
+FORMAT = 3  # of findings.json; findings of another format are made anew
 
 
 class Inspection(NamedTuple):
@@ -65,7 +70,7 @@ def write_spectrum(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
-    part, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
+    part, _, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
     measured.spectrum.save(out / "spectrum.npz")
     drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
     if findings.reliability:
@@ -95,7 +100,8 @@ def inspect_run(
 
     What is kept says which checkpoint, data, split and labels it was made of, and is made anew where one of them is
     another now. Where the data has gone, the labels cannot be compared. The folder holds spectrum.npz,
-    predictions.json, crops/ and, written last, findings.json (docs/evaluation.md).
+    predictions.json, crops/ and, written last, findings.json (docs/evaluation.md). The advice in it follows how the run
+    went since.
 
     Args:
         run: the folder of a training run.
@@ -111,7 +117,8 @@ def inspect_run(
     """
     choose_device(device)
     checkpoint, out = run / "best.pt", run / "inspection"
-    arguments = require_run(run)["arguments"]
+    made = require_run(run)
+    arguments = made["arguments"]
     where, split = data or arguments.get("data"), split or arguments.get("val_split")
     if not isinstance(where, (str, Path)) or not isinstance(split, str):
         raise GhmdetError(
@@ -126,14 +133,16 @@ def inspect_run(
     kept = _kept(out, made_of)
     if not Path(where).exists():
         if kept:
-            return kept._replace(note=f"These findings were kept: their data, {where}, is no longer there.")
+            return _advised(kept, run, made)._replace(
+                note=f"These findings were kept: their data, {where}, is no longer there."
+            )
         if data is None:
             raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
     made_of["labels"] = _digest(json.dumps(read_data(where, split).to_coco()).encode())
     if kept and kept.findings["made_of"] == made_of:
-        return kept
+        return _advised(kept, run, made)
 
-    part, measured, found, summary = _look(checkpoint, where, split, device, 0, say)
+    part, config, measured, found, summary = _look(checkpoint, where, split, device, 0, say)
     hard = find_hardest(part, measured.results, measured.seen)
     totals, chosen = count_kinds(hard), choose(hard)
     worst = max(found.errors, key=lambda one: one["AP50_lost"])
@@ -153,20 +162,60 @@ def inspect_run(
         "confusion": {"labels": labels, "threshold": THRESHOLD, "matrix": found.confusion.tolist()},
         "errors": found.errors,
         "reliability": found.reliability,
+        "sizes": found.sizes,
+        "unseen": _unseen(hard, part, config),
         "in_words": [*summary.sentences, *said],
         "summary": summary.numbers,
         "hardest": [_with_crop(part, one, f"crops/{i:03}.jpg", out) for i, one in enumerate(chosen)],
         "hardest_total": totals,
         "made": provenance(about),
     }
-    write_json(out / "findings.json", findings)
-    return Inspection(findings, measured.spectrum)
+    return _advised(Inspection(findings, measured.spectrum), run, made)
+
+
+def _advised(inspection: Inspection, run: Path, made: dict[str, Any]) -> Inspection:
+    """With the advice that follows from it and from how the run went; written where it was not there yet."""
+    found = inspection.findings
+    advice = advise(found, made["training_boxes"], read_course(run), made["arguments"])
+    if found.get("advice") != advice:
+        found["advice"] = advice
+        write_json(run / "inspection" / "findings.json", found)
+    return inspection
+
+
+def _unseen(hard: list[Hard], part: DetectionData, config: ModelConfig) -> dict[str, Any]:
+    """How large the objects that are not seen are in training.
+
+    count: of them. small: of those below 16 pixels. median: of their sizes, in pixels. size: the longest side of a
+    picture in training. own_size: the one at which their pictures would keep all their pixels.
+    """
+    unseen = [one for one in hard if one.kind == UNSEEN]
+    scales = [_scale(config, *part.records.sizes[one.picture].tolist()) for one in unseen]
+    boxes = [one.box for one in unseen]
+    sizes = [
+        scale * math.sqrt((x1 - x0) * (y1 - y0))
+        for scale, (x0, y0, x1, y1) in zip(scales, boxes, strict=True)
+    ]
+    return {
+        "count": len(unseen),
+        "small": sum(size < SMALL for size in sizes),
+        "median": round(median(sizes), 4) if sizes else None,
+        "size": config.max_size,
+        "own_size": round(config.max_size / median(scales)) if scales else None,
+    }
+
+
+def _scale(config: ModelConfig, width: int, height: int) -> float:
+    """A picture's sides in training over its own."""
+    return math.sqrt(
+        math.prod(resized_size(height, width, config.min_size, config.max_size)) / (height * width)
+    )
 
 
 def _look(
     checkpoint: Path, data: Path | str, split: str, device: str, workers: int, say: Callable[[str], None]
-) -> tuple[DetectionData, Measured, Findings, Summary]:
-    """A part of a data set, what a pass of a saved detector over it saw, and what that says."""
+) -> tuple[DetectionData, ModelConfig, Measured, Findings, Summary]:
+    """A part of a data set, the detector's config, what a pass of a saved detector over it saw, and what that says."""
     WORKERS.check("workers", workers)
     detector = Detector.load(checkpoint, device=device, precision="fp32")
     part = read_data(data, split, classes=detector.classes)
@@ -176,8 +225,11 @@ def _look(
             measured = measure_spectrum(detector, part, workers=workers, advance=advance)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint}: {error}") from None
-    findings = find(part.to_coco(), measured.results)
-    return part, measured, findings, summarize(measured.spectrum, findings.metrics.scores)
+    config, records = detector.model.config, part.records
+    sides = zip(records.image_ids.tolist(), records.sizes.tolist(), strict=True)
+    scale = {image_id: _scale(config, width, height) for image_id, (width, height) in sides}
+    findings = find(part.to_coco(), measured.results, scale)
+    return part, config, measured, findings, summarize(measured.spectrum, findings.metrics.scores)
 
 
 def _kept(folder: Path, made_of: dict[str, Any]) -> Inspection | None:

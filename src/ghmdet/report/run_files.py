@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ghmdet.report.figures import LineData
 from ghmdet.spectrum import Floats
 
 MOST_POINTS = 400  # of a loss curve; neighbouring steps of a longer one are averaged
+LAST_RATE = 0.05  # share of the peak; a run's learning rate ends at 1 % of it
 LOSSES = {"loss": "whole", "classification": "classes", "bbox_regression": "boxes"}  # by column
 
 
@@ -23,7 +25,7 @@ def require_run(run: Path) -> dict[str, Any]:
     if made is None:
         what = "it has no run.json" if run.is_dir() else "there is no such folder"
         raise GhmdetError(f"{run}: not a run ({what}): give the --out folder of a `ghmdet train`")
-    for name in ("arguments", "versions", "machine", "git"):
+    for name in ("arguments", "versions", "machine", "git", "training_boxes"):
         made[name] = made[name] if isinstance(made.get(name), dict) else {}
     return made | {"started": str(made.get("started") or "")}
 
@@ -60,6 +62,35 @@ def read_curves(run: Path, damage: list[str]) -> tuple[dict[str, LineData], dict
     }
     last = np.nanmax(validations["epoch"], initial=0)
     return {k: v for k, v in scores.items() if v[0]}, {k: v for k, v in losses.items() if v[0]}, int(last)
+
+
+class Course(NamedTuple):
+    """How a run went: at each validation its epoch, the AP, and the mean training loss of that epoch (NaN: unknown).
+
+    finished: whether the learning rate came to its end, which only an interrupted run's does not.
+    """
+
+    epochs: list[int]
+    AP: list[float]
+    loss: list[float]
+    finished: bool
+
+
+def read_course(run: Path) -> Course:
+    """How a run went, by what is whole of its metrics.csv and log.csv."""
+    validations = _read_table(run / "metrics.csv", ("epoch", "AP"), [])
+    log = _read_table(run / "log.csv", ("epoch", "loss", "lr"), [])
+    epoch, AP = (
+        column[np.isfinite(list(validations.values())).all(axis=0)] for column in validations.values()
+    )
+    loss = [log["loss"][log["epoch"] == one] for one in epoch]
+    rate = log["lr"][np.isfinite(log["lr"])]
+    return Course(
+        epoch.astype(int).tolist(),
+        AP.tolist(),
+        [float(one.mean()) if len(one) else math.nan for one in loss],
+        finished=bool(len(rate)) and bool(rate[-1] < LAST_RATE * rate.max()),
+    )
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

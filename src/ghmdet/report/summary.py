@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
+from markupsafe import Markup, escape
 
 from ghmdet.evaluation.score import ScoreUse
 from ghmdet.report.reweighting import gradient_shares
@@ -89,7 +90,7 @@ def words(macro: str, **values: Any) -> list[str]:
 
 @cache
 def templates() -> Environment:
-    """The report's templates, with the filters `percent`, `score` and `number`; what runs lack is empty in them."""
+    """The report's templates, with filters for numbers, and `code` for text; what runs lack is empty in them."""
     environment = Environment(
         loader=PackageLoader("ghmdet", "report"),
         autoescape=lambda name: name == "page.html.jinja",
@@ -97,7 +98,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "percent": percent, "number": number}
+    environment.filters |= {"score": score, "percent": percent, "number": number, "code": code}
     return environment
 
 
@@ -109,6 +110,18 @@ def score(value: object) -> str:
 def number(value: object) -> str:
     """A whole number with its thousands apart: 12,345, or – for none."""
     return f"{value:,}" if isinstance(value, int) else "–"
+
+
+def code(text: str) -> Markup:
+    """Text as markup, with what stands between backticks as code.
+
+    >>> code("give `--size 640` & wait")
+    Markup('give <code>--size 640</code> &amp; wait')
+    """
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)
+    )
 
 
 def percent(share: float) -> str:

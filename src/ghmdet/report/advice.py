@@ -1,0 +1,150 @@
+"""What would help a detector most: rules that each turn measured numbers into at most one piece of advice."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any, TypedDict
+
+import numpy as np
+
+from ghmdet.report.run_files import Course
+from ghmdet.report.summary import words
+
+MOST = 5  # pieces of advice
+LEAST_GAIN = 0.005  # in AP50: less is no reason
+SMALL = 16  # pixels in training: the size up to which more pixels help most
+FEW_LABELS, FAR_BELOW = 50, 0.15  # labels of a class, and AP below that of the others
+STILL_RISING, FALLEN = 0.01, 0.01  # AP
+
+
+class Advice(TypedDict):
+    """What would help, for at most `gain` of AP50 as far as can be told: the measured reason, and what to do."""
+
+    rule: str
+    gain: float
+    reason: str
+    do: str
+
+
+Gain = tuple[float, dict[str, Any]]  # how much of AP50 is at stake, and the values for a rule's words
+
+
+def advise(
+    found: Mapping[str, Any], labels: Mapping[str, int], course: Course, arguments: Mapping[str, Any]
+) -> list[Advice]:
+    """What would help most, first what could give most; empty where nothing stands out.
+
+    found: the findings of an inspection. labels: how many of each class there are in training; empty where that is not
+    known. course: how the run's scores went. arguments: what it was asked for.
+    """
+    found = {**found, "lost": {one["kind"]: one["AP50_lost"] for one in found["errors"]}}
+    gains = {
+        "small": small(found),
+        "few_labels": few_labels(found, labels),
+        "unlabelled": unlabelled(found),
+        "confused": confused(found),
+        "loose": loose(found),
+        "rising": rising(course, arguments),
+        "overfitted": overfitted(course, arguments),
+    }
+    advice = []
+    for rule, (gain, values) in ((rule, one) for rule, one in gains.items() if one):
+        if gain >= LEAST_GAIN:
+            *reason, do = words(f"advise_{rule}", **values)  # a class's name may hold line breaks
+            advice.append(Advice(rule=rule, gain=round(gain, 4), reason=" ".join(reason), do=do))
+    return sorted(advice, key=lambda one: -one["gain"])[:MOST]
+
+
+def small(found: Mapping[str, Any]) -> Gain | None:
+    """Most objects not seen are tiny in training and found less often than others, and the pictures have more pixels.
+
+    The gain is that of finding the small ones as often as the others.
+    """
+    unseen, objects = found["unseen"], found["metrics"]["boxes"]
+    if unseen["count"] < max(10, 0.05 * objects) or 2 * unseen["small"] <= unseen["count"]:
+        return None
+    (share, low), (_, high) = (_recall(found["sizes"], small=small) for small in (True, False))
+    # Not above the pictures' own size, where pixels are only made up; not for a step that nobody would notice.
+    size = 32 * min(unseen["own_size"] // 32, math.ceil(unseen["size"] * SMALL / unseen["median"] / 32))
+    larger = size / unseen["size"]
+    if larger < 1.2 or low >= high:
+        return None
+    values = unseen | {"to": size, "times": larger**2, "then": unseen["median"] * larger, "limit": SMALL}
+    return share * (high - low), values
+
+
+def few_labels(found: Mapping[str, Any], labels: Mapping[str, int]) -> Gain | None:
+    """Classes with few labels in training and an AP far below that of those with more."""
+    per_class = {name: one for name, one in found["metrics"]["per_class"].items() if one["AP"] is not None}
+    many = [one for name, one in per_class.items() if labels.get(name, 0) >= FEW_LABELS]
+    AP, AP50 = (fmean([one[key] for one in many] or [0.0]) for key in ("AP", "AP50"))
+    few = {
+        name: one | {"labels": labels[name]}
+        for name, one in per_class.items()
+        # Of fewer than five boxes an AP says nothing.
+        if labels.get(name, FEW_LABELS) < FEW_LABELS and one["boxes"] >= 5 and one["AP"] < AP - FAR_BELOW
+    }
+    gain = sum(max(0.0, AP50 - one["AP50"]) for one in few.values()) / max(1, len(per_class))
+    return gain, {"classes": few, "AP": AP, "limit": FEW_LABELS}
+
+
+def unlabelled(found: Mapping[str, Any]) -> Gain | None:
+    """Many sure detections where nothing is labelled; more than there are labels is a bad detector."""
+    count, objects = found["hardest_total"]["no label here"], found["metrics"]["boxes"]
+    many = max(20, 0.05 * objects) <= count <= objects
+    return (found["lost"]["background"], {"count": count, "objects": objects}) if many else None
+
+
+def confused(found: Mapping[str, Any]) -> Gain | None:
+    """Objects that are detected as another class; the pair of classes that is confused most often."""
+    matrix, objects = np.array(found["confusion"]["matrix"])[:-1, :-1], found["metrics"]["boxes"]
+    pairs = np.triu(matrix + matrix.T, k=1)
+    count, times = int(pairs.sum()), int(pairs.max(initial=0))
+    if count < max(5, 0.02 * objects):
+        return None
+    one, other = (found["classes"][k] for k in np.argwhere(pairs == times)[0])
+    values = {"count": count, "objects": objects, "one": one, "other": other, "times": times}
+    return found["lost"]["wrong class"], values
+
+
+def loose(found: Mapping[str, Any]) -> Gain | None:
+    """Objects are found, but badly located boxes cost more than any other kind of error."""
+    lost, AP50, AP75 = found["lost"], found["metrics"]["AP50"], found["metrics"]["AP75"]
+    cost = lost["badly located"]
+    if AP50 is None or AP50 < 0.6 or AP75 > 0.7 * AP50 or cost < max(0.02, *lost.values()):
+        return None
+    return cost, {"AP50": AP50, "AP75": AP75, "lost": cost}
+
+
+def rising(course: Course, arguments: Mapping[str, Any]) -> Gain | None:
+    """A run that came to its end while its AP still rose; the gain is the last rise once more."""
+    AP, budget = course.AP, str(arguments.get("budget") or "")
+    if not course.finished or len(AP) < 3 or AP[-1] < max(AP) or AP[-1] - AP[-2] < STILL_RISING:
+        return None
+    last, planned = course.epochs[-1], arguments.get("epochs")
+    time = re.fullmatch(r"([\d.]+)([smh])", budget.strip()) if not planned or last < planned else None
+    more = f"--budget {2 * float(time[1]):g}{time[2]}" if time else f"--epochs {2 * last}"
+    return AP[-1] - AP[-2], {"rise": AP[-1] - AP[-2], "epochs": course.epochs[-2:], "more": more}
+
+
+def overfitted(course: Course, arguments: Mapping[str, Any]) -> Gain | None:
+    """The AP fell for at least three validations while the training loss went on falling; the gain is that fall."""
+    AP, loss = course.AP, course.loss
+    best = AP.index(max(AP)) if AP else 0
+    after = AP[best + 1 :]
+    if len(after) < 3 or AP[best] - fmean(after[-3:]) < FALLEN or not loss[-1] < 0.9 * loss[best]:
+        return None
+    scale = (arguments.get("augment") or {}).get("scale") or (1, 1)
+    values = {"epochs": (course.epochs[best], course.epochs[-1]), "AP": (AP[best], AP[-1])}
+    return AP[best] - AP[-1], values | {"loss": (loss[best], loss[-1]), "varied": scale[0] <= 0.6}
+
+
+def _recall(sizes: list[dict[str, Any]], *, small: bool) -> tuple[float, float]:
+    """The share of the objects that are small, or are not, and the share of these that is found; of none, all."""
+    mine = [one for one in sizes if one["boxes"] and (one["least"] < SMALL) == small]
+    boxes = sum(one["boxes"] for one in mine)
+    found = sum(one["boxes"] * one["recall"] for one in mine)
+    return boxes / max(1, sum(one["boxes"] for one in sizes)), found / boxes if boxes else 1.0
