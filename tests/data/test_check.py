@@ -183,6 +183,7 @@ def test_rejected_boxes_are_listed_where_none_is_left(tmp_path: Path) -> None:
     write_coco(tmp_path, [Picture("a.jpg", boxes=[(0, 5, 5, 5, 9)])])
     assert kinds(tmp_path, "train") == {
         "error: empty box": 1,
+        "error: picture without a sound label": 1,
         "error: empty data set": 1,
         "warning: class without boxes": 3,
     }

@@ -166,7 +166,7 @@ def test_a_polygon_without_a_bbox_gives_its_box(
 )
 def test_without_a_polygon_there_is_no_box(tmp_path: Path, segmentation: object) -> None:
     edited(tmp_path, lambda content: content["annotations"][0].update(bbox=None, segmentation=segmentation))
-    assert kinds(read_data(tmp_path)) == ["malformed box"]
+    assert "malformed box" in kinds(read_data(tmp_path))
 
 
 @pytest.mark.parametrize("box", [(0.25, 0.25, 0.55, 0.55), (0, 0, 1, 1), (0.5, 0.001, 0.505, 0.3)])
@@ -176,7 +176,8 @@ def test_boxes_in_fractions_are_refused_where_pixels_belong(
     for write in (write_coco, write_voc):
         root = tmp_path / write.__name__
         write(root, [Picture("a.jpg", boxes=[(0, *box)]), Picture("b.jpg", boxes=[(1, 5, 5, 25, 35)])])
-        (problem,) = read_data(root).problems
+        problem, left_out = read_data(root).problems
+        assert (left_out.kind, left_out.value) == ("picture without a sound label", "a.jpg")
         assert (problem.severity, problem.kind) == ("error", "box within the first pixel")
         assert "multiply by the picture's width and height" in problem.mend
         write(root, [Picture("a.jpg", boxes=[(0, *box)])])

@@ -77,7 +77,8 @@ def test_description_counts_what_was_rejected_and_names_the_first(tmp_path: Path
             {"id": 90 + number, "image_id": 3, "category_id": 10, "bbox": [1, 1, 0, 5]}
         )
     file.write_text(json.dumps(content))
-    last = read_data(tmp_path).describe().splitlines()[-1]
+    *_, last, left_out = read_data(tmp_path).describe().splitlines()
+    assert left_out == f"Rejected: 1 × picture without a sound label ({file}: c.jpg)."
     assert last.startswith(f"Rejected: 5 × empty box ({file}: annotation id 90 of 'c.jpg' [1, 1, 0, 5]; ")
     assert last.endswith("; and 2 more).")
 

@@ -155,6 +155,24 @@ def test_several_pictures_and_folders_are_named_from_the_folder_that_holds_all(
         predict(run / "best.pt", given[1], tmp_path / "out" / "a", out=tmp_path / "out")
 
 
+def test_no_drawing_leaves_its_folder_and_no_picture_is_drawn_over(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("d/pics/1.png", "other/1.png", "other/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(squares / "images" / "val_0.png").convert("RGB").save(tmp_path / name, "JPEG")
+        (tmp_path / name).rename((tmp_path / name).with_suffix(".jpg"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+    monkeypatch.chdir(tmp_path / "d")
+    given = [Path(name) for name in ("pics", "../other", "pics/../pics", "../other/../other/1.jpg")]
+    results = predict(run / "best.pt", *given, out=Path("../out"), device="cpu", precision="fp32")
+    assert {path: path.read_bytes() for path in before} == before
+    names = {"d/pics/1.jpg", "other/1.jpg", "other/2.jpg"}
+    assert {one["file_name"] for one in results} == names
+    drawn = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")}
+    assert drawn == names
+
+
 def test_a_linked_picture_keeps_the_name_of_its_link(run: Path, squares: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link.png").symlink_to(squares / "images" / "val_0.png")

@@ -59,6 +59,13 @@ def test_a_double_fades_another_class_does_not_and_half_sure_neighbours_move_the
     assert softened[2].tolist() == pytest.approx([50, 50, 60, 60])
 
 
+def test_a_candidate_that_is_no_number_spoils_no_other() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [math.nan, 0, 5, 5], [0, math.inf, 5, 5]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 1, 0, 1])
+    softened, _, _ = soften(boxes, scores, labels, torch.tensor([0, 1]), 10)
+    torch.testing.assert_close(softened, boxes[:2])
+
+
 def test_corners_are_not_rounded_under_autocast() -> None:
     boxes = torch.tensor([[1000.1, 7.3, 1033.7, 29.9]])
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -68,6 +68,7 @@ def find_splits(tree: Tree) -> dict[str, Path]:
         own = split_name(root)
         beside = {split: _beside(root, split) for split in SPLITS if own in SPLITS and split != own}
         return {own: root} | {split: file for split, file in beside.items() if file.is_file()}
+    root = Path(tree.root)
     folders = [tree.root, *tree.folders(tree.root).values()]
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
     for pattern in FILES:
@@ -90,7 +91,9 @@ def find_splits(tree: Tree) -> dict[str, Path]:
 def is_labelme(file: Path | str) -> bool:
     """Whether a json file is LabelMe's, by its beginning."""
     with open(file, "rb") as content:
-        return b'"shapes"' in content.read(4096)
+        head = content.read(4096)
+        # Its keys may be sorted: the picture itself, as text, comes before the shapes.
+        return b'"shapes"' in head or (b'"imageData"' in head and b'"shapes"' in content.read())
 
 
 def _beside(file: Path, split: str) -> Path:
@@ -113,6 +116,7 @@ def _find_pictures(tree: Tree, split: str, file: Path, names: Sequence[str]) -> 
     candidates = [*own, root / "images", *nested, *years, root / "data", root, folder]
     homes = dict.fromkeys(map(str, candidates))
     home = max(homes, key=lambda home: sum(tree.has(below(home, name)) for name in names[:PROBES]))
+    home = home if os.path.isdir(home) else str(root)  # of which paths of pictures elsewhere can begin
     paths = (below(home, name) for name in names)
     exact = [path if tree.has(path) else None for path in paths]
     return home, tree.match(names, exact, split, tree.root if tree.whole else home)
@@ -152,7 +156,7 @@ class CocoAnnotations:
     file: its name in errors. images: the record of each id, in the file's order. categories: the name of each id, in
     the ids' order. Of each box, record: how errors name it; image: its image's place in `images`; category: an id;
     box: x, y, width, height in pixels as written; area: square pixels, NaN where none is given; crowd: whether it is a
-    crowd region.
+    crowd region. Of each image, rejected: how many of its annotations could not be read.
     """
 
     file: str
@@ -164,6 +168,7 @@ class CocoAnnotations:
     box: NDArray[np.float64]
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    rejected: NDArray[np.int64]
     problems: list[Problem]
 
 
@@ -200,6 +205,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     places: dict[int | None, int] = {image_id: place for place, image_id in enumerate(images)}
     names = [f"'{image.get('file_name', image_id)}'" for image_id, image in images.items()]
     rows: list[tuple[Any, ...]] = []
+    rejected = np.zeros(len(images), dtype=np.int64)
     for place, annotation in enumerate(content["annotations"] if boxes else ()):
         record = f"annotations[{place}]"
         if not isinstance(annotation, Mapping):
@@ -218,6 +224,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         if bbox is None or box == []:
             box = _around(annotation.get("segmentation"))
         crowd, square = flag(annotation.get("iscrowd")), number(area)
+        rejected[image_place] += 1
         if whole(category) not in categories:
             report("unknown class", record, category, "name a category of the list 'categories'")
         elif box is None or len(box) != 4:
@@ -227,6 +234,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         elif crowd is None:
             report("malformed iscrowd", record, annotation["iscrowd"], "write 0 or 1")
         else:
+            rejected[image_place] -= 1
             if area is not None and (square is None or square < 0 or math.isinf(square)):
                 report("malformed area", record, area, "taken from the box", "warning")
                 square = None
@@ -244,6 +252,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         np.array(column[3], dtype=np.float64).reshape(-1, 4),
         np.array(column[4], dtype=np.float64),
         np.array(column[5], dtype=np.bool_),
+        rejected,
         problems,
     )
 
@@ -326,8 +335,8 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
     ends = np.searchsorted(read.image, np.arange(len(read.images)), side="right").tolist()
     boxes = zip(read.record, read.category.tolist(), read.box.tolist(), read.area, read.crowd, strict=True)
     listed = zip(names, places, strict=True)
-    for (image_id, image), has_name, start, end in zip(
-        read.images.items(), named, [0, *ends], ends, strict=False
+    for (image_id, image), has_name, start, end, rejected in zip(
+        read.images.items(), named, [0, *ends], ends, read.rejected.tolist(), strict=False
     ):
         own = list(itertools.islice(boxes, end - start))
         if not has_name:
@@ -337,7 +346,8 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
         name, place = next(listed)
         if place is not None and place != below(home, name):
             name = os.path.relpath(place, home)
-        if collect.add_image(image_id, name, (image.get("width"), image.get("height")), f"image '{name}'"):
+        size = image.get("width"), image.get("height")
+        if collect.add_image(image_id, name, size, f"image '{name}'", rejected):
             for record, category, (x, y, w, h), area, crowd in own:
                 box, value = (x, y, x + w, y + h), shown([x, y, w, h])
                 collect.add_box(box, read.categories[category], record, value, crowd=crowd, area=area)

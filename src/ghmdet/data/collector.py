@@ -79,6 +79,7 @@ class Collector:
         self._labels = {name: label for label, name in enumerate(classes or ())}
         self._names: list[str] = []
         self._ids, self._sizes, self._ends = array("q"), array("q"), array("q", [0])
+        self._rejected = array("q")  # labels of each picture
         self._rows = array("d")  # x1 y1 x2 y2 label crowd area
 
     def report(
@@ -87,11 +88,18 @@ class Collector:
         """Keep a problem of the file being read."""
         self.problems.append(Problem(severity, kind, str(self.file), record, value, mend, count))
 
-    def add_image(self, image_id: int, name: str, size: Sequence[object], record: str) -> bool:
+    def reject(self, kind: str, record: str, value: str, mend: str) -> None:
+        """Keep a problem of a label of the last image that cannot be used."""
+        self.report(kind, record, value, mend)
+        self._rejected[-1] += 1
+
+    def add_image(
+        self, image_id: int, name: str, size: Sequence[object], record: str, rejected: int = 0
+    ) -> bool:
         """Start an image, whose boxes come next; False and a problem where its size cannot be had.
 
         size: width and height as the file writes them. The picture's own are taken where it writes none or 0, and,
-        with a warning, where they are no sides of a picture.
+        with a warning, where they are no sides of a picture. rejected: how many of its labels were reported already.
         """
         sides = [side(value) for value in size]
         if None in sides:
@@ -106,6 +114,7 @@ class Collector:
         self._ids.append(image_id)
         self._sizes.extend(value for value in sides if value is not None)
         self._ends.append(self._ends[-1])
+        self._rejected.append(rejected)
         return True
 
     @property
@@ -136,6 +145,7 @@ class Collector:
         kind, kept = judge_box(box, *self.size)
         if kind is not None:
             self.report(kind, record, value, MENDS[kind], "error" if kept is None else "warning")
+            self._rejected[-1] += kept is None
         if kept is not None:
             inside = (kept[2] - kept[0]) * (kept[3] - kept[1])
             self._rows.extend((*kept, label, crowd, area if 0 < area < inside else inside))
@@ -145,6 +155,8 @@ class Collector:
         self, root: Path, format: str, split: str, category_ids: Iterable[int] | None = None
     ) -> DetectionData:
         """Everything collected as one immutable data set; classes that were not given are in alphabetical order.
+
+        A picture of which every label was rejected is left out: it is no picture without objects.
 
         category_ids: the classes' numbers, 1, 2 ... by default. Raises DataError where there is no class.
         """
@@ -165,5 +177,11 @@ class Collector:
             rows[:, 5].astype(np.bool_),
             rows[:, 6].astype(np.float32),
         )
+        unclear = (np.diff(records.offsets) == 0) & (np.array(self._rejected, dtype=np.int64) > 0)
+        if unclear.any():
+            first = records.name(int(unclear.argmax()))
+            mend = "left out: mend its labels, or remove them if it shows nothing"
+            self.report("picture without a sound label", "", first, mend, count=int(unclear.sum()))
+            records = records.take(np.flatnonzero(~unclear))
         numbers = tuple(category_ids or range(1, len(classes) + 1))
         return DetectionData(root, format, split, classes, numbers, records, tuple(self.problems))

@@ -187,9 +187,9 @@ class OneFileEach:
                 for record, label, written, box, difficult in read.objects:
                     crowd = flag(difficult)
                     if box is None:
-                        collect.report("malformed box", record, written, self.mend)
+                        collect.reject("malformed box", record, written, self.mend)
                     elif crowd is None:
-                        collect.report("malformed difficult", record, shown(difficult), "write 0 or 1")
+                        collect.reject("malformed difficult", record, shown(difficult), "write 0 or 1")
                     else:
                         collect.add_box(box, label, record, written, crowd=crowd)
         collect.file = place.listing or Path(place.folder)

@@ -17,6 +17,7 @@ from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 
 FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
+WORDS = re.compile(r"[a-z]+")  # of a folder's name: train2017, val_images
 LABELS = {
     ".txt": re.compile(rb"\s*[\d.]+([ \t]+[-+.\deE]+){4}"),
     ".xml": re.compile(rb"<(\w+:)?(annotations?|object)\b", re.IGNORECASE),
@@ -68,7 +69,10 @@ def looks_like_label(path: str) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return bool((pattern.match if ending(path) == ".txt" else pattern.search)(file.read(HEAD)))
+            head = file.read(HEAD)
+            if b'"imageData"' in head:  # LabelMe's, with the picture before the shapes
+                return True
+            return bool((pattern.match if ending(path) == ".txt" else pattern.search)(head))
     except OSError:
         return False
 
@@ -90,7 +94,12 @@ class Tree:
 
     def __init__(self, given: Path) -> None:
         self.given, self.whole = given, given.is_dir()
-        self.root = os.path.normpath(given if self.whole else given.parent)
+        folder = given if self.whole else given.parent
+        self.root = os.path.normpath(folder)
+        if os.path.realpath(self.root) != os.path.realpath(
+            folder
+        ):  # up from a link: the system follows it first
+            self.root = os.path.realpath(folder)
         self.linked = False  # whether any link was seen
         self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
@@ -178,11 +187,12 @@ class Tree:
             return list(exact)
         if any(exact):
             lost = {name: None for name in lost if FOREIGN.search(name)}
-        taken, barred = set(exact), set(SPLITS) - set(split_names(split))
+        taken, own = set(exact), set(split_names(split))
         there: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
         for path in self.pictures(top) if lost else ():
             parts = os.path.relpath(path, top).casefold().split(os.sep)
-            if path not in taken and barred.isdisjoint(parts[:-1]):
+            splits = {word for part in parts[:-1] for word in WORDS.findall(part) if word in SPLITS}
+            if path not in taken and (not splits or splits & own):
                 there[parts[-1]].append((parts, path))
         found = {name: _meant(name, there) for name in lost}
         times = Counter(found.values())

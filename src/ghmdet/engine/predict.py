@@ -117,11 +117,16 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
         files = [file for file in inside if not file.resolve().is_relative_to(own)] or [path]
         if files[0].is_dir():
             raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
-        found |= {file.absolute(): file for file in files if file.absolute() not in found}
+        found = {_upright(file): file for file in files} | found
     if not folders:
         raise DataError("no picture is given: name pictures, or a folder of them")
-    root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    return {place.relative_to(root): file for place, file in found.items()}
+    root = Path(os.path.commonpath([_upright(folder) for folder in folders]))
+    return {place.relative_to(root): found[place] for place in sorted(found)}
+
+
+def _upright(path: Path) -> Path:
+    """The absolute path without `..`, which would lead a drawing out of its folder; links keep their names."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def drawing_names(names: Sequence[Path]) -> list[Path]:

@@ -42,6 +42,7 @@ def postprocess(
         keep = keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)]
         if config.soft_nms:
             boxes, scores, labels = soften(boxes, scores, labels, keep, config.detections_per_image)
+            boxes = clip_boxes_to_image(boxes, size)  # a mean may round to just outside
         else:
             boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
         detections.append({"boxes": scale_boxes(boxes, size, original), "scores": scores, "labels": labels})
@@ -70,7 +71,8 @@ def soften(
     iou = _iou_in_class(boxes[keep], labels[keep], boxes, labels)
     votes = torch.where(iou >= 0.5, scores * torch.exp(-(1 - iou).square() / TAU), 0.0)
     with torch.autocast(boxes.device.type, enabled=False):  # which would round corners to 8 bits
-        return votes @ boxes / votes.sum(dim=1, keepdim=True), decayed, labels[keep]
+        corners = torch.where(boxes.isfinite(), boxes, 0.0)  # what has no vote must not count as 0 · NaN
+        return votes @ corners / votes.sum(dim=1, keepdim=True), decayed, labels[keep]
 
 
 def _iou_in_class(boxes: Tensor, labels: Tensor, others: Tensor, their_labels: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: s
     """
     Range(0.01, 0.9).check("val_share", val_share)
     data, out = Path(data), Path(out)
-    if out.resolve() == data.resolve():
-        raise DataError(f"{out}: is the data set to be split: give another folder")
+    if data.resolve().is_relative_to(out.resolve()):
+        raise DataError(f"{out}: holds the data set to be split: give another folder")
     part = read_data(data, split)
     require_images(part)
     train, val = share_out(part, val_share)
@@ -42,4 +42,4 @@ def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: s
         + ", ".join(f"{label} {count}" for label, count in each.boxes_per_class().items())
         for name, each in (("train", train), ("val", val))
     )
-    return f"{out}, of {data}: {counts}\n{train.problems[-1].value}"
+    return f"{part.describe()}\n{out}: {counts}\n{train.problems[-1].value}"
