@@ -140,6 +140,7 @@ def found(classes: Sequence[str] = CLASSES, without: Sequence[str] = (), hard: i
         "in_words": ["A sentence of the inspection."],
         "hardest": hardest,
         "hardest_total": {kind: 5 * len(hardest) for kind in KINDS},
+        "unlabelled": 0,
     }
 
 

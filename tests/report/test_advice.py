@@ -14,9 +14,9 @@ from PIL import Image
 from report_cases import make_detector_run, make_run
 
 from ghmdet.evaluation.findings import find
-from ghmdet.evaluation.hardest import Scored, count_kinds, hard_examples
+from ghmdet.evaluation.hardest import Scored, hard_examples
 from ghmdet.report.advice import Advice, advise
-from ghmdet.report.inspection import inspect_run
+from ghmdet.report.inspection import VERY_SURE, inspect_run
 from ghmdet.report.page import write_report
 from ghmdet.report.run_files import Course, read_course
 
@@ -63,7 +63,7 @@ def look(
         "errors": seen.errors,
         "sizes": seen.sizes,
         "unseen": NONE_UNSEEN,
-        "hardest_total": count_kinds(hard),
+        "unlabelled": sum(one.kind == "no label here" and one.score >= VERY_SURE for one in hard),
     }
     return advise(findings, known.get("labels", {}), known.get("course", ENDED), known.get("arguments", {}))
 
@@ -84,10 +84,10 @@ def test_sure_detections_of_nothing_send_to_the_missing_labels() -> None:
 
     (advice,) = look(elsewhere)
     assert advice["rule"] == "unlabelled" and advice["gain"] > 0.05
-    assert advice["reason"].startswith("24 sure detections (score .5 or more)")
+    assert advice["reason"].startswith("24 very sure detections (score .8 or more)")
     assert advice["reason"].endswith("there are 60 labels in all.") and "no label here" in advice["do"]
 
-    assert look(lambda *at: [(k, b, s if b[0] == 100 else s - 0.5) for k, b, s in elsewhere(*at)]) == []
+    assert look(lambda *at: [(k, b, s if b[0] == 100 else s - 0.2) for k, b, s in elsewhere(*at)]) == []
 
     def everywhere(number: int, label: int, box: list[float]) -> list[Found]:
         return [*right(number, label, box), *((label, [300 + 80 * i, 0, 60, 60], 0.95) for i in range(3))]
@@ -248,7 +248,7 @@ def test_small_objects_that_are_found_like_the_others_ask_for_nothing() -> None:
     metrics = {"boxes": 100, "AP50": None, "AP75": None, "per_class": {}}
     errors = [{"kind": kind, "AP50_lost": 0.0} for kind in ("background", "wrong class", "badly located")]
     base = {"metrics": metrics, "errors": errors, "confusion": {"matrix": [[0]]}, "classes": []}
-    base |= {"hardest_total": {"no label here": 0}}
+    base |= {"unlabelled": 0}
 
     def advice(unseen: dict[str, Any], small_recall: float) -> list[Advice]:
         rows = [sizes[0] | {"recall": small_recall}, sizes[1]]

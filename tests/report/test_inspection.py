@@ -21,7 +21,7 @@ from ghmdet.spectrum import SpectrumCounts
 
 KEYS = {
     "checkpoint", "data", "split", "made_of", "pictures", "classes", "metrics", "curves", "confusion", "errors",
-    "reliability", "in_words", "summary", "hardest", "hardest_total", "made",
+    "reliability", "in_words", "summary", "hardest", "hardest_total", "unlabelled", "made",
     "sizes", "unseen", "advice",
 }  # fmt: skip
 

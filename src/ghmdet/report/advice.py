@@ -92,8 +92,8 @@ def few_labels(found: Mapping[str, Any], labels: Mapping[str, int]) -> Gain | No
 
 
 def unlabelled(found: Mapping[str, Any]) -> Gain | None:
-    """Many sure detections where nothing is labelled; more than there are labels is a bad detector."""
-    count, objects = found["hardest_total"]["no label here"], found["metrics"]["boxes"]
+    """Many very sure detections where nothing is labelled; more than there are labels is a bad detector."""
+    count, objects = found["unlabelled"], found["metrics"]["boxes"]
     many = max(20, 0.05 * objects) <= count <= objects
     return (found["lost"]["background"], {"count": count, "objects": objects}) if many else None
 

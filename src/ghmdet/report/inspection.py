@@ -22,7 +22,7 @@ from ghmdet.engine.run_folder import provenance, write_json
 from ghmdet.engine.settings import WORKERS
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
-from ghmdet.evaluation.hardest import UNSEEN, Hard, choose, count_kinds, find_hardest
+from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
 from ghmdet.models import ModelConfig
 from ghmdet.models.preprocess import resized_size
@@ -32,7 +32,8 @@ from ghmdet.report.run_files import read_course, read_json, require_run
 from ghmdet.report.summary import Summary, summarize, words
 from ghmdet.spectrum import SpectrumCounts
 
-FORMAT = 3  # of findings.json; findings of another format are made anew
+VERY_SURE = 0.8  # a score that a weak detector hardly gives to nothing
+FORMAT = 4  # of findings.json; findings of another format are made anew
 
 
 class Inspection(NamedTuple):
@@ -168,6 +169,7 @@ def inspect_run(
         "summary": summary.numbers,
         "hardest": [_with_crop(part, one, f"crops/{i:03}.jpg", out) for i, one in enumerate(chosen)],
         "hardest_total": totals,
+        "unlabelled": sum(one.kind == NOTHING and one.score >= VERY_SURE for one in hard),
         "made": provenance(about),
     }
     return _advised(Inspection(findings, measured.spectrum), run, made)
