@@ -27,7 +27,7 @@ def train(
     report: bool = True,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a detector on a data set (COCO, Pascal VOC or YOLO).
+    """Train a detector on a data set (COCO, Pascal VOC, YOLO or LabelMe).
 
     Args:
         data: Folder of the data set, or a COCO annotations file.

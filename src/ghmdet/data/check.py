@@ -50,7 +50,8 @@ def check_data(
         for needed in ("train", "val"):
             if not any(name in wanted for name in split_names(needed)):
                 where = f"split {needed}"
-                problems.append(_warning("no such split", str(path), where, found, "training needs one"))
+                mend = "training needs one" + (": ghmdet data split makes one" if needed == "val" else "")
+                problems.append(_warning("no such split", str(path), where, found, mend))
         if "train" in wanted:  # VOC's trainval is the union of two others
             wanted = [name for name in wanted if name != "trainval"]
     read: list[DetectionData] = []

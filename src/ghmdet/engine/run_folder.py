@@ -37,8 +37,8 @@ def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def default_folder(data: Path, *, resume: bool, parent: Path = Path("runs")) -> Path:
     """Where a run goes that names no folder: runs/NAME-N, N one above those there; to resume, the last one there."""
-    data = data.resolve()
-    name = data.stem if data.is_file() else data.name
+    folder = data.resolve().parent if data.is_file() else data.resolve()
+    name = folder.parent.name if data.is_file() and folder.name == "annotations" else folder.name
     there = [
         int(match[1])
         for path in parent.glob("*")

@@ -35,7 +35,7 @@ class TrainingData:
         if self.val.split == self.train.split:
             raise GhmdetError(
                 f"{data}: training and validation would both be '{self.train.split}': give the folder that holds"
-                " both parts, or another --val-split"
+                f" both parts, or another --val-split, or make a val part: ghmdet data split {data} NEW-FOLDER"
             )
         for part in (self.train, self.val):
             require_images(part)
