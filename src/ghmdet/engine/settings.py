@@ -45,7 +45,7 @@ class TrainConfig:
     """Where to start: auto (ImageNet weights for the backbone), coco (torchvision's detector of COCO, for r50 and
     r50_v2), none (from scratch), or a checkpoint."""
     epochs: Annotated[int | None, Range(1, 10**6)] = None
-    """Passes over the training pictures; by default about 1200 steps' worth, at least 12, or as many as fit into
+    """Passes over the training pictures; by default about 800 steps' worth, at least 12, or as many as fit into
     `budget`. With both, what ends first."""
     budget: str | None = None
     """Time for the whole run, such as 90s, 20m or 1.5h: it trains as long as it can and ends within it."""
