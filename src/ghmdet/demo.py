@@ -22,7 +22,7 @@ EPOCHS = 12
 
 
 def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Metrics:
-    """Do the main job on a synthetic set, in one to two minutes: data, training with GHM, AP, pictures, report.
+    """Do the main job on a synthetic set, in a few minutes: data, training with GHM, AP, pictures, report.
 
     Args:
         out: Folder for everything it makes; interrupted, the same command goes on there.
