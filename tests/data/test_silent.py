@@ -106,11 +106,13 @@ def test_rows_that_are_mostly_poses_are_not_read_as_polygons_for_a_few_that_stic
 
 
 def test_a_path_up_from_a_link_is_the_one_that_the_system_means(tmp_path: Path) -> None:
-    for place, name in (("a", "wrong"), ("b/c", "")):
-        (tmp_path / place).mkdir(parents=True)
-        root = tmp_path / place.split("/")[0] / "set"
-        coco(root, "train", [f"{name or 'right'}.jpg"])
-        draw(root / "images" / f"{name or 'right'}.jpg", 64, 48)
+    for place, name in (("a", "wrong"), ("b", "right")):
+        root = tmp_path / place / "set"
+        draw(root / "images" / "train" / f"{name}.jpg", 64, 48)
+        (root / "labels" / "train").mkdir(parents=True)
+        (root / "labels" / "train" / f"{name}.txt").write_text(ROW)
+        (root / "classes.txt").write_text("cat\n")
+    (tmp_path / "b" / "c").mkdir()
     (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "c")
     (record,) = read_data(tmp_path / "a" / "link" / ".." / "set").records
     assert record.path.stem == "right"
