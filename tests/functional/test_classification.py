@@ -353,3 +353,13 @@ def test_ohem_for_each_class_is_ohem_of_each_class():
     torch.testing.assert_close(together, torch.stack(alone, 1))
     with pytest.raises(ValueError, match="per_class"):
         ghm.ohem_loss(logits[:, 0], targets[:, 0], per_class=True)
+
+
+def test_fused_focal_loss_has_the_precision_of_double_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 5, (50,), generator=generator)
+    fused, slow = (
+        ghm.sigmoid_focal_loss(logits, labels, alpha=0.9, impl=impl) for impl in ("torch", "reference")
+    )
+    torch.testing.assert_close(fused, slow, rtol=1e-13, atol=0)

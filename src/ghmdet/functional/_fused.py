@@ -294,7 +294,7 @@ class Passes:
             if isinstance(self.loss, naive.Focal):
                 # By y = −x where the target is 1 everything is background.
                 alpha, sign = self.loss.alpha, 1 - 2 * t
-                losses, slopes = _focal(self.loss, x * sign, torch.where(t > 0, alpha, 1 - alpha))
+                losses, slopes = _focal(self.loss, x * sign, t * alpha + (1 - t) * (1 - alpha))
                 slopes *= sign
             else:
                 slopes = torch.sigmoid(x).sub_(t)
