@@ -140,6 +140,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nothing.pt")
 
 
+def test_a_run_made_before_a_setting_was_there_is_resumed_with_its_default(tmp_path: Path) -> None:
+    before = run_arguments(Path("data"), tmp_path, TrainConfig(epochs=30))
+    del before["ohem_ratio"], before["augment"]["hflip"]
+    training = {"arguments": before, "place": {"step": 3}, "content": {}}
+    state = {"format": "ghmdet-detector", "config": {}, "training": training}
+    save_checkpoint(tmp_path / "last.pt", state)
+    found = saved_run(Path("data"), tmp_path, TrainConfig(), resume=True)
+    assert found is not None and found["place"] == {"step": 3}
+    with pytest.raises(GhmdetError, match=r"ohem_ratio 10 \(the run has 3\.0\): leave"):
+        saved_run(Path("data"), tmp_path, TrainConfig(ohem_ratio=10), resume=True)
+
+
 def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_path: Path) -> None:
     arguments = run_arguments(Path("data"), tmp_path, TrainConfig(epochs=30))
     for zoom_out in (0.0, 0.5):

@@ -24,7 +24,7 @@ REAL = [name for name, kind in KINDS.items() if kind in (float, float | None)]
 
 
 def test_the_numeric_settings_are_all_known_here() -> None:
-    assert len(WHOLE) == 8 and len(REAL) == 9
+    assert len(WHOLE) == 8 and len(REAL) == 10
     assert {"seed", "workers", "epochs"} < set(WHOLE) and {"lr", "ema", "clip_norm"} < set(REAL)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -138,6 +139,26 @@ def test_a_loss_for_each_class_is_the_mean_of_each_class_alone(name):
     torch.testing.assert_close(loss, torch.stack(alone).mean())
 
 
+@pytest.mark.parametrize(
+    ("name", "ratio", "kept"),
+    [
+        ("ohem", 1, 2 * 13),
+        ("ohem", 10, 2 * math.factorial(13) / math.factorial(3)),
+        ("ohem", 0, 2),
+        ("ohem-per-class", 1, 2 * 13 * 2),
+        ("ohem-per-class", 10, 2 * math.factorial(13) / math.factorial(3) * 2**10),
+    ],
+)
+def test_ohem_keeps_as_many_negatives_as_its_ratio_says(name, ratio, kept):
+    # Losses of ln 2 .. ln 13 for the background of class 0, of ln 2 for the one positive and all of class 1.
+    logits = torch.tensor([1.0, *range(1, 13)]).log()[:, None] * torch.tensor([1.0, 0.0])
+    labels = torch.tensor([[0, *[2] * 12]])
+    loss = DetectionLoss(LossConfig(name, cls_weight=1, ohem_ratio=ratio), 2)
+    got = loss(logits[None], torch.zeros(1, 13, 4), labels, ANCHORS[None, :13], ANCHORS[:13])
+    classes = 2 if name.endswith("-per-class") else 1
+    assert got["classification"].item() == pytest.approx(math.log(kept) / classes, rel=1e-6)
+
+
 def test_positives_of_each_class_are_a_moving_average():
     loss = DetectionLoss(LossConfig("ce-per-class", cls_weight=1), K)
     totals = []
@@ -178,6 +199,8 @@ def test_a_misspelt_loss_or_a_bad_weight_is_refused_before_any_work():
         LossConfig(cls_weight=-1)
     with pytest.raises(GhmdetError, match="--box-weight nan"):
         LossConfig(box_weight=float("nan"))
+    with pytest.raises(GhmdetError, match="--ohem-ratio -1: give a number from 0"):
+        LossConfig("ohem", ohem_ratio=-1)
     with pytest.raises(GhmdetError, match=r"--accumulation-steps 2\.5: give a whole number from 1"):
         LossConfig("ce", "giou", accumulation_steps=2.5)
 

@@ -97,12 +97,12 @@ def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> di
         raise GhmdetError(
             f"{last}: a detector without its training state cannot be resumed; start it by --weights"
         )
-    arguments = run_arguments(data, out, config)
-    try:
-        saved, network = dict(training["arguments"]), checkpoint["config"]
+    arguments, defaults = run_arguments(data, out, config), asdict(TrainConfig())
+    try:  # a setting that has come since is as by default
+        saved, network = defaults | training["arguments"], checkpoint["config"]
         Progress(**training["place"]), training["content"]
         # A setting that has gone since and was off says nothing.
-        saved["augment"] = {
+        saved["augment"] = defaults["augment"] | {
             name: value for name, value in saved["augment"].items() if name in arguments["augment"] or value
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:

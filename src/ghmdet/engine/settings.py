@@ -41,6 +41,8 @@ class TrainConfig:
     """Weight of the class loss; by default the loss's own (docs/models.md)."""
     box_weight: Annotated[float | None, Range(0.0, 1e9)] = None
     """Weight of the box loss; by default the loss's own (docs/models.md)."""
+    ohem_ratio: Annotated[float, Range(0.0, 1e9)] = 3.0
+    """Negative examples that the class losses `ohem` keep for each positive one."""
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), coco (torchvision's detector of COCO, for r50 and
     r50_v2), none (from scratch), or a checkpoint."""
@@ -104,7 +106,7 @@ class TrainConfig:
     def losses(self) -> LossConfig:
         """What it is trained by; raises GhmdetError for an unknown loss."""
         return LossConfig(
-            self.cls_loss, self.box_loss, self.cls_weight, self.box_weight, accumulation_steps=self.accumulate
+            self.cls_loss, self.box_loss, self.cls_weight, self.box_weight, self.accumulate, self.ohem_ratio
         )
 
 

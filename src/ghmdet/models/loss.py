@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -55,6 +56,8 @@ class LossConfig:
     box_weight: Annotated[float | None, Range(0.0, 1e9)] = None
     accumulation_steps: Annotated[int, Range(1, 10**6)] = 1
     """Backward passes of one optimizer step, so that the moving averages of GHM move once a step."""
+    ohem_ratio: Annotated[float, Range(0.0, 1e9)] = 3.0
+    """Negative examples that OHEM keeps for each positive one, over all classes or, per class, for each."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -133,11 +136,12 @@ class DetectionLoss(nn.Module):
         if name.startswith("ghm-c"):
             harmonized: Tensor = self.ghm_c(logits, targets, valid)
             return harmonized
-        loss = _CLASS_SUMS[name.removesuffix("-per-class")]
-        if not name.endswith("-per-class"):
+        loss, per_class = _CLASS_SUMS[name.removesuffix("-per-class")], name.endswith("-per-class")
+        if name.startswith("ohem"):
+            loss = partial(loss, ratio=self.config.ohem_ratio, per_class=per_class)
+        if not per_class:
             return loss(logits, targets, valid=valid, reduction="sum") / positives
-        options = {"per_class": True} if name.startswith("ohem") else {}
-        sums = loss(logits, targets, valid=valid, reduction="none", **options).sum(0)
+        sums = loss(logits, targets, valid=valid, reduction="none").sum(0)
         return (sums / self._class_positives(labels)).mean()
 
     def _class_positives(self, labels: Tensor) -> Tensor:
