@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError, UnknownCommandError
 
-from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.errors import GhmdetError, PartlyDone, unknown_name
 from ghmdet.options import parser
 
 app = parser(
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         known = [name for name in error.app or () if not name.startswith("-")]
         _fail(str(unknown_name("command", (error.unused_tokens or ["?"])[0], known)), 2)
     except (GhmdetError, CycloptsError) as error:
-        _fail(" ".join(str(error).split()), 2)
+        _fail(" ".join(str(error).split()), 1 if isinstance(error, PartlyDone) else 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(0)

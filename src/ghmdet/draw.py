@@ -161,10 +161,11 @@ def draw_batch(
     return save_jpeg(contact_sheet(drawn), path)
 
 
-def save_jpeg(picture: Image.Image, path: Path | str, quality: int = 90) -> Path:
+def save_jpeg(picture: Image.Image, path: Path | str, quality: int = 90, comment: bytes = b"") -> Path:
     """Writes the picture as JPEG to `path`, whole or not at all, and returns the path; raises OSError."""
     # Without subsampling thin lines keep their colour.
-    return write_atomic(path, lambda file: picture.save(file, "JPEG", quality=quality, subsampling=0))
+    options: dict[str, Any] = {"quality": quality, "subsampling": 0, "comment": comment}
+    return write_atomic(path, lambda file: picture.save(file, "JPEG", **options))
 
 
 def _picture(image: Image.Image | Tensor) -> Image.Image:

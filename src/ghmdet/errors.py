@@ -15,6 +15,10 @@ class DataError(GhmdetError):
     """A data set that cannot be read as it is."""
 
 
+class PartlyDone(DataError):
+    """Work that is done but for what could not be read, which was named; the exit status is 1, not 2."""
+
+
 class CheckpointError(GhmdetError):
     """A checkpoint that cannot be loaded as it is."""
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from ghmdet import Detector
+from ghmdet.cli import main
 from ghmdet.data import read_data
 from ghmdet.engine.detect import detect, to_tensor
 from ghmdet.engine.evaluate import validate
@@ -245,7 +249,7 @@ def test_every_picture_has_a_drawing_of_its_own_and_folders_are_no_pictures(
         "b.png.jpg/c.png.jpg",
         "b.png.jpg.jpg",
         "e.JPG",
-        "e.jpeg.jpg",
+        "e.jpeg",
         "folder.jpg/d.jpg",
         "predictions.json",
     ]
@@ -261,15 +265,144 @@ def test_a_folder_that_holds_the_pictures_is_not_drawn_into(
         predict(run / "best.pt", tmp_path / "in", out=tmp_path / out, device="cpu")
 
 
-def test_one_broken_picture_loses_nothing_of_the_others(run: Path, squares: Path, tmp_path: Path) -> None:
+def test_broken_pictures_are_named_and_the_others_get_their_results(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.png", "c.png"):
         shutil.copy(squares / "images" / "val_0.png", tmp_path / "in" / name)
     (tmp_path / "in" / "b.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"1 of 3 pictures could not be read.*b\.png"):
-        predict(run / "best.pt", tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
+    (tmp_path / "in" / "d.png").write_bytes((squares / "images" / "val_0.png").read_bytes()[:999])
+    (tmp_path / "in" / "e.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", str(run / "best.pt"), str(tmp_path / "in"), f"--out={tmp_path / 'out'}"])
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert said.err == (
+        f"ghmdet: 3 of 5 pictures could not be read; the results of the others are in {tmp_path / 'out'}\n"
+    )
+    for name, reason in (("b", "unreadable image"), ("d", "unreadable image"), ("e", "missing image")):
+        assert f"\n{tmp_path / 'in' / name}.png: {reason}" in said.out
+    assert said.out.count("leave it out\n") == 3
+    assert not re.search("record|data check|annotation", said.out)
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {result["file_name"] for result in results} == {"a.png", "c.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {"a.png.jpg", "c.png.jpg"}
+
+
+def test_predictions_can_be_read_without_their_annotations_and_by_pycocotools(
+    run: Path, squares: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    annotations = tmp_path / "set" / "annotations" / "instances_val.json"
+    truth = json.loads(annotations.read_text())
+    truth["categories"] = [{"id": 1, "name": "blue"}, {"id": 7, "name": "red"}]
+    for one in truth["annotations"]:
+        one["category_id"] = {1: 7, 2: 1}[one["category_id"]]
+    annotations.write_text(json.dumps(truth))
+    (tmp_path / "写真").mkdir()
+    for i in range(4):
+        shutil.copy(squares / "images" / f"val_{i}.png", tmp_path / "写真")
+    validate(run / "best.pt", tmp_path / "set", out=tmp_path / "val", device="cpu", precision="fp32")
+    returned = predict(
+        run / "best.pt",
+        tmp_path / "写真",
+        tmp_path,
+        out=tmp_path / "out",
+        annotations=None,
+        device="cpu",
+        precision="fp32",
+    )
+    assert returned == json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert "写真/val_0.png" in (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    for folder, classes in (("val", {7: "red", 1: "blue"}), ("out", {1: "red", 2: "blue"})):
+        results = json.loads((tmp_path / folder / "predictions.json").read_text())
+        assert {one["category_id"] for one in results} == set(classes)
+        assert all(one["category_name"] == classes[one["category_id"]] for one in results)
+        if folder == "val":
+            assert all(one["file_name"] == names[one["image_id"]] for one in results)
+    loaded = COCO(str(annotations)).loadRes(str(tmp_path / "val" / "predictions.json"))
+    assert len(loaded.anns) == len(json.loads((tmp_path / "val" / "predictions.json").read_text())) > 0
+
+
+def test_drawings_of_an_earlier_predict_go_and_other_files_stay(
+    run: Path, squares: Path, tmp_path: Path
+) -> None:
+    for name in ("one/a.png", "one/deep/b.jpeg", "two/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(squares / "images" / "val_0.png").convert("RGB").save(tmp_path / name)
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    own = {"mine.jpg": "JPEG", "deep/mine.jpeg": "JPEG", "note.png": "PNG"}
+    for name, format in own.items():
+        Image.new("RGB", (8, 8)).save(out / name, format)
+    (out / "broken.jpg").write_bytes(b"mine too")
+    kept = {*own, "broken.jpg", "predictions.json"}
+
+    def files() -> set[str]:
+        return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+    options: dict[str, Any] = {"out": out, "device": "cpu", "precision": "fp32"}
+    predict(run / "best.pt", tmp_path / "one", **options)
+    assert files() == kept | {"a.png.jpg", "deep/b.jpeg"}
+    said: list[str] = []
+    predict(run / "best.pt", tmp_path / "two", **options, say=said.append)
+    assert files() == kept | {"a.png.jpg"}
+    assert said[0] == f"2 drawings of an earlier predict are removed from {out}"
+    # Nothing of another origin is drawn over, and nothing is lost by trying.
+    shutil.copy(tmp_path / "one" / "deep" / "b.jpeg", tmp_path / "two" / "mine.jpg")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(GhmdetError, match=r"mine\.jpg: would be overwritten, .*give another --out"):
+        predict(run / "best.pt", tmp_path / "two", **options)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    # A folder in which only drawings were may become a drawing.
+    (tmp_path / "three" / "c.png.jpg").mkdir(parents=True)
+    shutil.copy(tmp_path / "two" / "a.png", tmp_path / "three" / "c.png.jpg")
+    predict(run / "best.pt", tmp_path / "three", tmp_path / "two" / "a.png", **options)
+    shutil.rmtree(tmp_path / "three")
+    (tmp_path / "three").mkdir()
+    shutil.copy(tmp_path / "two" / "a.png", tmp_path / "three" / "c.png")
+    predict(run / "best.pt", tmp_path / "three", **options)
+    assert files() == kept | {"c.png.jpg"}
+
+
+def test_results_of_other_data_lie_beside_those_of_the_runs_own(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    for name in ("x/other", "y/other"):
+        shutil.copytree(squares, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+    def folders(*data: Path | str) -> list[str]:
+        for each in data:
+            validate(own / "best.pt", Path(each), device="cpu", precision="fp32", say=lambda line: None)
+        return sorted(path.parent.name for path in own.glob("*/metrics.json"))
+
+    assert folders(squares) == ["val"]
+    metrics = (own / "val" / "metrics.json").read_text()
+    assert folders("x/other", "x/other", "x/other") == ["val", "val-other"]
+    assert folders(tmp_path / "y" / "other", "x/other") == ["val", "val-other", "val-other-2"]
+    monkeypatch.chdir(tmp_path / "y")  # the same words mean other data here
+    assert folders("other") == ["val", "val-other", "val-other-2"]
+    for folder, data in (("val-other", "x/other"), ("val-other-2", "y/other"), ("val", squares)):
+        assert json.loads((own / folder / "metrics.json").read_text())["data"] == str(tmp_path / data)
+    assert (own / "val" / "metrics.json").read_text() == metrics
+    (own / "run.json").unlink()  # nobody knows then whose data is whose
+    assert folders(squares) == ["val", "val-other", "val-other-2", f"val-{squares.name}"]
+
+
+def test_two_pictures_are_not_taken_for_one_of_the_annotations(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 7, "file_name": "1.jpg"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "red"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"image 7 is wanted for x/1\.jpg and for y/1\.jpg"):
+        known_ids(tmp_path / "a.json", [Path("x/1.jpg"), Path("y/1.jpg")], [])
 
 
 def test_ids_come_from_the_annotations_by_name(tmp_path: Path) -> None:
@@ -308,7 +441,7 @@ def test_pictures_that_cannot_be_used_are_named(run: Path, squares: Path, tmp_pa
     with pytest.raises(DataError, match=r"empty: no pictures here"):
         predict(run / "best.pt", tmp_path / "empty", out=tmp_path / "out")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
-    with pytest.raises(DataError, match=r"cut\.jpg"):
+    with pytest.raises(DataError, match="1 of 1 pictures could not be read"):
         predict(run / "best.pt", tmp_path / "cut.jpg", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"has no image of file name cut\.jpg"):
         annotations = squares / "annotations" / "instances_val.json"

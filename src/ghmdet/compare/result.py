@@ -97,7 +97,11 @@ def _judge(
     truth = part.to_coco()
     for run in runs:
         folder, config = run.out / part.split, run.config
-        about = {"checkpoint": str(run.out / "last.pt"), "data": str(run.data), "split": part.split}
+        about = {
+            "checkpoint": str(run.out / "last.pt"),
+            "data": str(run.data.absolute()),
+            "split": part.split,
+        }
         kept = folder / "metrics.json"  # the last thing that `validate` writes
         if not kept.exists() or not about.items() <= json.loads(kept.read_text(encoding="utf-8")).items():
             validate(

@@ -32,6 +32,7 @@ TURNS = {
 }
 """What sets a picture upright, by its EXIF orientation; those from 5 on turn it by 90 degrees."""
 CHECK = "list every such image with 'ghmdet data check'"
+MEND = f"remove its record; {CHECK}"
 
 
 def _endings() -> frozenset[str]:
@@ -51,7 +52,7 @@ EXTENSIONS = _endings()
 
 
 @contextmanager
-def _errors_name_the_file(path: Path) -> Iterator[None]:
+def _errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slightly corrupt EXIF block is no reason to talk
@@ -59,13 +60,11 @@ def _errors_name_the_file(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: missing image: put it there or remove its record; {CHECK}") from None
+        raise DataError(f"{path}: missing image: put it there or {mend}") from None
     except Exception as error:  # damaged files raise whatever the decoder happened to trip over
         told = str(error).replace(repr(str(path)), "").replace(str(path), "")  # named already
         reason = " ".join(told.split()).rstrip(" :") or type(error).__name__
-        raise DataError(
-            f"{path}: unreadable image ({reason}): replace the file or remove its record; {CHECK}"
-        ) from error
+        raise DataError(f"{path}: unreadable image ({reason}): replace the file or {mend}") from error
 
 
 def reason(error: DataError, path: Path) -> str:
@@ -125,7 +124,7 @@ def picture_tensor(image: Image.Image) -> Tensor:
 
 def read_picture(path: Path) -> Tensor:
     """A picture file as uint8 [3, h, w] RGB, upright, at its own size; raises DataError naming the file."""
-    with _errors_name_the_file(path), Image.open(path) as image:
+    with _errors_name_the_file(path, "leave it out"), Image.open(path) as image:
         return picture_tensor(image)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ghmdet.data import read_data
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import write_json
+from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
 from ghmdet.engine.settings import BATCH_SIZE, WORKERS
 from ghmdet.evaluation.score import Metrics, score
 
@@ -32,7 +32,8 @@ def validate(
         checkpoint: A `best.pt` or `last.pt` of a training run.
         data: Folder of the data set, or a COCO annotations file.
         split: Part of the data set to score.
-        out: Folder to write; by default `SPLIT/` beside the checkpoint.
+        out: Folder to write; by default beside the checkpoint: `SPLIT/` for the data that the run was trained on,
+            `SPLIT-NAME/` for another data set NAME.
         batch_size: Pictures at a time.
         workers: Processes that read pictures.
         device: auto, cpu or cuda.
@@ -49,7 +50,7 @@ def validate(
     detector = Detector.load(checkpoint, device=device, precision=precision)
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())
-    out = Path(checkpoint).parent / part.split if out is None else Path(out)
+    out = results_folder(Path(checkpoint).parent, data, part.split) if out is None else Path(out)
     with counting("pictures", len(part.records)) as advance:
         results = detect(
             detector.model,
@@ -59,9 +60,10 @@ def validate(
             workers=workers,
             advance=advance,
         )
-    metrics = score(part.to_coco(), results)
-    about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
-    write_json(out / "predictions.json", results)
+    truth = part.to_coco()
+    metrics = score(truth, results)
+    about = {"checkpoint": str(checkpoint), "data": str(data.absolute()), "split": part.split}
+    write_predictions(out / "predictions.json", results, truth)
     write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())
     say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")

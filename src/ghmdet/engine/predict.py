@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from ghmdet.data.coco import read_annotations
@@ -15,9 +17,13 @@ from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.detect import Detector, coco_results, to_tensor
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import write_json
+from ghmdet.engine.run_folder import write_predictions
 from ghmdet.engine.settings import BATCH_SIZE
-from ghmdet.errors import DataError, GhmdetError, Range
+from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
+
+JPEG = (".jpg", ".jpeg")
+DRAWN = b"drawn by ghmdet predict"
+"""The comment in each drawing, which tells it from the user's own pictures."""
 
 
 def predict(
@@ -34,11 +40,14 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Detect on pictures, or folders of them; writes predictions.json (COCO results) and drawn pictures.
 
+    A picture that cannot be read is named with the reason, the others are done all the same; the exit status is 1 then.
+
     Args:
         checkpoint: A `best.pt` or `last.pt` of a training run.
         pictures: Pictures, and folders that are searched with their subfolders. They are named relative to the folder
             that holds all of them.
-        out: Folder to write; drawn pictures keep their names, with `.jpg` added where they are not JPEG.
+        out: Folder to write. The drawing of a JPEG (.jpg, .jpeg) has its name, that of another picture gets `.jpg`
+            added (a.png.jpg); drawings of an earlier predict are removed.
         annotations: COCO annotations, with boxes or without, whose image and category ids the results should carry,
             matched by file and class name, so that `ghmdet score` can compare them; by default pictures are numbered
             from 1 in order of their names.
@@ -49,12 +58,13 @@ def predict(
         say: Takes each line meant for the user.
 
     Returns:
-        COCO results, each with the `file_name` of its picture as well.
+        What predictions.json holds: COCO results, each with the `file_name` of its picture and its `category_name`.
 
     Raises:
-        DataError: no pictures, or one that the annotations do not know; after all the others are done, one that
-            cannot be read.
+        DataError: no pictures, or one that the annotations do not know.
+        GhmdetError: `out` holds the pictures, or one of another origin where a drawing would be.
         CheckpointError: the checkpoint cannot be read.
+        PartlyDone: after all the others are done and written: pictures that cannot be read.
     """
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
@@ -65,7 +75,9 @@ def predict(
     ids, category_ids = list(range(1, len(names) + 1)), detector.category_ids
     if annotations is not None:
         ids, category_ids = known_ids(annotations, names, detector.classes)
-    drawings = drawing_names(names)
+    drawings = [out / name for name in drawing_names(names)]
+    if removed := remove_drawings(out, drawings):
+        say(f"{removed} drawings of an earlier predict are removed from {out}")
     results: list[dict[str, Any]] = []
     unreadable: list[DataError] = []
     with counting("pictures", len(files)) as advance:
@@ -78,21 +90,27 @@ def predict(
                     unreadable.append(error)
             detected = detector.predict(list(images.values()))
             for (index, image), detections in zip(images.items(), detected, strict=True):
-                name = {"file_name": names[index].as_posix()}
-                results += [result | name for result in coco_results(detections, ids[index], category_ids)]
+                results += coco_results(detections, ids[index], category_ids)
                 sure = {key: value[detections["scores"] >= threshold] for key, value in detections.items()}
                 drawn = draw_detections(image, **sure, classes=detector.classes)
-                save_jpeg(drawn, out / drawings[index], quality=92)
+                save_jpeg(drawn, drawings[index], quality=92, comment=DRAWN)
             advance(min(batch_size, len(files) - start))
-    write_json(out / "predictions.json", results)
+    about = {
+        "images": [{"id": i, "file_name": name.as_posix()} for i, name in zip(ids, names, strict=True)],
+        "categories": [
+            {"id": i, "name": name} for i, name in zip(category_ids, detector.classes, strict=True)
+        ],
+    }
+    named = write_predictions(out / "predictions.json", results, about)
+    count = sum(result["score"] >= threshold for result in results)
+    say(f"{len(results)} boxes, {count} of them scored at least {threshold:g} and drawn: {out}")
+    for reason in unreadable:
+        say(str(reason))
     if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(files)} pictures could not be read (the others are in {out}), first:"
-            f" {unreadable[0]}"
+        raise PartlyDone(
+            f"{len(unreadable)} of {len(files)} pictures could not be read; the results of the others are in {out}"
         )
-    drawn = sum(result["score"] >= threshold for result in results)
-    say(f"{len(results)} boxes, {drawn} of them scored at least {threshold:g} and drawn: {out}")
-    return results
+    return named
 
 
 def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
@@ -130,20 +148,49 @@ def _upright(path: Path) -> Path:
 
 
 def drawing_names(names: Sequence[Path]) -> list[Path]:
-    """Names for the drawings (JPEG) of pictures, no two alike: a `.jpg` keeps its own, others get `.jpg` added.
+    """Names for the drawings of pictures, no two alike: a JPEG keeps its own, others get `.jpg` added.
 
-    >>> [name.as_posix() for name in drawing_names([Path("a.png"), Path("a.png.jpg"), Path("b/c.gif")])]
-    ['a.png.jpg.jpg', 'a.png.jpg', 'b/c.gif.jpg']
+    It is added once more where a picture has that name.
+
+    >>> [name.as_posix() for name in drawing_names([Path("a.png"), Path("a.png.jpg"), Path("b/c.JPEG")])]
+    ['a.png.jpg.jpg', 'a.png.jpg', 'b/c.JPEG']
     """
     taken = {parent for name in names for parent in name.parents} | set(names)
     drawings = []
     for name in names:
         drawing = name
-        while drawing.suffix.lower() != ".jpg" or (drawing != name and drawing in taken):
+        while drawing.suffix.lower() not in JPEG or (drawing != name and drawing in taken):
             drawing = drawing.with_name(f"{drawing.name}.jpg")
         taken.add(drawing)
         drawings.append(drawing)
     return drawings
+
+
+def remove_drawings(out: Path, drawings: Sequence[Path]) -> int:
+    """Remove what an earlier predict left in `out`; how many drawings that was.
+
+    Raises:
+        GhmdetError: there is a file that no predict drew where one of `drawings` would be.
+    """
+    there = [file for file in out.rglob("*") if file.suffix.lower() in JPEG and file.is_file()]
+    old = [file for file in there if _is_drawing(file)]
+    if strangers := set(there) & set(drawings) - set(old):
+        raise GhmdetError(
+            f"{min(strangers)}: would be overwritten, and is no drawing of `ghmdet predict`: give another --out"
+        )
+    (out / "predictions.json").unlink(missing_ok=True)
+    for file in old:
+        file.unlink()
+        with suppress(OSError):  # until a folder is not empty
+            for folder in file.relative_to(out).parents[:-1]:
+                (out / folder).rmdir()
+    return len(old)
+
+
+def _is_drawing(file: Path) -> bool:
+    with suppress(Exception), Image.open(file) as picture:
+        return bool(picture.info.get("comment") == DRAWN)
+    return False
 
 
 def known_ids(
@@ -171,5 +218,11 @@ def known_ids(
             there = ", ".join(categories)
             raise DataError(
                 f"{annotations}: has no category '{label}', which the detector finds; it has {there}"
+            )
+    own = dict(zip((found[0] for found in ids), names, strict=True))
+    for (image_id, *_), name in zip(ids, names, strict=True):
+        if own[image_id] != name:
+            raise DataError(
+                f"{annotations}: its image {image_id} is wanted for {name} and for {own[image_id]}"
             )
     return [found[0] for found in ids], tuple(categories[label] for label in classes)

@@ -11,13 +11,15 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ghmdet.data.coco import load_json
+from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 
 PACKAGES = ("ghmdet", "torch", "torchvision", "timm", "accelerate", "hotcoco", "numpy", "pillow")
@@ -35,16 +37,42 @@ def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def data_name(data: Path) -> str:
+    """What a data set is called: its folder's name."""
+    folder = data.resolve().parent if data.is_file() else data.resolve()
+    return folder.parent.name if data.is_file() and folder.name == "annotations" else folder.name
+
+
 def default_folder(data: Path, *, resume: bool, parent: Path = Path("runs")) -> Path:
     """Where a run goes that names no folder: runs/NAME-N, N one above those there; to resume, the last one there."""
-    folder = data.resolve().parent if data.is_file() else data.resolve()
-    name = folder.parent.name if data.is_file() and folder.name == "annotations" else folder.name
+    name = data_name(data)
     there = [
         int(match[1])
         for path in parent.glob("*")
         if (match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name))
     ]
     return parent / f"{name}-{max(there, default=0) + (not (resume and there))}"
+
+
+def results_folder(run: Path, data: Path, split: str) -> Path:
+    """Where a detector's results go that name no folder, `run` being the folder of its checkpoint.
+
+    RUN/SPLIT for the data that the run was trained on. Else RUN/SPLIT-NAME for a data set NAME, RUN/SPLIT-NAME-2 where
+    `metrics.json` there is of another data set of that name, and so on.
+    """
+    if same_data(data, (read_json(run / "run.json") or {}).get("arguments", {}).get("data")):
+        return run / split
+    folder = first = run / f"{split}-{data_name(data)}"
+    number = 1
+    while not same_data(data, (read_json(folder / "metrics.json") or {}).get("data", data)):
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder
+
+
+def same_data(one: Path | str, other: object) -> bool:
+    """Whether both name one data set: `other` is what a file says of it, maybe nothing."""
+    return isinstance(other, str | Path) and Path(one).resolve() == Path(other).resolve()
 
 
 def _command() -> str:
@@ -108,6 +136,35 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """An object from a JSON file, None where there is no file; raises GhmdetError where it is something else."""
+    if not path.is_file():
+        return None
+    value = load_json(path)
+    if not isinstance(value, dict):
+        raise GhmdetError(f"{path}: not a JSON object: remove it and make it again")
+    return value
+
+
+def write_predictions(
+    path: Path, results: Iterable[Mapping[str, Any]], truth: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Write COCO results as JSON, a detection a line, each with its picture's and its class's name; gives them back.
+
+    truth: COCO annotations, of which only the images and the categories are read.
+    """
+    file_names = {image["id"]: image["file_name"] for image in truth["images"]}
+    classes = {category["id"]: category["name"] for category in truth["categories"]}
+    named = [
+        {"file_name": file_names[one["image_id"]], "category_name": classes[one["category_id"]], **one}
+        for one in results
+    ]
+    lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in named)
+    # A file's name that is no UTF-8 cannot be written as it is.
+    write_atomic(path, f"[\n{lines}\n]\n".encode(errors="backslashreplace"))
+    return named
 
 
 def draw_curves(folder: Path) -> None:

@@ -167,7 +167,8 @@ class Trainer:
         run, step = self.run, self.progress.step
         if not run.saved:
             labels = {"training_boxes": self.data.train.boxes_per_class()}
-            write_json(run.folder / "run.json", provenance(self.arguments) | labels)
+            arguments = self.arguments | {"data": str(run.data.absolute())}  # found again from any folder
+            write_json(run.folder / "run.json", provenance(arguments) | labels)
         (run.folder / DIVERGED).unlink(missing_ok=True)
         self.losses.cut_back(step)
         self.validations.cut_back(step)

@@ -18,7 +18,7 @@ from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_spectrum
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import provenance, write_json
+from ghmdet.engine.run_folder import provenance, read_json, write_json, write_predictions
 from ghmdet.engine.settings import WORKERS
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
@@ -28,7 +28,7 @@ from ghmdet.models import ModelConfig
 from ghmdet.models.preprocess import resized_size
 from ghmdet.report import figures
 from ghmdet.report.advice import SMALL, advise
-from ghmdet.report.run_files import read_course, read_json, require_run
+from ghmdet.report.run_files import read_course, require_run
 from ghmdet.report.summary import Summary, summarize, words
 from ghmdet.spectrum import SpectrumCounts
 
@@ -153,7 +153,7 @@ def inspect_run(
     (out / "findings.json").unlink(missing_ok=True)  # what is there is whole only with this file
     shutil.rmtree(out / "crops", ignore_errors=True)
     measured.spectrum.save(out / "spectrum.npz")
-    write_json(out / "predictions.json", measured.results)
+    write_predictions(out / "predictions.json", measured.results, part.to_coco())
     findings = about | {
         "made_of": made_of,
         "pictures": len(part.records),

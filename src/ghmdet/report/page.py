@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ghmdet.engine.device import choose_device
+from ghmdet.engine.run_folder import same_data
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 from ghmdet.report import figures
@@ -178,7 +179,7 @@ def _training(spectrum: SpectrumCounts, class_loss: str, key: str) -> dict[str, 
 def _inspected(inspection: Inspection, run: Path, key: str) -> dict[str, Any]:
     """What the inspection adds: findings, and where they were found, with the data set unless it is the run's own."""
     found = inspection.findings
-    own = found["data"] == require_run(run)["arguments"].get("data")
+    own = same_data(found["data"], require_run(run)["arguments"].get("data"))
     curves = {"precision-recall": figures.draw_precision_recall(found["curves"])}
     if found["reliability"]:
         curves["reliability"] = figures.draw_reliability(found["reliability"])

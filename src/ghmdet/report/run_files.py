@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ghmdet.data.coco import load_json
+from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import GhmdetError
 from ghmdet.report.figures import LineData
 from ghmdet.spectrum import Floats
@@ -28,16 +28,6 @@ def require_run(run: Path) -> dict[str, Any]:
     for name in ("arguments", "versions", "machine", "git", "training_boxes"):
         made[name] = made[name] if isinstance(made.get(name), dict) else {}
     return made | {"started": str(made.get("started") or "")}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """An object from a JSON file, None where there is no file; raises GhmdetError where it is something else."""
-    if not path.is_file():
-        return None
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise GhmdetError(f"{path}: not a JSON object: remove it and make it again")
-    return value
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
