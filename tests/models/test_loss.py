@@ -260,6 +260,7 @@ def test_assignment_and_losses_are_one_graph(cls_loss, box_loss):
 
     @torch.compile(backend="eager", fullgraph=True)
     def step(boxes, labels, logits, deltas):
+        anchor_targets(boxes, labels, ANCHORS, TINY, K)
         wanted = anchor_targets(boxes, labels, ANCHORS, ARTICLE, K)
         return compiled(logits, deltas, wanted.labels, wanted.boxes, ANCHORS)
 

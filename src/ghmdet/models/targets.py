@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ghmdet.errors import GhmdetError
+from ghmdet.functional import _arguments
 from ghmdet.models.preprocess import Batch, scale_boxes
 from ghmdet.models.presets import ModelConfig
 
 BACKGROUND = -1
 BETWEEN = -2
+ROUNDS = 8
 
 
 class AnchorTargets(NamedTuple):
@@ -93,8 +95,9 @@ def anchor_targets(
 
     With `best_anchors` k each box is given its k best anchors (more where several are equally good), those of the
     largest IoU less the squared distance of the centres in diagonals of what surrounds both (DIoU, Zheng et al. 2020):
-    a box is answered for whatever its size and shape. An anchor that several boxes want goes to the one it is best for.
-    The others are ignored where they overlap a box by at least `background_iou`, and background below.
+    a box is answered for whatever its size and shape. An anchor that several boxes want goes to the one it is best for,
+    unless that leaves another with none (`keep_one_each`). The others are ignored where they overlap a box by at least
+    `background_iou`, and background below.
 
     Without, the article's thresholds: an anchor takes the box that it overlaps most where that IoU is at least
     `positive_iou`, is background where it is below `background_iou`, and is ignored between. The anchors that overlap
@@ -108,7 +111,7 @@ def anchor_targets(
     if config.best_anchors:
         least = closeness.topk(min(config.best_anchors, len(anchors)), dim=2).values[:, :, -1:]  # [B, M, 1]
         worth, box = closeness.masked_fill_((closeness < least) | padding, -2.0).max(dim=1)  # [B, A]
-        rows = box.where(worth > -2.0, rows)
+        rows = keep_one_each(box.where(worth > -2.0, rows), closeness, padding[:, :, 0])
     else:
         most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
         needed = ((iou == most) & (most > 0)).any(dim=1)
@@ -119,6 +122,30 @@ def anchor_targets(
     first = torch.arange(len(boxes), device=boxes.device)[:, None] * boxes.shape[1]
     matched = boxes.flatten(0, 1).index_select(0, (first + row).flatten()).view(*row.shape, 4)
     return AnchorTargets(label, torch.where(found[..., None], matched, anchors), rows)
+
+
+def keep_one_each(rows: Tensor, worth: Tensor, padding: Tensor) -> Tensor:
+    """The matches `rows` [B, A], but a box without an anchor has the best that it wants and is not another's last one.
+
+    worth: [B, M, A], how good each anchor is for each box, -2 where the box does not want it. padding: [B, M].
+    In each picture one box after the other; on an accelerator, which must not be waited for, only the first `ROUNDS`.
+    """
+    read, done = _arguments.values_can_be_read(rows), padding
+    pictures = torch.arange(len(rows), device=rows.device)
+    for _ in range(worth.shape[1] if read else ROUNDS):
+        owner = rows.clamp(min=-1) + 1  # 0 for none
+        owned = owner.new_zeros(len(rows), worth.shape[1] + 1).scatter_add_(1, owner, torch.ones_like(owner))
+        lost = (owned[:, 1:] == 0) & ~done  # [B, M]
+        if read and not lost.any():
+            break
+        box = lost.int().argmax(dim=1)  # [B]
+        last = (owner > 0) & (owned.gather(1, owner) == 1)
+        best, anchor = worth[pictures, box].masked_fill(last, -2.0).max(dim=1)  # [B]
+        found = lost.any(dim=1) & (best > -2.0)
+        anchor = anchor[:, None]
+        rows = rows.scatter(1, anchor, box[:, None].where(found[:, None], rows.gather(1, anchor)))
+        done = done.scatter(1, box[:, None], True)
+    return rows
 
 
 def box_overlaps(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
