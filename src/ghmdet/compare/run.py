@@ -72,7 +72,8 @@ def compare(
         if value is not None and not 1 <= value <= 1000:
             raise GhmdetError(f"--{name} {value}: give a whole number from 1 to 1000")
     grid = read_grid(weights_grid)
-    for arm in read_arms(arms, config).values():
+    settings_of = read_arms(arms, config)
+    for arm in settings_of.values():
         if not list_commands:  # other hosts may have other devices
             choose_device(arm.device, arm.precision)
     train = read_data(data, config.train_split)
@@ -81,7 +82,7 @@ def compare(
         data=data,
         out=out,
         base=config,
-        arms=read_arms(arms, config),
+        arms={name: fit_to_data(own, train, say=lambda line: None) for name, own in settings_of.items()},
         seeds=range(config.seed, config.seed + seeds),
         grid=grid,
         tune_epochs=tune_epochs,

@@ -6,13 +6,20 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from ghmdet.data import DetectionData
+import numpy as np
+
+from ghmdet.data import DetectionData, Records
 from ghmdet.engine.settings import TrainConfig
+from ghmdet.models import ModelConfig
 
 STEPS = 800
 """Optimizer steps of a run: playing cards want as many, blood cells gain nothing after 500 (docs/training.md)."""
 FEWEST, MOST = 12, 300
 """Epochs, whatever the number of pictures."""
+SMALL = 16
+"""Pixels in training, of a box's side: two cells of the finest level; boxes below it gain most by larger pictures."""
+LARGER, LARGEST = 5 / 3, 1333
+"""How much larger than the preset's pictures may become (2.8 times the work), and their longest side in pixels."""
 
 
 def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], None] = print) -> TrainConfig:
@@ -24,6 +31,13 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
         pictures = len(train.records)
         config = replace(config, epochs=epochs_for(pictures, config.batch_size * config.accumulate))
         say(f"{config.epochs} epochs, for {pictures} training pictures (--epochs or --budget gives another)")
+    network = config.network()
+    if config.size is None and (size := size_for(train.records, network)) > network.max_size:
+        config = replace(config, size=size)
+        say(
+            f"pictures of {size} pixels, not {network.max_size}, since a quarter of the boxes is small: a step takes"
+            f" {(size / network.max_size) ** 2:.1f} times as long (--size gives another)"
+        )
     return config
 
 
@@ -35,3 +49,25 @@ def epochs_for(pictures: int, pictures_a_step: int) -> int:
     """
     steps = max(1, pictures // pictures_a_step)
     return min(MOST, max(FEWEST, math.ceil(STEPS / steps)))
+
+
+def size_for(records: Records, network: ModelConfig) -> int:
+    """Longest side in pixels at which three quarters of the boxes have sides of at least `SMALL` pixels.
+
+    The side of a box is the square root of its area. The pictures become at most `LARGER` than the preset's, never
+    larger than they are, and never smaller than the preset's.
+
+    records: the training pictures. network: what the preset says.
+    """
+    short, long = records.sizes.min(1), records.sizes.max(1)
+    scale = np.minimum(network.min_size / short, network.max_size / long)
+    corners = records.boxes[~records.crowd].astype(np.float64)
+    if not len(corners):
+        return network.max_size
+    sides = (
+        np.sqrt((corners[:, 2:] - corners[:, :2]).prod(1))
+        * np.repeat(scale, np.diff(records.offsets))[~records.crowd]
+    )
+    own = 1 / float(np.median(scale))
+    size = network.max_size * min(SMALL / float(np.quantile(sides, 0.25)), own, LARGER)
+    return max(network.max_size, min(LARGEST, 32 * int(size / 32)))

@@ -31,8 +31,8 @@ class TrainConfig:
     model: str = "nano"
     """Preset: nano, r18, r50_small, r50 or r50_v2."""
     size: Annotated[int | None, Range(32, 20_000)] = None
-    """Longest side of a training picture in pixels; the preset's own by default. The short side keeps the preset's
-    proportion."""
+    """Longest side of a training picture in pixels; by default the preset's own, or more where many boxes are small.
+    The short side keeps the preset's proportion."""
     cls_loss: str = "ghm-c"
     """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
     box_loss: str = "giou"

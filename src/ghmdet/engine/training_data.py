@@ -40,7 +40,9 @@ class TrainingData:
         for part in (self.train, self.val):
             require_images(part)
             run.say(part.describe())
-        self.config = config = fit_to_data(config, self.train, run.say)
+        if not run.saved:
+            config = fit_to_data(config, self.train, run.say)
+        self.config = config
         model = config.network()
         _decode(self.val, accelerator.process_index, accelerator.num_processes)
         if config.batch_size % accelerator.num_processes:
