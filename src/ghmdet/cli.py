@@ -45,6 +45,7 @@ for parent, command, function in (
     (data_app, "check", "ghmdet.commands:check"),
     (data_app, "thin", "ghmdet.commands:thin"),
     (data_app, "split", "ghmdet.commands:split"),
+    (data_app, "spoil", "ghmdet.commands:spoil"),
 ):
     parent.command(function, name=command, help=_docstring(function))  # imported when it is called
 

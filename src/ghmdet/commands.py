@@ -117,3 +117,29 @@ def split(data: Path, out: Path, /, *, val_share: float = 0.2, split: str = "tra
         split: Part to divide.
     """
     print(make.split(data, out, val_share=val_share, split=split))
+
+
+def spoil(
+    data: Path,
+    out: Path,
+    /,
+    *,
+    share: float,
+    kinds: str = ",".join(make.KINDS),
+    split: str = "train",
+    seed: int = 0,
+) -> None:
+    """Make a set with a known share of wrong labels, to see what a loss makes of them.
+
+    The pictures stay where they are; OUT gets annotations that name them, and wrong_labels.json.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder of the new one; one that `spoil` made before is replaced.
+        share: Share of the boxes that get a wrong label, from 0 to .9.
+        kinds: What is wrong, with commas between: class: another class. missing: no label. shifted: moved by half of
+            its sides.
+        split: Part to spoil; the others keep their labels.
+        seed: Decides which boxes, and how.
+    """
+    print(make.spoil(data, out, share, kinds=kinds.split(","), split=split, seed=seed))

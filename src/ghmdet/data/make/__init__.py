@@ -1,10 +1,11 @@
-"""Data sets that are made: drawn from dials, thinned from another, or one part of another made two."""
+"""Data sets that are made: drawn from dials, or from another: thinned, with wrong labels, one part made two."""
 
 from __future__ import annotations
 
 from ghmdet.data.make.scene import SynthConfig
 from ghmdet.data.make.split import split
+from ghmdet.data.make.spoil import KINDS, spoil
 from ghmdet.data.make.synth import synthesize
 from ghmdet.data.make.thinning import thin
 
-__all__ = ["SynthConfig", "split", "synthesize", "thin"]
+__all__ = ["KINDS", "SynthConfig", "split", "spoil", "synthesize", "thin"]

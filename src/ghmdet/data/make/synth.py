@@ -6,17 +6,15 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.make.scene import CLASSES, SynthConfig, draw_scene
+from ghmdet.data.make.spoil import KINDS, WRONG, Kind, Labels, box_of, spoil_labels
 
 MARKER = "synth.json"
 TRAIN, VAL, LABELS = range(3)  # independent random streams: one dial does not stir what another decides
-
-Labels = list[dict[str, Any]]
 
 
 def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
@@ -46,7 +44,7 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
                     label = {"id": len(labels) + 1, "image_id": image["id"]}
                     label["category_id"] = names.index(name) + 1
                     labels.append(
-                        label | _box([x0, y0, x1 - x0, y1 - y0]) | {"iscrowd": 0, "hard": int(hard)}
+                        label | box_of([x0, y0, x1 - x0, y1 - y0]) | {"iscrowd": 0, "hard": int(hard)}
                     )
                     objects.update([name, "hard"] if hard else [name])
             if not count:
@@ -54,54 +52,17 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
             counts = ", ".join(f"{name} {objects[name]}" for name in names)
             said.append(f"  {split}: {count} images; {counts} ({objects['hard']} of unusual look)")
             if split == "train":
-                labels, wrong = _spoil(labels, {image["id"]: image["file_name"] for image in images}, config)
+                random = np.random.default_rng((config.seed, LABELS))
+                kinds: tuple[Kind, ...] = KINDS if config.classes > 1 else KINDS[1:]
+                ids = range(1, config.classes + 1)
+                labels, wrong = spoil_labels(labels, images, ids, config.wrong_label_share, kinds, random)
             info = {"description": "synthetic scenes by ghmdet data synth", "config": asdict(config)}
             categories = [{"id": k, "name": name} for k, name in enumerate(names, start=1)]
             content = {"info": info, "images": images, "annotations": labels, "categories": categories}
             write_annotations(folder, split, content)
         made = {"made by": "ghmdet data synth", "config": asdict(config)}
-        for file, written in ((MARKER, made), ("wrong_labels.json", wrong)):
+        for file, written in ((MARKER, made), (WRONG, wrong)):
             (folder / file).write_text(json.dumps(written, indent=1) + "\n")
     if wrong:
-        said.append(f"  train: {len(wrong)} labels made wrong, listed in wrong_labels.json")
+        said.append(f"  train: {len(wrong)} labels made wrong, listed in {WRONG}")
     return "\n".join(said)
-
-
-def _box(bbox: list[float]) -> dict[str, Any]:
-    bbox = [round(v, 1) for v in bbox]
-    return {"bbox": bbox, "area": round(bbox[2] * bbox[3], 2)}
-
-
-def _spoil(labels: Labels, file_names: dict[int, str], config: SynthConfig) -> tuple[Labels, Labels]:
-    """The labels with the share of wrong ones made, and a list of these: what was true and what is given instead."""
-    rng = np.random.default_rng((config.seed, LABELS))
-    chosen = set(rng.permutation(len(labels))[: round(config.wrong_label_share * len(labels))].tolist())
-    kinds = ("class", "missing", "shifted") if config.classes > 1 else ("missing", "shifted")
-    kept, wrong = Labels(), Labels()
-    for i, label in enumerate(labels):
-        if i not in chosen:
-            kept.append(label)
-            continue
-        kind = kinds[int(rng.integers(len(kinds)))]
-        changed = {}
-        if kind == "class":
-            others = [k for k in range(1, config.classes + 1) if k != label["category_id"]]
-            changed = {"category_id": int(rng.choice(others))}
-        elif kind == "shifted":
-            changed = _box(_shifted(label["bbox"], config.size, rng))
-        told = {"kind": kind, "annotation_id": label["id"], "image_id": label["image_id"]}
-        told["file_name"] = file_names[label["image_id"]]
-        told["true"] = {name: label[name] for name in ("category_id", "bbox")}
-        told["given"] = {name: (label | changed)[name] for name in told["true"]} if changed else None
-        wrong.append(told)
-        if changed:
-            kept.append(label | changed)
-    return kept, wrong
-
-
-def _shifted(bbox: list[float], size: tuple[int, int], rng: np.random.Generator) -> list[float]:
-    """The box moved by 40 to 60 % of its sides towards the picture's roomier end, and cut there."""
-    start, side = np.array(bbox[:2]), np.array(bbox[2:])
-    by = rng.uniform(0.4, 0.6, 2) * side * np.where(start + side / 2 < np.array(size) / 2, 1, -1)
-    low, high = np.maximum(start + by, 0), np.minimum(start + side + by, size)
-    return [*low.tolist(), *(high - low).tolist()]

@@ -1,0 +1,135 @@
+"""Wrong labels on purpose: a known share of a part's boxes, to see what a loss or an audit makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ghmdet.data.images import require_images
+from ghmdet.data.make.folder import new_set, write_annotations
+from ghmdet.data.read import DataSet, read_data
+from ghmdet.errors import DataError, GhmdetError, Range, unknown_name
+
+MARKER = "spoiled.json"
+WRONG = "wrong_labels.json"
+"""A row for each wrong label: its kind, annotation, picture, what is true and what is given (null: no label)."""
+
+Kind = Literal["class", "missing", "shifted"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Labels = list[dict[str, Any]]
+
+
+def spoil(
+    data: Path | str,
+    out: Path | str,
+    share: float,
+    *,
+    kinds: Sequence[str] = KINDS,
+    split: str = "train",
+    seed: int = 0,
+) -> str:
+    """Write COCO annotations of a data set in which a share of one split's boxes is wrong, and tell of it.
+
+    class: another class, drawn from the others. missing: no label. shifted: moved by half of its sides. Each wrong box
+    is of one of the `kinds`, drawn at random. The pictures stay where they are; the other splits keep their labels.
+
+    data: a set that `read_data` reads. out: a new or empty folder, or one that this made before; its wrong_labels.json
+    lists what was done. share: of the boxes that are no crowds, from 0 to .9. The same arguments give the same bytes.
+
+    Raises GhmdetError for a share, a kind or a seed out of range; DataError for a set that cannot be read, a picture
+    that is missing, a single class of which no other can be drawn, or an `out` that holds something else.
+    """
+    Range(0.0, 0.9).check("share", share)
+    Range(0, 2**32 - 1).check("seed", seed)
+    if not kinds:
+        raise GhmdetError(f"no kind of wrong label: give some of {', '.join(KINDS)}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kind of wrong label", kind, KINDS)
+    chosen = [kind for kind in KINDS if kind in kinds]
+    data, out = Path(data), Path(out)
+    if data.resolve().is_relative_to(out.resolve()):
+        raise DataError(f"{out}: holds the data set to be spoiled: give another folder")
+    part, source = read_data(data, split), DataSet(data)
+    if "class" in chosen and len(part.classes) < 2:
+        raise DataError(
+            f"{data}: has one class, so no label can be given another: give --kinds missing,shifted"
+        )
+    others = [
+        source.read(name, part.classes) for name in source.splits if name not in (part.split, "trainval")
+    ]
+    for each in (part, *others):
+        require_images(each)
+    content = part.to_coco(absolute=True)
+    labels, wrong = spoil_labels(
+        content["annotations"],
+        content["images"],
+        part.category_ids,
+        share,
+        chosen,
+        np.random.default_rng(seed),
+    )
+    told = {"made by": "ghmdet data spoil", "data": str(data), "split": part.split, "share": share}
+    with new_set(out, MARKER, "data spoil") as folder:
+        for each in others:
+            write_annotations(folder, each.split, each.to_coco(absolute=True))
+        write_annotations(folder, part.split, content | {"annotations": labels})
+        for file, written in ((MARKER, told | {"kinds": chosen, "seed": seed}), (WRONG, wrong)):
+            (folder / file).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    counts = Counter(one["kind"] for one in wrong)
+    by_kind = ", ".join(f"{kind} {counts[kind]}" for kind in chosen)
+    said = f"{out}: {len(wrong)} labels of {part.split} made wrong ({by_kind}), listed in {out / WRONG}"
+    return f"{part.describe()}\n{said}"
+
+
+def spoil_labels(
+    labels: Labels,
+    images: Labels,
+    category_ids: Sequence[int],
+    share: float,
+    kinds: Sequence[Kind],
+    random: np.random.Generator,
+) -> tuple[Labels, Labels]:
+    """COCO annotations with a share of wrong ones made, and the rows of `WRONG`."""
+    picture = {image["id"]: image for image in images}
+    sound = [i for i, label in enumerate(labels) if not label["iscrowd"]]
+    chosen = {sound[i] for i in random.permutation(len(sound))[: round(share * len(sound))].tolist()}
+    kept, wrong = Labels(), Labels()
+    for i, label in enumerate(labels):
+        if i not in chosen:
+            kept.append(label)
+            continue
+        kind, image = kinds[int(random.integers(len(kinds)))], picture[label["image_id"]]
+        changed = {}
+        if kind == "class":
+            others = [k for k in category_ids if k != label["category_id"]]
+            changed = {"category_id": int(random.choice(others))}
+        elif kind == "shifted":
+            changed = box_of(_shifted(label["bbox"], (image["width"], image["height"]), random))
+        told = {"kind": kind, "annotation_id": label["id"], "image_id": label["image_id"]}
+        told["file_name"] = image["file_name"]
+        told["true"] = {name: label[name] for name in ("category_id", "bbox")}
+        told["given"] = {name: (label | changed)[name] for name in told["true"]} if changed else None
+        wrong.append(told)
+        if changed:
+            kept.append(label | changed)
+    return kept, wrong
+
+
+def box_of(bbox: list[float]) -> dict[str, Any]:
+    """A COCO annotation's `bbox`, to a tenth of a pixel, and its `area`."""
+    bbox = [round(v, 1) for v in bbox]
+    return {"bbox": bbox, "area": round(bbox[2] * bbox[3], 2)}
+
+
+def _shifted(bbox: list[float], size: tuple[int, int], random: np.random.Generator) -> list[float]:
+    """The box moved by 40 to 60 % of its sides towards the picture's roomier end, and cut there."""
+    start, side = np.array(bbox[:2]), np.array(bbox[2:])
+    by = random.uniform(0.4, 0.6, 2) * side * np.where(start + side / 2 < np.array(size) / 2, 1, -1)
+    low, high = np.maximum(start + by, 0), np.minimum(start + side + by, size)
+    return [*low.tolist(), *(high - low).tolist()]

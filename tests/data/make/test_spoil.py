@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ghmdet.cli import main
+from ghmdet.data import DetectionData, read_data
+from ghmdet.data.make import KINDS, SynthConfig, spoil, synthesize
+from ghmdet.errors import DataError, GhmdetError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("scenes") / "set"
+    synthesize(out, SynthConfig(images=12, classes=3, size=(160, 120), wrong_label_share=0.0))
+    return out
+
+
+def rows(data: DetectionData) -> set[tuple[str, int, tuple[float, ...]]]:
+    """Picture, class and corners of each box."""
+    return {
+        (record.path.name, int(label), tuple(box.tolist()))
+        for record in data.records
+        for box, label in zip(record.boxes, record.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
+def test_just_that_share_is_wrong_in_just_that_way(
+    scenes: Path, tmp_path: Path, kind: str, share: float
+) -> None:
+    told = spoil(scenes, tmp_path / "x", share, kinds=[kind], seed=3)
+    before, after = (rows(read_data(folder, "train")) for folder in (scenes, tmp_path / "x"))
+    count = round(share * len(before))
+    assert f"{count} labels of train made wrong ({kind} {count})" in told
+    assert len(before - after) == count
+    assert len(after) == len(before) - count * (kind == "missing")
+    new, gone = after - before, before - after
+    if kind == "class":
+        assert {(name, box) for name, _, box in new} == {(name, box) for name, _, box in gone}
+    elif kind == "shifted":
+        assert sorted((name, label) for name, label, _ in new) == sorted(
+            (name, label) for name, label, _ in gone
+        )
+    wrong = json.loads((tmp_path / "x" / "wrong_labels.json").read_text())
+    assert [one["kind"] for one in wrong] == [kind] * count
+    assert all((one["given"] is None) == (kind == "missing") for one in wrong)
+    assert rows(read_data(tmp_path / "x", "val")) == rows(read_data(scenes, "val"))
+
+
+def test_a_shifted_box_overlaps_its_object_a_little_and_stays_in_the_picture(
+    scenes: Path, tmp_path: Path
+) -> None:
+    spoil(scenes, tmp_path / "x", 0.9, kinds=["shifted"])
+    pictures = json.loads((tmp_path / "x/annotations/instances_train.json").read_text())["images"]
+    size = {picture["id"]: (picture["width"], picture["height"]) for picture in pictures}
+    for one in json.loads((tmp_path / "x" / "wrong_labels.json").read_text()):
+        (x, y, w, h), (u, v, p, q) = one["true"]["bbox"], one["given"]["bbox"]
+        across, down = min(x + w, u + p) - max(x, u), min(y + h, v + q) - max(y, v)
+        overlap = max(0, across) * max(0, down)
+        assert 0 < overlap / (w * h + p * q - overlap) < 0.5
+        width, height = size[one["image_id"]]
+        assert u >= 0 and v >= 0 and u + p <= width + 0.1 and v + q <= height + 0.1
+
+
+def test_the_same_seed_gives_the_same_bytes_and_other_parts_keep_their_labels(
+    scenes: Path, tmp_path: Path
+) -> None:
+    written = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert "class " in spoil(scenes, tmp_path / name, 0.5, seed=seed)
+        written.append((tmp_path / name / "annotations" / "instances_train.json").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def test_crowds_stay(scenes: Path, tmp_path: Path) -> None:
+    file = scenes / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    for label in content["annotations"][::2]:
+        label["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(
+        json.dumps(content).replace('"file_name": "', f'"file_name": "{scenes / "images"}/')
+    )
+    crowds = len(content["annotations"][::2])
+    spoil(tmp_path / "crowds.json", tmp_path / "x", 0.9, kinds=["missing"])
+    left = read_data(tmp_path / "x", "train").records
+    assert left.crowd.sum() == crowds
+    sound = len(content["annotations"]) - crowds
+    assert (~left.crowd).sum() == sound - round(0.9 * sound)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--share", "1.5"], "share 1.5"),
+        (["--share", ".2", "--kinds", "shfited"], "unknown kind of wrong label 'shfited'.*shifted"),
+        (["--share", ".2", "--seed", "-1"], "seed -1"),
+        (["--share", ".2", "--split", "test"], "no split 'test'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    scenes: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "spoil", str(scenes), str(tmp_path / "x"), *options])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "x").exists()
+
+
+def test_one_class_has_no_other(tmp_path: Path) -> None:
+    synthesize(tmp_path / "one", SynthConfig(images=4, classes=1, size=(160, 120)))
+    with pytest.raises(DataError, match=r"one class.*--kinds missing,shifted"):
+        spoil(tmp_path / "one", tmp_path / "x", 0.5)
+    with pytest.raises(GhmdetError, match="no kind"):
+        spoil(tmp_path / "one", tmp_path / "x", 0.5, kinds=[])
+    with pytest.raises(DataError, match="holds the data set"):
+        spoil(tmp_path / "one", tmp_path, 0.5, kinds=["missing"])
