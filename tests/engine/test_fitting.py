@@ -101,3 +101,4 @@ def test_a_larger_size_is_said_with_its_price() -> None:
         " (--size gives another)"
     ]
     assert fit_to_data(TrainConfig(epochs=1, size=320), data).size == 320  # type: ignore[arg-type]
+    assert fit_to_data(TrainConfig(budget="1m"), data).size is None  # type: ignore[arg-type]

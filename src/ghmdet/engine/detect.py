@@ -137,13 +137,15 @@ def detect(
 def _detect_batch(model: RetinaNet, images: Sequence[Tensor], device: Device) -> list[dict[str, Tensor]]:
     """The detections of each picture, on the CPU; pictures of one padded size go through the network together.
 
-    Padded to the size of a larger neighbour, a picture has other statistics in each GroupNorm, and so other scores.
+    Padded to the size of a larger neighbour, a picture has other statistics in each GroupNorm, and so other scores. In
+    fp32 on a CPU each goes alone, since the library's kernels round otherwise for another number of pictures.
     """
-    config = model.config
+    config, alone = model.config, device.type == "cpu" and device.precision == "fp32"
     together: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         size = resized_size(image.shape[-2], image.shape[-1], config.min_size, config.max_size)
-        together.setdefault(tuple(math.ceil(side / config.size_divisible) for side in size), []).append(index)
+        padded = tuple(math.ceil(side / config.size_divisible) for side in size)
+        together.setdefault((index,) if alone else padded, []).append(index)
     found: dict[int, dict[str, Tensor]] = {}
     for indices in together.values():
         with device.autocast():
