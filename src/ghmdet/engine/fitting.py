@@ -32,7 +32,11 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
         config = replace(config, epochs=epochs_for(pictures, config.batch_size * config.accumulate))
         say(f"{config.epochs} epochs, for {pictures} training pictures (--epochs or --budget gives another)")
     network = config.network()
-    if config.size is None and not config.budget and (size := size_for(train.records, network)) > network.max_size:
+    if (
+        config.size is None
+        and not config.budget
+        and (size := size_for(train.records, network)) > network.max_size
+    ):
         config = replace(config, size=size)
         say(
             f"pictures of {size} pixels, not {network.max_size}, since a quarter of the boxes is small: a step takes"
