@@ -146,10 +146,24 @@ def test_focal_loss_is_torchvisions_in_value_and_gradient(alpha, gamma, soft):
     torch.testing.assert_close(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])
 
 
-def test_focal_gradient_stays_finite_at_extreme_logits_for_gamma_below_one():
-    logits = torch.tensor([40.0, -40.0, 40.0], requires_grad=True)
-    ghm.sigmoid_focal_loss(logits, torch.tensor([1.0, 0.0, 0.0]), gamma=0.5).backward()
-    assert logits.grad.isfinite().all()
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 0.99, 1.0, 2.0])
+def test_focal_loss_at_extreme_logits_is_that_of_double_precision(gamma, impl):
+    x = torch.tensor([0.0, 20, 40, 80, 87, 88, 90, 100, 104, 110, 700, 800, 1e4, 1e30])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.stack((x, -x), 1).to(dtype).requires_grad_()
+        values = [
+            ghm.sigmoid_focal_loss(logits, torch.full((14,), c), gamma=gamma, reduction="none", impl=impl)
+            for c in range(3)
+        ]
+        gradients = [torch.autograd.grad(value.sum(), logits)[0] for value in values]
+        found.append(torch.stack([*values, *gradients]))
+    single, double = found
+    assert double.isfinite().all()
+    torch.testing.assert_close(
+        single.double(), double, rtol=2e-6, atol=5e-9
+    )  # which cross entropy rounds to 0
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 3.0, 1000.0])

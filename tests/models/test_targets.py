@@ -40,14 +40,15 @@ def naive_best(
     worth = worth or [[diou(box, anchor) for anchor in anchors] for box in boxes]
     iou = box_iou(torch.tensor(boxes).double(), torch.tensor(anchors).double()).amax(0)
     rows = [-2 if most >= 0.4 else -1 for most in iou.tolist()]
+    least = [sorted(mine)[-count] for mine in worth]
     for at in range(len(anchors)):
-        wanting = [row for row, mine in enumerate(worth) if mine[at] >= sorted(mine)[-count]]
+        wanting = [row for row, mine in enumerate(worth) if mine[at] >= least[row]]
         if wanting:
             rows[at] = max(wanting, key=lambda row: worth[row][at])
     for row, mine in enumerate(worth):
         if row not in rows:  # the best anchor that is not the last of another box
             free = [at for at, owner in enumerate(rows) if owner < 0 or rows.count(owner) > 1]
-            free = [at for at in free if mine[at] >= sorted(mine)[-count]]
+            free = [at for at in free if mine[at] >= least[row]]
             if free:
                 rows[max(free, key=mine.__getitem__)] = row
     return rows

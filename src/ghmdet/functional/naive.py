@@ -39,9 +39,11 @@ class Focal(CrossEntropy):
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """L of each element."""
-        # 1 − p_t without the subtraction, which would round to 0 and give NaN gradients for γ < 1.
+        # 1 − p_t without the subtraction, which would round to 0. Where it is 0, its power has no slope for γ < 1.
         missing = targets * torch.sigmoid(-inputs) + (1 - targets) * torch.sigmoid(inputs)
-        loss = missing**self.gamma * super().__call__(inputs, targets)
+        loss = missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.gamma * super().__call__(
+            inputs, targets
+        )
         return loss if self.alpha < 0 else (self.alpha * targets + (1 - self.alpha) * (1 - targets)) * loss
 
 
