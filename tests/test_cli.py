@@ -139,8 +139,31 @@ def test_data_check_fails_on_errors_only(tmp_path: Path, capsys: pytest.CaptureF
     assert "unreadable" in capsys.readouterr().out
 
 
-def test_train_ends_with_a_report_unless_told_not_to(squares: Path, tmp_path: Path) -> None:
-    words = ["--epochs=1", "--size=96", "--weights=none", "--batch-size=4", "--device=cpu"]
-    for name, more in (("told", []), ("untold", ["--no-report"])):
-        assert status("train", str(squares), f"--out={tmp_path / name}", *words, *more) == 0
-        assert (tmp_path / name / "report.html").exists() == (not more)
+def test_train_ends_with_a_report_unless_told_not_to_and_says_once_that_a_run_learnt_nothing(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--size=96", "--batch-size=4", "--device=cpu", "--precision=fp32", "--weights=none"]
+    good = ["--lr=0.001", "--ema=.9", "--epochs=3", "--val-every=3"]  # as `TINY`, which learns
+    bad = ["--cls-loss=ce", "--lr=20", "--epochs=2"]
+    for name, more in (("good", good), ("bad", bad), ("silent", [*bad, "--no-report"])):
+        failed = name != "good"
+        assert status("train", str(squares), f"--out={tmp_path / name}", *words, *more) == failed
+        assert (tmp_path / name / "report.html").exists() == (name != "silent")
+        lines = capsys.readouterr().out.splitlines()
+        assert sum("learnt nothing" in line for line in lines) == failed
+        assert (f"{tmp_path / name}: This run has learnt nothing: AP .000" in lines[-1]) == failed
+        assert ("a lower `--lr` (it was 20)" in lines[-1]) == failed
+
+
+def test_a_folder_is_said_only_where_one_is_made(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wrong in (["nothing"], [str(squares), "--val-split=test"], [str(squares), "--accumulate=99"]):
+        assert status("train", *wrong, "--device=cpu", "--weights=none", "--epochs=1") == 2
+        assert "folder is" not in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    words = ["--epochs=1", "--size=96", "--weights=none", "--batch-size=4", "--device=cpu", "--no-report"]
+    status("train", str(squares), *words)
+    assert f"the run's folder is runs/{squares.name}-1\n" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{squares.name}-1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,10 @@ from ghmdet.data import check_data, format_problems, has_errors, make
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
 from ghmdet.engine.progress import counting
+from ghmdet.engine.run_folder import default_folder
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
+from ghmdet.report.advice import failure
 from ghmdet.report.figures import draw_examples, draw_shares
 from ghmdet.report.page import write_report
 
@@ -26,8 +29,8 @@ def train(
     resume: Annotated[bool, Parameter(negative=())] = False,
     report: bool = True,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
-) -> None:
-    """Train a detector on a data set (COCO, Pascal VOC, YOLO or LabelMe).
+) -> int:
+    """Train a detector on a data set (COCO, Pascal VOC, YOLO or LabelMe); exits with 1 if it learnt nothing.
 
     Args:
         data: Folder of the data set, or a COCO annotations file.
@@ -37,6 +40,8 @@ def train(
         report: End with `report.html`: what the run did, saw and gets wrong.
     """
     config = config or TrainConfig()
+    out = default_folder(data, resume=resume) if out is None else out
+    reported = []
     engine.train(
         data,
         out,
@@ -44,8 +49,14 @@ def train(
         resume=resume,
         started_at=STARTED_AT,
         figures={"examples": draw_examples, "shares": draw_shares},
-        make_report=(lambda folder: write_report([folder], device=config.device)) if report else None,
+        make_report=(lambda folder: reported.append(write_report([folder], device=config.device)))
+        if report
+        else None,
     )
+    failed = failure(out) if os.environ.get("RANK", "0") == "0" else None
+    if failed and not reported:  # a report says it too
+        print(f"{out}: {failed}")
+    return int(failed is not None)
 
 
 def synth(out: Path, /, *, config: Annotated[make.SynthConfig | None, Parameter(name="*")] = None) -> None:

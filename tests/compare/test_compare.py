@@ -24,9 +24,9 @@ from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import read_data
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.progress import StopSignal
-from ghmdet.engine.run_folder import write_json
+from ghmdet.engine.run_folder import DIVERGED, write_json
 from ghmdet.engine.settings import TrainConfig
-from ghmdet.engine.train import DIVERGED, Trainer, train
+from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 from ghmdet.spectrum import SpectrumCounts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_cases import make_detector_run, make_run
+from report_cases import found, make_detector_run, make_run
 
 from ghmdet.evaluation.findings import find
 from ghmdet.evaluation.hardest import Scored, hard_examples
-from ghmdet.report.advice import Advice, advise
+from ghmdet.report.advice import Advice, advise, failure
 from ghmdet.report.inspection import VERY_SURE, inspect_run
 from ghmdet.report.page import write_report
 from ghmdet.report.run_files import Course, read_course
@@ -284,3 +285,55 @@ def test_advice_follows_the_curves_without_another_pass(squares: Path, tmp_path:
         found = inspect_run(run, say=pytest.fail).findings
         assert [one["do"] for one in found["advice"]] == ["Train longer: `--epochs 6`."]
         assert json.loads((run / "inspection" / "findings.json").read_text()) == found
+
+
+LARGE = "The likely reason is steps that are too large: train again with a lower `--lr` (it was 20)"
+FEW = "The likely reason is too few steps (48): train again with more `--epochs`."
+LABELS = "The likely reason is labels that do not fit their pictures"
+
+
+@pytest.mark.parametrize(
+    ("AP", "losses", "steps", "rate", "said"),
+    [
+        ([0, 0, 0], (2.0, 8.0), 48, 20.0, ["has learnt nothing: AP .000 at", "rose from 2 to 8.", LARGE]),
+        ([0, 0, 0.0], (2.0, 1.0), 48, 20.0, ["has learnt nothing: AP .000 at the last validation. ", LARGE]),
+        ([0, 0.004], (2.0, 1.9), 48, 0.002, ["has learnt nothing: AP .004 at", FEW]),
+        (
+            [0, 0.0],
+            (2.0, 1.9),
+            300,
+            0.002,
+            ["has learnt nothing", LABELS, "`ghmdet data check sets/made-up`"],
+        ),
+        ([0.3, 0.0], (2.0, 9.0), 300, 20.0, ["lost what it had learnt: AP fell from .300 to .000", LARGE]),
+        ([0.2, 0.3], (2.0, 4.1), 300, 20.0, ["This run went wrong: its training loss rose", LARGE]),
+        ([0.2, 0.006], (2.0, 3.9), 300, 0.002, []),
+        ([], (2.0, 1.9), 48, 0.002, []),
+        ([], (2.0, 9.0), 48, 20.0, ["This run went wrong: its training loss rose from 2 to 9."]),
+    ],
+)
+def test_a_run_that_is_no_success_says_so_on_its_page_and_aloud(
+    tmp_path: Path, AP: list[float], losses: tuple[float, float], steps: int, rate: float, said: list[str]
+) -> None:
+    run = make_run(tmp_path / "run", findings=found())
+    made = json.loads((run / "run.json").read_text())
+    made["arguments"]["lr"] = rate
+    (run / "run.json").write_text(json.dumps(made))
+    log = [f"{s + 1},1,{losses[0] if s == 0 else 1e9 if s < 20 else losses[1]},1,1" for s in range(steps)]
+    (run / "log.csv").write_text("\n".join(["step,epoch,loss,classification,bbox_regression", *log, ""]))
+    rows = [f"{e},{e},{e},{score},0" for e, score in enumerate(AP, start=1)]
+    (run / "metrics.csv").write_text("\n".join(["step,epoch,seconds,AP,AP50", *rows, ""]))
+    lines: list[str] = []
+    page = write_report([run], say=lines.append).read_text()
+    for words in said:
+        assert words in lines[-1]
+        assert words.replace("`", "") in re.sub("</?code>", "", page)
+    assert lines[-1].startswith(f"{run}: This run " if said else "written: ")
+    assert ("<b>This run" in page) is bool(said)
+    assert ("What would help most" in page) is (not said)
+
+
+def test_a_run_that_diverged_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", findings=found())
+    (run / "diverged.txt").write_text("the loss is not finite at step 7\n")
+    assert failure(run) == "This run diverged: the loss is not finite at step 7"

@@ -253,3 +253,18 @@ def test_what_is_no_run_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(GhmdetError, match="no run is given"):
         write_report([])
     assert not list(tmp_path.rglob("report.html"))
+
+
+def test_two_measurements_of_one_checkpoint_are_told_apart(tmp_path: Path) -> None:
+    def headline(name: str, AP: float, **other: str) -> str:
+        findings = found() | other
+        findings["metrics"] = findings["metrics"] | {"AP": AP}
+        text = report(make_run(tmp_path / name / "run", findings=findings)).text
+        return text.partition("The best checkpoint, on ")[2].partition("Score")[0]
+
+    AP = found()["metrics"]["AP"]
+    assert "again" not in headline("same", AP + 0.0001)
+    assert f"measured again, in float32, one picture at a time, on the labels of now; AP is {AP - 0.01:.3f}".replace(
+        "0.", "."
+    ) in headline("near", AP - 0.01)
+    assert "again" not in headline("other", AP - 0.01, data="sets/other")  # whose AP is another figure

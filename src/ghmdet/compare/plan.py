@@ -13,9 +13,8 @@ import numpy as np
 from ghmdet.compare.arms import settings, words
 from ghmdet.data import DetectionData
 from ghmdet.engine.checkpoint import MAY_CHANGE
-from ghmdet.engine.run_folder import read_rows, write_json
+from ghmdet.engine.run_folder import DIVERGED, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig
-from ghmdet.engine.train import DIVERGED
 from ghmdet.errors import GhmdetError
 from ghmdet.models import CLS_LOSSES
 

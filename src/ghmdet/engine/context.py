@@ -74,7 +74,7 @@ def begin_run(
         GhmdetError: a setting that cannot be used here, a folder that holds another run.
     """
     started_at = time.monotonic() if started_at is None else started_at
-    data, told = Path(data), out is not None
+    data = Path(data)
     out = default_folder(data, resume=resume) if out is None else Path(out)
     if config.weights not in ("auto", "coco", "none") and not Path(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint"))
@@ -97,6 +97,4 @@ def begin_run(
     set_seed(config.seed)
     used = saved["place"]["seconds"] if saved else 0.0
     to_user = say if accelerator.is_main_process else lambda line: None
-    if not told:
-        to_user(f"the run's folder is {out}: --out gives another")
     return RunContext(data, out, config, saved, device, accelerator, started_at - used, to_user)

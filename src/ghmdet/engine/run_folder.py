@@ -24,6 +24,9 @@ from ghmdet.files import write_atomic
 
 PACKAGES = ("ghmdet", "torch", "torchvision", "timm", "accelerate", "hotcoco", "numpy", "pillow")
 
+DIVERGED = "diverged.txt"
+"""The file that says so of a run whose loss did not stay finite."""
+
 
 def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
     """How a run is made: command, arguments, versions, machine, git state of the folder it was started in, time."""

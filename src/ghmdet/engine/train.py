@@ -24,7 +24,7 @@ from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine
 from ghmdet.engine.progress import StopSignal, progress_bar
-from ghmdet.engine.run_folder import CsvLog, draw_curves, provenance, write_json
+from ghmdet.engine.run_folder import DIVERGED, CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.errors import GhmdetError
@@ -35,7 +35,6 @@ from ghmdet.models import ModelConfig, RetinaNet, load_weights, model_state
 if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
 
-DIVERGED = "diverged.txt"
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
@@ -165,6 +164,7 @@ class Trainer:
 
     def _open_files(self, figures: Mapping[str, Draw]) -> None:
         run, step = self.run, self.progress.step
+        run.say(f"the run's folder is {run.folder}")
         if not run.saved:
             labels = {"training_boxes": self.data.train.boxes_per_class()}
             arguments = self.arguments | {"data": str(run.data.absolute())}  # found again from any folder

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import fmean
 from typing import Any, TypedDict
 
 import numpy as np
 
-from ghmdet.report.run_files import Course
+from ghmdet.engine.run_folder import DIVERGED
+from ghmdet.engine.settings import TrainConfig
+from ghmdet.report.run_files import Course, read_course, require_run
 from ghmdet.report.summary import words
 
 MOST = 5  # pieces of advice
 LEAST_GAIN = 0.005  # in AP50: less is no reason
 SMALL = 16  # pixels in training: the size up to which more pixels help most
 FEW_LABELS, FAR_BELOW = 50, 0.15  # labels of a class, and AP below that of the others
+LEARNT = 0.005  # AP: less is none
+RISEN = 2.0  # times the first step's loss; in runs that learn it falls
+LARGE_RATE = 10 * TrainConfig.lr
+FEW_STEPS = 200
 STILL_RISING, FALLEN = 0.01, 0.01  # AP
 
 
@@ -56,6 +63,24 @@ def advise(
             *reason, do = words(f"advise_{rule}", **values)  # a class's name may hold line breaks
             advice.append(Advice(rule=rule, gain=round(gain, 4), reason=" ".join(reason), do=do))
     return sorted(advice, key=lambda one: -one["gain"])[:MOST]
+
+
+def failure(run: Path) -> str | None:
+    """That a run diverged, has learnt nothing, lost what it had learnt, or raised its loss, with the likely reason.
+
+    None for any other run, and for one that was not validated yet. Raises GhmdetError where the folder is no run.
+    """
+    if (run / DIVERGED).exists():
+        return f"This run diverged: {(run / DIVERGED).read_text(encoding='utf-8', errors='replace').strip()}"
+    course, arguments = read_course(run), require_run(run)["arguments"]
+    AP, rate = course.AP[-1] if course.AP else 1.0, arguments.get("lr") or 0.0
+    risen = course.last_loss > RISEN * course.first_loss
+    if AP >= LEARNT and not risen:
+        return None
+    likely = "large" if risen or rate > LARGE_RATE else "few" if course.steps < FEW_STEPS else "labels"
+    best = max(course.AP, default=0.0)
+    values = {"AP": AP, "best": best, "learnt": LEARNT, "risen": risen, "likely": likely, "rate": rate}
+    return " ".join(words("failure", course=course, data=arguments.get("data"), **values))
 
 
 def small(found: Mapping[str, Any]) -> Gain | None:

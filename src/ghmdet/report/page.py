@@ -16,6 +16,7 @@ from ghmdet.engine.run_folder import same_data
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 from ghmdet.report import figures
+from ghmdet.report.advice import failure
 from ghmdet.report.inspection import Inspection, inspect_run
 from ghmdet.report.reweighting import GUARDED, PUBLISHED
 from ghmdet.report.run_files import read_curves, read_metrics, require_run, short_names
@@ -66,11 +67,13 @@ def write_report(
         out = paths[0] / "report.html" if len(paths) == 1 else Path("report.html")
     for path in paths:
         require_run(path)
-    shown = []
+    shown, failed = [], list[str]()
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True), start=1):
         shown.append(_run(path, name, f"r{number}", *_inspect(path, data, split, device, say)))
         for damage in shown[-1]["damage"]:
             say(damage)
+        if shown[-1]["failure"]:
+            failed.append(f"{path}: {shown[-1]['failure']}")
     together = {}
     if len(shown) > 1:
         scores = {one["name"]: one["scores"]["AP"] for one in shown if "AP" in one["scores"]}
@@ -79,7 +82,8 @@ def write_report(
         together["classes"] = list(dict.fromkeys(name for one in shown for name in one["classes"]))
     page = templates().get_template("page.html.jinja")
     write_atomic(out, page.render(runs=shown, together=together, pullers=PULLERS).lstrip())
-    say(f"written: {out}")
+    for line in (f"written: {out}", *failed):
+        say(line)
     return out
 
 
@@ -127,6 +131,8 @@ def _run(run: Path, name: str, key: str, inspection: Inspection | None, note: st
         "made": made,
         "damage": damage,
         "note": note,
+        "failure": failure(run),
+        "helped": inspection and not failure(run),
         "metrics": metrics,
         "validated": validated,
         "scores": scores,
@@ -179,13 +185,15 @@ def _training(spectrum: SpectrumCounts, class_loss: str, key: str) -> dict[str, 
 def _inspected(inspection: Inspection, run: Path, key: str) -> dict[str, Any]:
     """What the inspection adds: findings, and where they were found, with the data set unless it is the run's own."""
     found = inspection.findings
-    own = same_data(found["data"], require_run(run)["arguments"].get("data"))
+    arguments = require_run(run)["arguments"]
+    own = same_data(found["data"], arguments.get("data"))
     curves = {"precision-recall": figures.draw_precision_recall(found["curves"])}
     if found["reliability"]:
         curves["reliability"] = figures.draw_reliability(found["reliability"])
     spectra = {name: draw(inspection.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
     return {
         "found": found,
+        "again": own and found["made_of"]["split"] == arguments.get("val_split"),
         "where": f"‘{found['split']}’" + ("" if own else f" of {found['data']}"),
         "classes": found["metrics"]["per_class"],
         "spectra": _plots(spectra, key),

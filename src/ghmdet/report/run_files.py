@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +58,17 @@ def read_curves(run: Path, damage: list[str]) -> tuple[dict[str, LineData], dict
 class Course(NamedTuple):
     """How a run went: at each validation its epoch, the AP, and the mean training loss of that epoch (NaN: unknown).
 
-    finished: whether the learning rate came to its end, which only an interrupted run's does not.
+    finished: whether the learning rate came to its end, which only an interrupted run's does not. steps: that were
+    logged. first_loss: the training loss of the first step. last_loss: its median over the last ten.
     """
 
     epochs: list[int]
     AP: list[float]
     loss: list[float]
     finished: bool
+    steps: int = 0
+    first_loss: float = math.nan
+    last_loss: float = math.nan
 
 
 def read_course(run: Path) -> Course:
@@ -75,11 +80,15 @@ def read_course(run: Path) -> Course:
     )
     loss = [log["loss"][log["epoch"] == one] for one in epoch]
     rate = log["lr"][np.isfinite(log["lr"])]
+    losses = log["loss"][np.isfinite(log["loss"])].tolist()
     return Course(
         epoch.astype(int).tolist(),
         AP.tolist(),
         [float(one.mean()) if len(one) else math.nan for one in loss],
         finished=bool(len(rate)) and bool(rate[-1] < LAST_RATE * rate.max()),
+        steps=len(losses),
+        first_loss=losses[0] if losses else math.nan,
+        last_loss=median(losses[-10:]) if losses else math.nan,
     )
 
 
