@@ -37,7 +37,8 @@ def train(
         out: Folder for the run: checkpoints, curves, logs, how it was made; by default runs/NAME-1 for a data set
             NAME, runs/NAME-2 and so on.
         resume: Continue the run in `out`, by default the last one of this data set, exactly where it stopped.
-        report: End with `report.html`: what the run did, saw and gets wrong.
+        report: End with `report.html`: what the run did, saw and gets wrong. Without it the exit status says nothing of
+            what was learnt, as suits one of many runs.
     """
     config = config or TrainConfig()
     out = default_folder(data, resume=resume) if out is None else out
@@ -56,7 +57,7 @@ def train(
     failed = failure(out) if os.environ.get("RANK", "0") == "0" else None
     if failed and not reported:  # a report says it too
         print(f"{out}: {failed}")
-    return int(failed is not None)
+    return int(failed is not None and report)
 
 
 def synth(out: Path, /, *, config: Annotated[make.SynthConfig | None, Parameter(name="*")] = None) -> None:

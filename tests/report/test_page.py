@@ -264,7 +264,10 @@ def test_two_measurements_of_one_checkpoint_are_told_apart(tmp_path: Path) -> No
 
     AP = found()["metrics"]["AP"]
     assert "again" not in headline("same", AP + 0.0001)
-    assert f"measured again, in float32, one picture at a time, on the labels of now; AP is {AP - 0.01:.3f}".replace(
-        "0.", "."
-    ) in headline("near", AP - 0.01)
+    assert (
+        f"measured again, in float32, one picture at a time, on the labels of now; AP is {AP - 0.01:.3f}".replace(
+            "0.", "."
+        )
+        in headline("near", AP - 0.01)
+    )
     assert "again" not in headline("other", AP - 0.01, data="sets/other")  # whose AP is another figure
