@@ -53,7 +53,8 @@ for parent, command, function in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a line is there when it is said, in a pipe too
+        # A line is there when it is said, in a pipe too; a file's name may hold what is no text.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         result = app(arguments, exit_on_error=False, print_error=False)
     except UnknownCommandError as error:

@@ -77,7 +77,7 @@ def check(data: Path, /, *, split: str | None = None) -> int:
         split: The one part to check; all parts by default.
     """
     with counting("pictures", None) as advance:
-        problems = check_data(data, split, progress=lambda done, total: advance(1))
+        problems = check_data(data, split, progress=lambda done, total: advance(1), say=print)
     print(format_problems(problems))
     return int(has_errors(problems))
 

@@ -225,7 +225,7 @@ def test_the_largest_ids_are_kept(tmp_path: Path) -> None:
 def test_columns_are_what_the_file_says_and_what_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     boxes = [
         {"id": 5, "image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": "1", "area": None},
-        {"id": 6, "image_id": 1, "category_id": 1, "bbox": (1.5, 2, 0, 4), "area": 7},
+        {"id": 6, "image_id": 1, "category_id": 1, "bbox": (1.5, 2, 1, 4), "area": 7},
         {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, -3, 4]},
         {"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4]},
     ]
@@ -238,7 +238,7 @@ def test_columns_are_what_the_file_says_and_what_cannot_be_read_is_a_problem(tmp
     assert list(read.images) == [2, 1] and read.categories == {1: "1"}
     assert read.record == ["annotation id 5 of '2'", "annotation id 6 of 'b.jpg'"]
     assert read.image.tolist() == [0, 1] and read.category.tolist() == [1, 1]
-    assert read.box.tolist() == [[1, 2, 3, 4], [1.5, 2, 0, 4]]
+    assert read.box.tolist() == [[1, 2, 3, 4], [1.5, 2, 1, 4]]
     assert math.isnan(read.area[0]) and read.area[1] == 7 and read.crowd.tolist() == [True, False]
     assert [str(problem) for problem in read.problems] == [
         "error: annotations given in memory: annotation id 7 of 'b.jpg': inverted box [1, 2, -3, 4]: "

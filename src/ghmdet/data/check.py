@@ -31,12 +31,14 @@ def check_data(
     split: str | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
     threads: int = 4,
 ) -> list[Problem]:
     """Every problem of a data set, of one split or of all (None), errors first.
 
     Reads the annotations, then decodes every picture in full. progress: called as progress(done, total) after each
-    picture. A data set that cannot be read at all is one problem, not an exception.
+    picture. say: takes what was read of each split, in a line. A data set that cannot be read at all is one problem,
+    not an exception.
     """
     path = Path(path)
     try:
@@ -58,6 +60,8 @@ def check_data(
     for name in wanted:
         try:
             read.append(source.read(name))
+            if say is not None:
+                say(read[-1].summary())
         except DataError as error:
             problems.append(_unreadable(path, error))
     seen: Seen = {}

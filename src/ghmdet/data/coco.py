@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghmdet.data.collector import MENDS, Collector, flaw
-from ghmdet.data.layout import SPLITS, checked_classes, class_name, read_text
+from ghmdet.data.collector import MENDS, UNCLEAR, Collector, judge_box
+from ghmdet.data.layout import SPLITS, checked_classes, class_name, read_text, split_called
 from ghmdet.data.records import DetectionData, Problem, Severity
-from ghmdet.data.tree import Tree, below, looks_like_label
-from ghmdet.data.values import flag, number, numbers, shown, whole
+from ghmdet.data.tree import PROBES, Tree, below, looks_like_label
+from ghmdet.data.values import flag, number, numbers, shown, side, whole
 from ghmdet.errors import DataError
 
 LOOKED_FOR = (
@@ -38,7 +39,6 @@ FILES = (
 )
 """Where a folder's annotation files lie: the first of these that any file fits."""
 NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
-PROBES = 16  # how many file names decide which folder holds the pictures
 
 
 def split_name(file: Path) -> str:
@@ -47,13 +47,15 @@ def split_name(file: Path) -> str:
     >>> [split_name(Path(name)) for name in ("instances_val2017.json", "valid/_annotations.coco.json")]
     ['val', 'valid']
     """
+    folder = split_called(file.absolute().parent.name)
     if file.name == "_annotations.coco.json":
-        return file.absolute().parent.name
-    plain = re.sub(r"(19|20)\d\d$", "", file.stem.removeprefix("instances_")).rstrip("_-")
+        return folder
+    plain = re.sub(r"(19|20)\d\d$", "", re.sub("^instances_", "", file.stem, flags=re.IGNORECASE)).rstrip(
+        "_-"
+    )
     words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
     if len(words) == 1:
         return words[0]
-    folder = file.absolute().parent.name
     return folder if folder in SPLITS and re.fullmatch(ONE_PART, file.name) else plain or file.stem
 
 
@@ -73,7 +75,7 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
     for pattern in FILES:
         files = [root / name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
-        if pattern not in FILES[:3]:  # a place for other json files too
+        if pattern not in (FILES[0], FILES[2]):  # a place for other json files too
             files = [file for file in files if looks_like_label(str(file))]
         if files := [file for file in files if not is_labelme(file)]:
             break
@@ -106,17 +108,26 @@ def _beside(file: Path, split: str) -> Path:
 
 def _find_pictures(tree: Tree, split: str, file: Path, names: Sequence[str]) -> tuple[str, list[str | None]]:
     """The folder that holds most of the first listed pictures, and the place of each that is found."""
-    folder = file.parent if file.parent.name else file.absolute().parent
-    root = folder.parent if folder.name.lower() == "annotations" or folder.name in SPLITS else folder
-    part = split_name(file)
+    folder = str(file.parent if file.parent.name else file.absolute().parent)
+    within, part = split_called(os.path.basename(folder)), split_name(file)
+    root = os.path.dirname(folder) if within.lower() == "annotations" or within in SPLITS else folder
     inside = dict.fromkeys((part, file.stem.removeprefix("instances_")))
-    nested = [parent / name for parent in (root / "images", root) for name in inside]
-    years = sorted(root.glob(f"{part}20[0-9][0-9]")) if part in SPLITS else []
-    own = [folder, folder / "images"] if folder.name == part else []
-    candidates = [*own, root / "images", *nested, *years, root / "data", root, folder]
-    homes = dict.fromkeys(map(str, candidates))
+    parents = (tree.at(root, "images"), root)
+    years = [path for name, path in tree.folders(root).items() if re.fullmatch(f"{part}20\\d\\d", name)]
+    candidates = [
+        *([folder, tree.at(folder, "images")] if within == part else []),
+        parents[0],
+        *(tree.at(parent, name) for parent in parents for name in inside),
+        *(years if part in SPLITS else []),
+        tree.at(root, "data"),
+        root,
+        folder,
+    ]
+    homes = dict.fromkeys(candidates)
+    for name in names[:PROBES]:
+        tree.one_of([path for home in homes if tree.has(path := below(home, name))])
     home = max(homes, key=lambda home: sum(tree.has(below(home, name)) for name in names[:PROBES]))
-    home = home if os.path.isdir(home) else str(root)  # of which paths of pictures elsewhere can begin
+    home = home if os.path.isdir(home) else root  # of which paths of pictures elsewhere can begin
     paths = (below(home, name) for name in names)
     exact = [path if tree.has(path) else None for path in paths]
     return home, tree.match(names, exact, split, tree.root if tree.whole else home)
@@ -156,7 +167,8 @@ class CocoAnnotations:
     file: its name in errors. images: the record of each id, in the file's order. categories: the name of each id, in
     the ids' order. Of each box, record: how errors name it; image: its image's place in `images`; category: an id;
     box: x, y, width, height in pixels as written; area: square pixels, NaN where none is given; crowd: whether it is a
-    crowd region. Of each image, rejected: how many of its annotations could not be read.
+    crowd region. Of each image, rejected: how many of its annotations could not be read. left_out: the ids of images
+    that count for nothing: further records of a picture, and pictures of which no annotation makes sense.
     """
 
     file: str
@@ -169,6 +181,7 @@ class CocoAnnotations:
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     rejected: NDArray[np.int64]
+    left_out: set[int]
     problems: list[Problem]
 
 
@@ -176,9 +189,9 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     """Read COCO annotations, a file or its content: what is accepted here is accepted by training and by scoring.
 
     Text that spells a number is that number. `area`, `iscrowd` and a category's `name` may be missing or null. A
-    record that cannot be read is left out and becomes a problem. What only a data set needs, names and sizes of
-    pictures and boxes inside them, is for `read_split` to look at. Without `boxes` the list `annotations` is not read
-    and may be missing.
+    record that cannot be read is left out and becomes a problem, as does a picture with no other. Records of one
+    `file_name` and size are one picture with the boxes of all, each once. Without `boxes` the list `annotations` is not
+    read and may be missing.
 
     Raises DataError when it is no COCO annotations, lists no image or no category, or a category has no id of its own.
     """
@@ -189,23 +202,10 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     def report(kind: str, record: str, value: object, mend: str, severity: Severity = "error") -> None:
         problems.append(Problem(severity, kind, file, record, shown(value), mend))
 
-    images: dict[int, Mapping[str, Any]] = {}
-    for place, image in enumerate(content["images"]):
-        image_id = whole(image.get("id")) if isinstance(image, Mapping) else None
-        if image_id is None:
-            report("malformed image record", f"images[{place}]", image, "give it an id and a file_name")
-        elif image_id in images:
-            record = f"images[{place}] '{image.get('file_name')}'"
-            report(
-                "duplicate image id", record, image_id, "number each image once (its first record is kept)"
-            )
-        else:
-            images[image_id] = image
+    images, sizes, first, left_out = _images(content["images"], report)
     categories = _categories(content, file)
-    places: dict[int | None, int] = {image_id: place for place, image_id in enumerate(images)}
-    names = [f"'{image.get('file_name', image_id)}'" for image_id, image in images.items()]
     rows: list[tuple[Any, ...]] = []
-    rejected = np.zeros(len(images), dtype=np.int64)
+    rejected, merged = Counter[int](), {other for image_id, other in first.items() if image_id != other}
     for place, annotation in enumerate(content["annotations"] if boxes else ()):
         record = f"annotations[{place}]"
         if not isinstance(annotation, Mapping):
@@ -213,48 +213,100 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
             continue
         if "id" in annotation:
             record = f"annotation id {shown(annotation['id'])}"
-        image_place = places.get(whole(annotation.get("image_id")))
-        if image_place is None:
+        image_id = first.get(whole(annotation.get("image_id")))
+        if image_id is None:
             mend = "name an image of the list 'images' or remove it"
             report("unknown image id", record, annotation.get("image_id"), mend)
             continue
-        record += f" of {names[image_place]}"
+        record += f" of '{images[image_id].get('file_name', image_id)}'"
         category, bbox, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
         box = numbers(bbox)
         if bbox is None or box == []:
             box = _around(annotation.get("segmentation"))
         crowd, square = flag(annotation.get("iscrowd")), number(area)
-        rejected[image_place] += 1
+        rejected[image_id] += 1
         if whole(category) not in categories:
             report("unknown class", record, category, "name a category of the list 'categories'")
-        elif box is None or len(box) != 4:
+            continue
+        if box is None or len(box) != 4:
             report("malformed box", record, bbox, "write four numbers: x, y, width, height")
-        elif kind := flaw((box[0], box[1], box[0] + box[2], box[1] + box[3])):
+            continue
+        kind, kept = judge_box((box[0], box[1], box[0] + box[2], box[1] + box[3]), *sizes[image_id])
+        if kind and kept is None:
             report(kind, record, bbox, MENDS[kind])
         elif crowd is None:
             report("malformed iscrowd", record, annotation["iscrowd"], "write 0 or 1")
         else:
-            rejected[image_place] -= 1
+            rejected[image_id] -= 1
             if area is not None and (square is None or square < 0 or math.isinf(square)):
                 report("malformed area", record, area, "taken from the box", "warning")
                 square = None
             square = math.nan if square is None else square
-            rows.append((record, image_place, whole(category), box, square, crowd))
-    rows.sort(key=lambda row: row[1])
+            rows.append((record, image_id, whole(category), box, square, crowd))
+    if merged:
+        alike = {
+            (row[1], row[2], *row[3]) if row[1] in merged else place: row for place, row in enumerate(rows)
+        }
+        rows = [row for row in alike.values() if row[1] not in left_out]
+    sound = {row[1] for row in rows}
+    unclear = [i for i in images if rejected[i] and i not in sound and i not in left_out]
+    if unclear:
+        name = str(images[unclear[0]].get("file_name", unclear[0]))
+        problems.append(Problem("error", UNCLEAR, file, "", name, MENDS[UNCLEAR], len(unclear)))
+    places = {image_id: place for place, image_id in enumerate(images)}
+    rows.sort(key=lambda row: places[row[1]])
     column = list(zip(*rows, strict=True)) or [()] * 6
     return CocoAnnotations(
         file,
         images,
         categories,
         list(column[0]),
-        np.array(column[1], dtype=np.int64),
+        np.array([places[image_id] for image_id in column[1]], dtype=np.int64),
         np.array(column[2], dtype=np.int64),
         np.array(column[3], dtype=np.float64).reshape(-1, 4),
         np.array(column[4], dtype=np.float64),
         np.array(column[5], dtype=np.bool_),
-        rejected,
+        np.array([rejected[image_id] for image_id in images], dtype=np.int64),
+        left_out.union(unclear),
         problems,
     )
+
+
+def _images(
+    records: Sequence[Any], report: Callable[..., None]
+) -> tuple[dict[int, Mapping[str, Any]], dict[int, list[float]], dict[int | None, int], set[int]]:
+    """The record of each image by its id; its width and height, infinite where they are not known; the id that each id
+    stands for, which is another one's where both records name one picture; and the ids that are left out."""
+    images: dict[int, Mapping[str, Any]] = {}
+    sizes: dict[int, list[float]] = {}
+    first: dict[int | None, int] = {}
+    named: dict[str | int, int] = {}
+    left_out: set[int] = set()
+    for place, image in enumerate(records):
+        image_id = whole(image.get("id")) if isinstance(image, Mapping) else None
+        if image_id is None:
+            report("malformed image record", f"images[{place}]", image, "give it an id and a file_name")
+            continue
+        name, size = image.get("file_name"), [side(image.get(key)) or math.inf for key in ("width", "height")]
+        record = f"images[{place}] '{name}'"
+        if image_id in first:
+            mend = "number each image once (its first record is kept)"
+            report("duplicate image id", record, image_id, mend)
+            continue
+        path = os.path.normpath(name) if isinstance(name, str) and name else image_id
+        other = first[image_id] = named.setdefault(path, image_id)
+        if other == image_id:
+            images[image_id], sizes[image_id] = image, size
+            continue
+        left_out.add(image_id)
+        if size == sizes[other] or math.inf in (*size, *sizes[other]):
+            mend = f"taken as image id {other}, with the boxes of both, each once"
+            report("image listed twice", record, image_id, mend, "warning")
+        else:
+            left_out.add(other)
+            mend = f"image id {other} has its name: both are left out: tell them apart by their names"
+            report("image listed with two sizes", record, size, mend)
+    return images, sizes, first, left_out
 
 
 def _around(segmentation: object) -> list[float] | None:
@@ -344,6 +396,8 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
             collect.report("malformed image record", f"image id {image_id}", shown(image), mend)
             continue
         name, place = next(listed)
+        if image_id in read.left_out:
+            continue
         if place is not None and place != below(home, name):
             name = os.path.relpath(place, home)
         size = image.get("width"), image.get("height")

@@ -19,7 +19,9 @@ Corners = Sequence[float]  # x1 y1 x2 y2 in pixels
 MIN_SIDE = 0.01  # pixels: a thinner box is empty (float32 cannot tell its sides apart in a large picture)
 ROUNDING = 0.05  # pixels: text formats round; sticking out by less is cut off without a word
 
+UNCLEAR = "picture without a sound label"
 MENDS = {
+    UNCLEAR: "left out: mend its labels, or remove them if it shows nothing",
     "not a number": "write four finite numbers or remove it",
     "inverted box": "swap its corners or remove it",
     "empty box": "give it a width and a height or remove it",
@@ -30,15 +32,10 @@ MENDS = {
 }
 
 
-def flaw(box: Corners) -> str | None:
-    """What is wrong with a box whatever the picture, a key of MENDS; None where nothing is."""
-    if not all(map(math.isfinite, box)):
-        return "not a number"
-    return "inverted box" if box[2] < box[0] or box[3] < box[1] else None
+def judge_box(box: Corners, width: float, height: float) -> tuple[str | None, Corners | None]:
+    """What is wrong with a box in a picture, a key of MENDS (None: nothing), and it clipped to that (None: reject it).
 
-
-def judge_box(box: Corners, width: int, height: int) -> tuple[str | None, Corners | None]:
-    """What is wrong with a box in a picture (None: nothing), and the box clipped to the picture (None: reject it).
+    width, height: of the picture in pixels; infinite where they are not known.
 
     >>> judge_box((10, 10, 30, 20), 100, 100)
     (None, (10, 10, 30, 20))
@@ -47,11 +44,13 @@ def judge_box(box: Corners, width: int, height: int) -> tuple[str | None, Corner
     >>> judge_box((10, 10, 10, 20), 100, 100)
     ('empty box', None)
     """
-    if kind := flaw(box):
-        return kind, None
+    if not all(map(math.isfinite, box)):
+        return "not a number", None
     x1, y1, x2, y2 = box
     thinner = min(x2 - x1, y2 - y1)
-    if thinner > 0 <= min(x1, y1) and max(x2, y2) <= 1 < min(width, height):
+    if thinner < 0:
+        return "inverted box", None
+    if thinner > 0 <= min(x1, y1) and max(x2, y2) <= 1 < min(width, height) < math.inf:
         return "box within the first pixel", None
     if thinner < MIN_SIDE:
         return "empty box", None
@@ -140,6 +139,7 @@ class Collector:
         if name not in self._labels and not (self._all and name):
             mend = "not among the classes asked for" if name else "write the name of its class"
             self.report("unknown class", record, f"'{name}'", mend)
+            self._rejected[-1] += not name
             return
         label = self._labels.setdefault(name, len(self._labels))
         kind, kept = judge_box(box, *self.size)
@@ -180,8 +180,7 @@ class Collector:
         unclear = (np.diff(records.offsets) == 0) & (np.array(self._rejected, dtype=np.int64) > 0)
         if unclear.any():
             first = records.name(int(unclear.argmax()))
-            mend = "left out: mend its labels, or remove them if it shows nothing"
-            self.report("picture without a sound label", "", first, mend, count=int(unclear.sum()))
+            self.report(UNCLEAR, "", first, MENDS[UNCLEAR], count=int(unclear.sum()))
             records = records.take(np.flatnonzero(~unclear))
         numbers = tuple(category_ids or range(1, len(classes) + 1))
         return DetectionData(root, format, split, classes, numbers, records, tuple(self.problems))

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -19,14 +18,14 @@ from xml.etree import ElementTree
 from ghmdet.data.coco import is_labelme, load_json
 from ghmdet.data.collector import Collector
 from ghmdet.data.images import EXTENSIONS
-from ghmdet.data.layout import SPLITS, read_lines, read_text
+from ghmdet.data.layout import SPLITS, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import FOREIGN, Tree, ending
+from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending
 from ghmdet.data.values import flag, number, numbers, shown
 from ghmdet.errors import DataError
 
 FOLDERS = ("annotations", "annotation", "xml", "xmls", "json", "labels")  # of annotation files
-PICTURES = ("JPEGImages", "images", "Images", "imgs", "img", "")  # in the place of such a folder
+PICTURES = ("JPEGImages", "images", "imgs", "img", "")  # in the place of such a folder
 HEAD = (
     "folder",
     "filename",
@@ -75,18 +74,20 @@ class OneFileEach:
         inside = tree.folders(tree.root)
         for name, folder in inside.items():
             if name.lower() in FOLDERS and self._below(tree, folder):
-                files = tree.files(os.path.join(tree.root, "ImageSets", "Main"), ".txt")
-                lists = {Path(file).stem: Place(folder, Path(file)) for file in files if _lists_images(file)}
+                lists = {Path(file).stem: Place(folder, Path(file)) for file in _lists(tree)}
                 parts = {
-                    part: place for part, place in tree.folders(folder).items() if self._below(tree, place)
+                    split_called(part): place
+                    for part, place in tree.folders(folder).items()
+                    if self._below(tree, place)
                 }
                 if lists or not parts or not set(parts) <= set(SPLITS) or tree.files(folder, self.ending):
                     return lists or {"train": Place(folder)}
                 return {part: Place(place) for part, place in parts.items()}
         found = {
-            name: Place(folder)
+            split_called(name): Place(folder)
             for name, folder in inside.items()
-            if self._own(tree.files(folder, self.ending)) or (name in SPLITS and self._below(tree, folder))
+            if self._own(tree.files(folder, self.ending))
+            or (split_called(name) in SPLITS and self._below(tree, folder))
         }
         return found or ({"train": Place(tree.root)} if self._own(tree.files(tree.root, self.ending)) else {})
 
@@ -109,16 +110,17 @@ class OneFileEach:
         for file in files:
             folder, name = os.path.split(file)
             stem = os.path.splitext(name)[0]
-            there = (tree.named(each, stem, EXTENSIONS) for each in _picture_folders(tree.root, folder))
+            there = [tree.named(each, stem, EXTENSIONS) for each in _picture_folders(tree, folder)]
             alike.append(next(filter(None, there), []))
+            if len(alike) <= PROBES:
+                tree.one_of([paths[0] for paths in there if len(paths) == 1])
         found: list[str | None] = [paths[0] if len(paths) == 1 else None for paths in alike]
         names, taken = [""] * len(files), set(found)
         for index, file in enumerate(files):
             if found[index] is None and (written := self._written(file)):
                 folder, names[index] = os.path.dirname(file), written
                 paths = [
-                    os.path.normpath(os.path.join(each, written))
-                    for each in _picture_folders(tree.root, folder)
+                    os.path.normpath(os.path.join(each, written)) for each in _picture_folders(tree, folder)
                 ]
                 stems = [os.path.splitext(path) for path in paths]
                 paths = (alike[index] and [path for path in paths if path in alike[index]]) or paths
@@ -130,8 +132,8 @@ class OneFileEach:
     def _listed(self, tree: Tree, place: Place, line: str) -> str:
         """The annotation file of a line of a list: a name with or without an ending, or its picture's path."""
         stem = line if ending(line) not in {*EXTENSIONS, self.ending} else os.path.splitext(line)[0]
-        parts = [part for part in re.split(r"[\\/]+", stem) if part]
-        elsewhere = FOREIGN.search(stem) or parts[0] in (*PICTURES, ".")
+        parts = [part for part in re.split(r"[\\/]+", stem) if part not in ("", ".")]
+        elsewhere = FOREIGN.search(stem) or not tree.folder(os.path.join(place.folder, *parts[:1])).names
         for start in range(len(parts) if elsewhere else 1):
             folder, name = os.path.split(os.path.join(place.folder, *parts[start:]))
             if files := tree.named(folder, name, (self.ending,)):
@@ -176,7 +178,7 @@ class OneFileEach:
                 collect.report("invalid XML", where, f"({error})", "write the file again")
                 continue
             if picture is None:
-                likely, *_ = folders = _picture_folders(tree.root, os.path.dirname(path))
+                likely, *_ = folders = _picture_folders(tree, os.path.dirname(path))
                 if any(tree.named(folder, file.stem, EXTENSIONS) for folder in folders):
                     mend = "name one of them in the file, or remove the others"
                     collect.report("more than one picture of this name", f"'{file.stem}'", "", mend)
@@ -196,22 +198,24 @@ class OneFileEach:
         return collect.pack(tree.given, self.name, split)
 
 
-def _lists_images(listing: str) -> bool:
-    """Not one of VOC's lists for one class (aeroplane_train.txt), which have a last column of -1, 0 and 1."""
-    lines = Path(listing).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    rows = [line.split() for line in lines if line.strip()]
-    return not rows or not all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows)
+def _lists(tree: Tree) -> Iterator[str]:
+    """The files that list the pictures of a split: those in ImageSets/Main, last, and in ImageSets or at the root.
+
+    None of VOC's lists for one class (aeroplane_train.txt), which have a last column of -1, 0 and 1.
+    """
+    sets = tree.at(tree.root, "ImageSets")
+    main = tree.at(sets, "Main")
+    for file in (file for place in (tree.root, sets, main) for file in tree.files(place, ".txt")):
+        lines = Path(file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        rows = [line.split() for line in lines if line.strip()]
+        of_class = rows and all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows)
+        if not of_class and (os.path.dirname(file) == main or Path(file).stem in (*SPLITS, "trainval")):
+            yield file
 
 
-@lru_cache
-def _picture_folders(root: str, folder: str) -> list[str]:
+def _picture_folders(tree: Tree, folder: str) -> list[str]:
     """Where the pictures of the annotation files in a folder may lie, the likeliest first."""
-    parts = os.path.relpath(folder, root).split(os.sep)
-    last = max((place for place, part in enumerate(parts) if part.lower() in FOLDERS), default=None)
-    if last is None:
-        return [folder]
-    swapped = [os.path.join(root, *parts[:last], name, *parts[last + 1 :]) for name in PICTURES]
-    return [*(os.path.normpath(path) for path in swapped), folder]
+    return tree.homes(folder, FOLDERS, PICTURES)
 
 
 def parse_voc(file: Path) -> Annotated:

@@ -16,6 +16,15 @@ SPLITS = ("train", *VALIDATION_NAMES, "test")
 DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 
 
+def split_called(folder: str) -> str:
+    """The split that a folder's name means, in lower case; the name itself where it means none.
+
+    >>> split_called("Train"), split_called("Cam1")
+    ('train', 'Cam1')
+    """
+    return folder.lower() if folder.lower() in SPLITS else folder
+
+
 def split_names(split: str) -> tuple[str, ...]:
     """The names under which a split may be found, its own first; val, valid and validation are one name.
 

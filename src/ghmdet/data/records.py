@@ -150,17 +150,21 @@ class DetectionData:
         counts = np.bincount(self.records.labels[~self.records.crowd], minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
-    def describe(self) -> str:
-        """Format, split, counts of images and boxes, and what was rejected, in words to say aloud."""
+    def summary(self) -> str:
+        """Format, folder, split and counts of images, boxes and classes, in one line to say aloud."""
         per_class = self.boxes_per_class()
         crowd, empty = int(self.records.crowd.sum()), int((np.diff(self.records.offsets) == 0).sum())
         called = " (asked for as val)" if self.split in VALIDATION_NAMES[1:] else ""
         counts = ", ".join(f"{name} {count}" for name, count in per_class.items())
-        lines = [
+        return (
             f"{self.format} data in {self.root}, split {self.split}{called}: {len(self.records)} images "
             f"({empty} without boxes), {sum(per_class.values())} boxes of {len(per_class)} classes: {counts}"
             + (f"; {crowd} crowd regions, ignored." if crowd else ".")
-        ]
+        )
+
+    def describe(self) -> str:
+        """The summary, and a line for each kind of problem, with its count and the first ones."""
+        lines = [self.summary()]
         verb = {"error": "Rejected", "warning": "Warning", "info": "Noted"}
         kinds: dict[tuple[Severity, str], list[Problem]] = {}
         for problem in self.problems:

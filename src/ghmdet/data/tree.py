@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from collections import Counter, defaultdict
@@ -14,6 +15,7 @@ from urllib.parse import unquote
 from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.layout import SPLITS, split_names
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
+from ghmdet.errors import DataError
 
 FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
@@ -23,7 +25,8 @@ LABELS = {
     ".xml": re.compile(rb"<(\w+:)?(annotations?|object)\b", re.IGNORECASE),
     ".json": re.compile(rb'"(shapes|images|annotations|categories)"\s*:\s*\['),
 }  # what the beginning of a label file holds, by its ending
-HEAD = 4096  # bytes
+PROBES = 16  # how many of the listed pictures are looked at to know what all are
+HEAD = 1 << 16  # bytes
 UNREAD = {
     ".heic",
     ".heif",
@@ -104,6 +107,7 @@ class Tree:
         self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
         self._folders: dict[str, Folder] = {}
+        self._homes: dict[tuple[str, Sequence[str]], list[str]] = {}
 
     def folder(self, path: str) -> Folder:
         """What lies in a folder; nothing where there is none."""
@@ -135,6 +139,41 @@ class Tree:
         """The folders in a folder, by their names, in order."""
         here = self.folder(path)
         return {name: below(path, name) for name in here.names if name in here.folders}
+
+    def at(self, path: str, *names: str) -> str:
+        """The path of folders in one another, each spelled as it is there: Train/Images for train, images."""
+        for name in names:
+            there = self.folders(path)
+            alike = (folder for own, folder in there.items() if own.lower() == name.lower())
+            path = there.get(name) or next(alike, below(path, name))
+        return path
+
+    def homes(self, folder: str, among: Sequence[str], instead: Sequence[str]) -> list[str]:
+        """The folders with one of the names `instead` in the place of the last of the names `among` in a folder's path,
+        and the folder itself, last. Folders above the data set are left as they are called.
+        """
+        if (folder, among) not in self._homes:
+            inside = os.path.relpath(folder, self.root)
+            top = self.root if not inside.startswith(os.pardir) else os.sep
+            parts = (inside if top == self.root else os.path.abspath(folder)).split(os.sep)
+            last = max((place for place, part in enumerate(parts) if part.lower() in among), default=None)
+            found = [folder]
+            if last is not None:
+                above = os.path.normpath(os.path.join(top, *parts[:last]))
+                ends = ([*filter(None, [name]), *parts[last + 1 :]] for name in instead)
+                found = [*(self.at(above, *end) for end in ends), folder]
+            self._homes[folder, among] = list(dict.fromkeys(found))
+        return self._homes[folder, among]
+
+    def one_of(self, paths: Sequence[str]) -> str | None:
+        """The first of the pictures that a record may mean; raises DataError where another one differs from it."""
+        for other in paths[1:]:
+            if not filecmp.cmp(paths[0], other, shallow=False):
+                raise DataError(
+                    f"{self.given}: ambiguous: {paths[0]} and {other} differ, and labels may mean either: "
+                    "move one of them away"
+                )
+        return paths[0] if paths else None
 
     def files(self, path: str, *endings: str) -> list[str]:
         """The files in a folder, not below it, that have one of the endings."""

@@ -9,7 +9,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import cached_property
+from glob import glob, iglob
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,12 @@ LOOKED_FOR = (
 )
 ROWS = 1000  # how many decide what the rows are
 SLACK = 0.02  # of the picture: how far a box of a pose or a track may stick out
+FOLDERS = (("images", ""), ("", "images"), ("",))  # of a split's pictures; the empty name is the split's own
 NOTHING = ("", "~", "null", "none")
+IMAGES, LABELS = (
+    ("images",),
+    ("labels",),
+)  # a folder of pictures, and what stands in its place for their labels
 OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
 
 
@@ -48,36 +54,45 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
         return splits
     if not tree.whole:
         raise DataError(f"{tree.given}: names no pictures: give train, val or test a folder")
-    for layout in ("images/{}", "{}/images", "{}"):
-        folders = {split: below(tree.root, layout.format(split)) for split in SPLITS}
+    layouts = [
+        *(
+            {split: tree.at(tree.root, *(name or split for name in names)) for split in SPLITS}
+            for names in FOLDERS
+        ),
+        {split: below(tree.root, f"{split}.txt") for split in SPLITS},
+        {"train": tree.at(tree.root, "images")},
+        {"train": tree.root},
+    ]
+    for layout in layouts:
         found = {
-            split: YoloSplit((folder,), config or _names_file(tree, folder))
-            for split, folder in folders.items()
-            if _is_labelled(tree, folder)
+            split: YoloSplit((place,), config or _names_file(tree, place))
+            for split, place in layout.items()
+            if _is_labelled(tree, split, place)
         }
         if found:
             return found
-    for folder in (below(tree.root, "images"), tree.root):
-        if _is_labelled(tree, folder):
-            return {"train": YoloSplit((folder,), config or _names_file(tree, folder))}
     return {}
 
 
-def _is_labelled(tree: Tree, folder: str) -> bool:
-    """Whether a folder of pictures has label files in labels/ in the place of images/, or beside its pictures."""
-    *labels, _ = _label_folders(tree.root, folder)
-    if any(tree.files(place, ".txt") or tree.folders(place) for place in labels):
-        return bool(tree.folder(folder).names)
-    return any(_label_file(tree, picture) for picture in tree.pictures(folder))
+def _is_labelled(tree: Tree, split: str, place: str) -> bool:
+    """Whether a folder or list of pictures has label files in labels/ in the place of images/, or beside them."""
+    *labels, _ = tree.homes(place, IMAGES, LABELS)
+    if any(tree.files(folder, ".txt") or tree.folders(folder) for folder in labels):
+        return bool(tree.folder(place).names)
+    pictures = tree.pictures(place)
+    if tree.has(place):
+        with suppress(DataError):  # any other text file may be called so
+            pictures = [picture for picture in _listed(tree, split, place) if tree.has(picture)]
+    return any(_label_file(tree, picture) for picture in pictures)
 
 
 def _names_file(tree: Tree, folder: str) -> Path | None:
     """The text file that names the classes of a folder of pictures: beside the label files, at the root, in labels/."""
     places = [
         folder,
-        *_label_folders(tree.root, folder),
+        *tree.homes(folder, IMAGES, LABELS),
         tree.root,
-        *(below(tree.root, name) for name in ("labels", "images")),
+        *(tree.at(tree.root, name) for name in ("labels", "images")),
     ]
     names = (below(place, name) for place in places for name in ("classes.txt", "obj.names"))
     return next((Path(name) for name in names if tree.has(name)), None)
@@ -140,9 +155,11 @@ def _place(base: Path, entry: str) -> str:
     Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt.
     """
     parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
-    ends = (base.joinpath(*parts[start:]) for start in range(len(parts)))
-    path = base / entry
-    return os.path.normpath(path if path.exists() else next((end for end in ends if end.exists()), path))
+    places = (base / entry, *(base.joinpath(*parts[start:]) for start in range(len(parts))))
+    there = (
+        path for path in places if path.exists() or ("*" in entry and any(iglob(str(path), recursive=True)))
+    )
+    return os.path.normpath(next(there, places[0]))
 
 
 def _class_names(source: YoloSplit) -> tuple[str, ...]:
@@ -153,7 +170,11 @@ def _class_names(source: YoloSplit) -> tuple[str, ...]:
     if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
         file = Path(_place(file.parent, _load(file).get("names", "")))
     if file != source.names or file.suffix in (".txt", ".names"):
-        return checked_classes(read_text(file).strip().splitlines(), file)
+        lines = read_text(file).rstrip().splitlines()
+        if blank := next((place for place, line in enumerate(lines, start=1) if not line.strip()), None):
+            mend = "classes are numbered by their lines: name this one, or remove the line"
+            raise DataError(f"{file}: line {blank} is blank: {mend}")
+        return checked_classes(lines, file)
     content = _load(file)
     names = content.get("names")
     if isinstance(names, dict):
@@ -177,40 +198,31 @@ def _pairs(tree: Tree, split: str, source: YoloSplit) -> list[tuple[str, str | N
     for place in source.images:
         if os.path.isdir(place):
             pictures += tree.pictures(place)
+        elif "*" in place:
+            pictures += (each for each in sorted(glob(place, recursive=True)) if ending(each) in EXTENSIONS)
         elif ending(place) in EXTENSIONS:
             pictures.append(place)
         elif not os.path.exists(place):
             raise DataError(f"{place}: no such folder or list of pictures: correct its entry in data.yaml")
         else:
-            lines = read_lines(Path(place))
-            homes = (os.path.dirname(place), tree.root)
-            tried = [[os.path.normpath(os.path.join(home, line)) for home in homes] for line in lines]
-            exact = [next(filter(tree.has, paths), None) for paths in tried]
-            found = tree.match(lines, exact, split, tree.root)
-            pictures += [path or paths[0] for path, paths in zip(found, tried, strict=True)]
+            pictures += _listed(tree, split, place)
     return [(picture, _label_file(tree, picture)) for picture in pictures]
 
 
-@lru_cache
-def _label_folders(root: str, folder: str) -> list[str]:
-    """Where the label files of a folder of pictures may lie: labels/ in the place of the last images/, else beside.
-
-    Folders above the data set are left as they are called.
-    """
-    inside = os.path.relpath(folder, root)
-    home, path = (root, inside) if not inside.startswith(os.pardir) else (os.sep, os.path.abspath(folder))
-    parts = path.split(os.sep)
-    last = max((place for place, part in enumerate(parts) if part.lower() == "images"), default=None)
-    if last is None:
-        return [folder]
-    parts[last] = "labels"
-    return [os.path.normpath(os.path.join(home, *parts)), folder]
+def _listed(tree: Tree, split: str, listing: str) -> list[str]:
+    """The pictures of a list, named from its own folder or from the data set's."""
+    lines = read_lines(Path(listing))
+    homes = (os.path.dirname(listing), tree.root)
+    tried = [[os.path.normpath(os.path.join(home, line)) for home in homes] for line in lines]
+    exact = [next(filter(tree.has, paths), None) for paths in tried]
+    found = tree.match(lines, exact, split, tree.root)
+    return [path or paths[0] for path, paths in zip(found, tried, strict=True)]
 
 
 def _label_file(tree: Tree, picture: str) -> str | None:
     folder, name = os.path.split(picture)
     stem = os.path.splitext(name)[0]
-    there = (tree.named(place, stem, (".txt",)) for place in _label_folders(tree.root, folder))
+    there = (tree.named(place, stem, (".txt",)) for place in tree.homes(folder, IMAGES, LABELS))
     return next((files[-1] for files in there if files), None)  # the last is in lower case
 
 
@@ -237,6 +249,16 @@ def read_split(
     tree.used.update(file for pair in pairs for file in pair if file)
     collect = Collector(Path(tree.root), classes)
     rows = Rows(source.names, [label for _, label in pairs if label])
+    owners: dict[str, list[str]] = {}
+    for picture, label in dict.fromkeys(pairs):
+        owners.setdefault(label or picture, []).append(picture)
+    for label, pictures in owners.items():
+        if len(pictures) > 1:
+            collect.file = label
+            names = ", ".join(os.path.relpath(picture, tree.root) for picture in pictures)
+            mend = "they are left out: keep one, or give each a label file of its own"
+            collect.report("label file of more than one picture", "", f"({names})", mend)
+    pairs = [pair for pair in pairs if len(owners[pair[1] or pair[0]]) == 1]
     for image_id, (picture, label) in enumerate(pairs, start=1):
         collect.file = label or picture
         lines = _lines(label) if label else []
@@ -259,7 +281,7 @@ def read_split(
     bare = [os.path.splitext(picture)[0] for picture, label in pairs if label is None]
     if bare:
         folder, stem = os.path.split(bare[0])
-        tried = ", ".join(below(place, f"{stem}.txt") for place in _label_folders(tree.root, folder))
+        tried = ", ".join(below(place, f"{stem}.txt") for place in tree.homes(folder, IMAGES, LABELS))
         collect.file = tree.root
         mend = "read as a picture without objects: an empty label file says so on purpose"
         collect.report("picture without a label file", "", f"({tried})", mend, "warning", len(bare))

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,24 +52,29 @@ def read_tables(annotations: Annotations, results: Results) -> CocoTables:
             the first mistake in the results.
     """
     truth = read_annotations(annotations)
-    if not truth.images:
+    kept = np.array([image_id not in truth.left_out for image_id in truth.images], dtype=bool)
+    if not kept.any():
         raise DataError(str(truth.problems[0]))
+    listed = {image_id: image for image_id, image in truth.images.items() if image_id not in truth.left_out}
+    truth = replace(truth, images=listed, image=(np.cumsum(kept) - 1)[truth.image])
     images: dict[int | None, int] = {image_id: rank for rank, image_id in enumerate(sorted(truth.images))}
     classes: dict[int | None, int] = {category_id: rank for rank, category_id in enumerate(truth.categories)}
     times = Counter(truth.categories.values())
     with np.errstate(over="ignore"):
         product = truth.box[:, 2] * truth.box[:, 3]
     column = partial(_column, *_results(results))
+    dt_image = column("image_id", *_rank({**images, **dict.fromkeys(truth.left_out, -1)})).astype(np.int64)
+    there = dt_image >= 0
     return CocoTables(
         truth=truth,
         labels=[f"{label} ({i})" if times[label] > 1 else label for i, label in truth.categories.items()],
         gt_image=np.array([images[image_id] for image_id in truth.images])[truth.image],
         gt_class=np.searchsorted(list(truth.categories), truth.category),
         gt_area=np.where(np.isnan(truth.area), product, truth.area),
-        dt_image=column("image_id", *_rank(images)).astype(np.int64),
-        dt_class=column("category_id", *_rank(classes)).astype(np.int64),
-        dt_box=column("bbox", _box, "[x, y, width, height], finite, no size below 0").reshape(-1, 4),
-        dt_score=column("score", _finite, "a finite number"),
+        dt_image=dt_image[there],
+        dt_class=column("category_id", *_rank(classes)).astype(np.int64)[there],
+        dt_box=column("bbox", _box, "[x, y, width, height], finite, no size below 0").reshape(-1, 4)[there],
+        dt_score=column("score", _finite, "a finite number")[there],
     )
 
 

@@ -49,8 +49,10 @@ def test_the_same_pictures_give_the_same_parts_and_other_files_are_left_alone(
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     split(one_part, tmp_path / "b", val_share=0.5)
     assert json.loads((tmp_path / "b" / "split.json").read_text())["val_share"] == 0.5
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("mine")
     with pytest.raises(DataError, match="did not write"):
-        split(one_part, one_part / "images")
+        split(one_part, tmp_path / "other")
     with pytest.raises(DataError, match="another folder"):
         split(one_part, one_part)
     with pytest.raises(GhmdetError, match=r"--val-share 1"):

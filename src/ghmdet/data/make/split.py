@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from ghmdet.data.images import require_images
 from ghmdet.data.make.folder import new_set, write_annotations
-from ghmdet.data.read import read_data
+from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.share import share_out
 from ghmdet.errors import DataError, Range
 
@@ -27,10 +28,20 @@ def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: s
     """
     Range(0.01, 0.9).check("val_share", val_share)
     data, out = Path(data), Path(out)
+    source = DataSet(data)
     if data.resolve().is_relative_to(out.resolve()):
         raise DataError(f"{out}: holds the data set to be split: give another folder")
     part = read_data(data, split)
+    home = Path(source.tree.root).resolve()
+    for place in (home.parent if home.name.lower() == "annotations" else home, part.records.root.resolve()):
+        if out.resolve().is_relative_to(place):
+            raise DataError(
+                f"{out}: lies inside the data set, and would be read with it: give a folder outside {place}"
+            )
     require_images(part)
+    for name in map(part.records.name, range(len(part.records))):
+        if name.encode(errors="replace") != os.fsencode(name):
+            raise DataError(f"{data}: {name!a}: the name is no UTF-8, and annotations are: rename it")
     train, val = share_out(part, val_share)
     told = {"made by": "ghmdet data split", "data": str(data), "split": part.split, "val_share": val_share}
     with new_set(out, MARKER, "data split") as folder:
@@ -42,4 +53,7 @@ def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: s
         + ", ".join(f"{label} {count}" for label, count in each.boxes_per_class().items())
         for name, each in (("train", train), ("val", val))
     )
-    return f"{part.describe()}\n{out}: {counts}\n{train.problems[-1].value}"
+    lines = [part.describe(), f"{out}: {counts}", train.problems[-1].value]
+    if others := [name for name in source.splits if name != part.split]:
+        lines.append(f"not in it: split {', '.join(others)} of {data}")
+    return "\n".join(lines)
