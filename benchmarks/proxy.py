@@ -106,7 +106,10 @@ class Proxy:
             features = Features(folder, name)
             features.build(DetectionDataset(part, transforms), draws, detector, self.device)
             self.features[name] = features.load()
-        self.fit, self.held_out = tuning_parts(self.train)
+        self.fit, self.held_out = (
+            np.flatnonzero(np.isin(self.train.records.image_ids, part.records.image_ids)).tolist()
+            for part in tuning_parts(self.train)
+        )
         if len(self.fit) < recipe.batch_size:
             raise GhmdetError(f"{data}: {len(self.fit)} pictures to tune on: give a smaller --batch-size")
         self.all = list(range(len(self.train.records)))

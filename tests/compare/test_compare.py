@@ -18,7 +18,7 @@ import torch
 from engine_cases import TINY
 from ghmdet.cli import app
 from ghmdet.compare import run as engine
-from ghmdet.compare.arms import read_arms
+from ghmdet.compare.arms import REFUSED, read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
 from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import read_data
@@ -29,6 +29,7 @@ from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 from ghmdet.spectrum import SpectrumCounts
+from small_sets import Picture, write_coco
 
 SHORT = replace(TINY, epochs=1, val_every=None)
 
@@ -208,7 +209,68 @@ def test_tuning_holds_out_a_quarter_of_every_class(squares: Path, tmp_path: Path
         (same,) = (one for one in train_part.records if one.image_id == record.image_id)
         assert np.array_equal(record.boxes, same.boxes)
         assert record.path.samefile(same.path)
-    assert tuning_parts(train_part) == tuning_parts(train_part)
+    again = [part.records.image_ids.tolist() for part in tuning_parts(train_part)]
+    assert again == [[record.image_id for record in part.records] for part in (fit, held_out)]
+
+
+def test_pictures_that_look_alike_are_not_both_trained_on_and_held_out(tmp_path: Path) -> None:
+    pictures = [
+        Picture(f"{scene}_{frame}.png", boxes=[(scene % 3, 5, 5, 25, 35)])
+        for scene in range(8)
+        for frame in range(3)
+    ]
+    write_coco(tmp_path, pictures)
+    for one in pictures:  # the frames of a scene are one picture
+        first = tmp_path / "images" / f"{one.name[0]}_0.png"
+        (tmp_path / "images" / one.name).write_bytes(first.read_bytes())
+    parts = tuning_parts(read_data(tmp_path, "train"))
+    scenes = [{record.path.name[0] for record in part.records} for part in parts]
+    assert not scenes[0] & scenes[1] and len(scenes[0]) + len(scenes[1]) == 8
+    for part in parts:
+        assert set(part.records.labels.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("boxes", [[[(0, 5, 5, 25, 35)]], [[(0, 5, 5, 25, 35)], [], [], []]])
+def test_too_few_pictures_to_hold_some_out_are_named_with_the_mend(
+    tmp_path: Path, boxes: list[list[tuple[int, float, float, float, float]]]
+) -> None:
+    write_coco(tmp_path, [Picture(f"{i}.png", boxes=own) for i, own in enumerate(boxes)])
+    with pytest.raises(GhmdetError, match="give --weights-grid none"):
+        tuning_parts(read_data(tmp_path, "train"))
+
+
+def test_the_number_of_runs_and_their_length_are_said_before_they_begin(
+    squares: Path, tmp_path: Path, in_process: list[Run]
+) -> None:
+    (tmp_path / "arms.yaml").write_text(
+        "free: {cls_loss: ce}\nfixed: {cls_loss: ce, cls_weight: 0.3, epochs: 9}\n"
+    )
+    plan = make_plan(squares, tmp_path / "c", arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2", seeds=3)
+    assert plan.describe(1000) == (
+        "runs to make: 2 to choose weights, 1 epochs or about 187 steps each; 6 to judge, 1 to 9 epochs or about"
+        " 250 to 2250 steps each; more where a best weight lies at the edge of the grid; the time left is said after"
+        " each"
+    )
+    said: list[str] = []
+    plan = make_plan(squares, tmp_path / "d", arms="ce", seeds=1)
+    judged(plan, "ce", say=said.append)
+    runs = [i for i, line in enumerate(said) if line.startswith("[1/1]")]
+    assert said.index(
+        "runs to make: 1 to judge, 1 epochs or about 3 steps each; the time left is said after each"
+    ) < min(runs)
+
+
+def test_help_lists_what_a_comparison_takes_and_nothing_that_it_refuses() -> None:
+    shown = {
+        name: {
+            one.name
+            for one in app[name].assemble_argument_collection(parse_docstring=True).filter_by(show=True)
+        }
+        for name in ("train", "compare")
+    }
+    refused = {f"--{name.replace('_', '-')}" for name in REFUSED}
+    assert refused < shown["train"]
+    assert shown["train"] - shown["compare"] == refused | {"--resume", "--report"}
 
 
 def end(run: Run, AP: float | None) -> None:

@@ -33,7 +33,7 @@ def test_what_is_given_is_kept_and_what_is_chosen_is_said(squares: Path) -> None
     assert fit_to_data(TrainConfig(budget="1m"), pictures, said.append).epochs is None
     assert said == []
     assert fit_to_data(TrainConfig(batch_size=4), pictures, said.append).epochs == 267
-    assert said == ["267 epochs, for 12 training pictures (--epochs or --budget gives another)"]
+    assert said == ["267 epochs, for 12 training pictures (--epochs gives another)"]
 
 
 def test_a_resumed_run_keeps_what_was_chosen_for_it(squares: Path, tmp_path: Path) -> None:

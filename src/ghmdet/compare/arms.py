@@ -21,7 +21,7 @@ REFUSED = {
     "patience": "a comparison judges the last epoch of every run",
     "budget": "as many epochs as fit are not the same for all arms: give --epochs",
 }
-"""Options that `ghmdet compare` refuses, and why."""
+"""Options that `ghmdet compare` refuses, and why; `SharedConfig` hides them."""
 SHARED = ("seed", "train_split", "val_split", "tensorboard")
 """Settings that are the same for all arms."""
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ghmdet.compare.arms import settings, words
-from ghmdet.data import DetectionData
+from ghmdet.data import DetectionData, share_out
+from ghmdet.data.read import no_usable_box
 from ghmdet.engine.checkpoint import MAY_CHANGE
-from ghmdet.engine.run_folder import DIVERGED, read_rows, write_json
+from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import DataError, GhmdetError
 from ghmdet.models import CLS_LOSSES
 
 EXTENSIONS = 3
 """How often a grid is extended by a factor of two where its best weight lies at the edge."""
-HELD_OUT = 4
-"""One training picture in this many is held out to judge weights on."""
+HELD_OUT = 0.25
+"""The share of the training pictures that is held out to judge weights on."""
 
 
 class Outcome(NamedTuple):
@@ -154,6 +154,29 @@ class Plan:
             arm, data, self.out / "runs" / stage / arm / f"weight{weight:g}-seed{seed}", config, tuning
         )
 
+    def describe(self, pictures: int) -> str:
+        """How many runs there are in all and how long each is, given the number of training pictures."""
+        tuned = [arm for arm, own in self.arms.items() if self.grid and own.cls_weight is None]
+        stages = []
+        for what, arms, times in (
+            ("choose weights", tuned, len(self.grid or ())),
+            ("judge", self.arms, len(self.seeds)),
+        ):
+            tuning = what == "choose weights"
+            runs = [self._run(arm, 1.0, self.seeds[0], tuning=tuning) for arm in arms]
+            share = 1 - HELD_OUT if tuning else 1
+            steps = [
+                run.epochs * (int(share * pictures) // (run.config.batch_size * run.config.accumulate))
+                for run in runs
+            ]
+            if runs:
+                epochs = _span([run.epochs for run in runs])
+                stages.append(
+                    f"{times * len(runs)} to {what}, {epochs} epochs or about {_span(steps)} steps each"
+                )
+        grows = "; more where a best weight lies at the edge of the grid" if tuned else ""
+        return f"runs to make: {'; '.join(stages)}{grows}; the time left is said after each"
+
     def commands(self) -> list[str]:
         """The commands that can be run now, in any order; an arm's final runs follow once its grid is done."""
         missing = [run for arm in self.arms for run in self.stand(arm).missing]
@@ -171,10 +194,7 @@ class Plan:
         if not file.exists() and self.out.exists() and any(self.out.iterdir()):
             raise GhmdetError(f"--out {self.out} holds something else: give a new folder")
         now = json.loads(json.dumps(self._described(train)))
-        try:
-            before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
-        except ValueError as error:
-            raise GhmdetError(f"{file}: not JSON ({error}): give another --out") from None
+        before = read_json(file) or now
         arms = before["arms"] | now["arms"]
         # An arm that only one of them has is no difference.
         there, here = (_flat(plan | {"arms": arms | plan["arms"]}) for plan in (before, now))
@@ -187,12 +207,8 @@ class Plan:
                 )
         if self.grid is not None and not self.tuning_file.exists():
             fit, held_out = tuning_parts(train)
-
-            def part(indices: list[int]) -> dict[str, Any]:
-                return replace(train, records=train.records.take(np.array(indices))).to_coco(absolute=True)
-
-            write_json(self.tuning_file.with_name("instances_val.json"), part(held_out))
-            write_json(self.tuning_file, part(fit))
+            write_json(self.tuning_file.with_name("instances_val.json"), held_out.to_coco(absolute=True))
+            write_json(self.tuning_file, fit.to_coco(absolute=True))
         write_json(file, now | {"arms": arms})
 
     def _described(self, train: DetectionData) -> dict[str, Any]:
@@ -216,6 +232,10 @@ def _flat(plan: dict[str, Any]) -> dict[str, Any]:
     return {**plan["settings"], **plan, "settings": None, "arms": None, **arms}
 
 
+def _span(values: list[int]) -> str:
+    return " to ".join(f"{value}" for value in sorted({min(values), max(values)}))
+
+
 def _best(scores: list[float | None]) -> int:
     """The place of the best score; of equal ones that nearest the middle.
 
@@ -226,28 +246,17 @@ def _best(scores: list[float | None]) -> int:
     return max((score, -abs(i - middle), i) for i, score in enumerate(scores) if score is not None)[2]
 
 
-def tuning_parts(data: DetectionData) -> tuple[list[int], list[int]]:
-    """The training pictures split in three quarters to train on and one to judge weights on, as sorted indices.
-
-    Every fourth picture in the order of the rarest class that it shows, then of its number of boxes: both parts have
-    about the same classes, and a class that few pictures show is in the larger part. The same pictures give the same
-    parts.
+def tuning_parts(data: DetectionData) -> tuple[DetectionData, DetectionData]:
+    """The training pictures as three quarters to train on and one to judge weights on (see `share_out`).
 
     Raises:
-        GhmdetError: too few pictures to hold one out, or no box among those held out.
+        GhmdetError: too few pictures to hold some out, or no box among those held out.
     """
-    counts = np.array(list(data.boxes_per_class().values()))
-    rarity = np.argsort(np.argsort(counts, kind="stable"), kind="stable")  # 0 for the rarest class
-
-    def order(index: int) -> tuple[int, int]:
-        labels = data.records[index].labels
-        return int(rarity[labels].min(initial=len(counts))), len(labels)
-
-    ordered = sorted(range(len(data.records)), key=order)
-    held_out = sorted(ordered[HELD_OUT - 1 :: HELD_OUT])
-    if not any(len(data.records[index].labels) for index in held_out):
-        raise GhmdetError(
-            f"{data.root}: {len(data.records)} training pictures are too few to hold some out for choosing weights:"
-            " give --weights-grid none"
-        )
-    return sorted(set(ordered) - set(held_out)), held_out
+    with suppress(DataError):
+        fit, held_out = share_out(data, HELD_OUT)
+        if not no_usable_box(held_out):
+            return fit, held_out
+    raise GhmdetError(
+        f"{data.root}: its training pictures are too few, or too much alike, to hold some out for choosing weights:"
+        " give --weights-grid none"
+    )

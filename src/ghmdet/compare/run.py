@@ -21,7 +21,7 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import StopSignal, progress_bar
 from ghmdet.engine.run_folder import read_rows
-from ghmdet.engine.settings import TrainConfig
+from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.errors import GhmdetError
 
 
@@ -36,7 +36,7 @@ def compare(
     weights_grid: str = "0.025,0.05,0.1,0.2,0.4",
     tune_epochs: int | None = None,
     list_commands: Annotated[bool, Parameter(name="--list", negative=())] = False,
-    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+    config: Annotated[SharedConfig | None, Parameter(name="*")] = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
     """Train several losses alike on your data and say which are better beyond chance.
@@ -65,25 +65,25 @@ def compare(
         GhmdetError: an option, an arm or the data that cannot be used, or `out` holds something else; every arm failed.
         KeyboardInterrupt: stopped by a signal; the run of the moment is saved.
     """
-    config = config or TrainConfig()
-    for name in settings(config).keys() & REFUSED.keys():
-        raise GhmdetError(f"--{name.replace('_', '-')} {getattr(config, name)}: {REFUSED[name]}")
+    base: TrainConfig = config or SharedConfig()
+    for name in settings(base).keys() & REFUSED.keys():
+        raise GhmdetError(f"--{name.replace('_', '-')} {getattr(base, name)}: {REFUSED[name]}")
     for name, value in (("seeds", seeds), ("tune-epochs", tune_epochs)):
         if value is not None and not 1 <= value <= 1000:
             raise GhmdetError(f"--{name} {value}: give a whole number from 1 to 1000")
     grid = read_grid(weights_grid)
-    settings_of = read_arms(arms, config)
+    settings_of = read_arms(arms, base)
     for arm in settings_of.values():
         if not list_commands:  # other hosts may have other devices
             choose_device(arm.device, arm.precision)
-    train = read_data(data, config.train_split)
-    config = fit_to_data(config, train, say=(lambda line: None) if list_commands else say)
+    train = read_data(data, base.train_split)
+    base = fit_to_data(base, train, say=(lambda line: None) if list_commands else say)
     plan = Plan(
         data=data,
         out=out,
-        base=config,
+        base=base,
         arms={name: fit_to_data(own, train, say=lambda line: None) for name, own in settings_of.items()},
-        seeds=range(config.seed, config.seed + seeds),
+        seeds=range(base.seed, base.seed + seeds),
         grid=grid,
         tune_epochs=tune_epochs,
     )
@@ -97,6 +97,7 @@ def compare(
         for command in plan.commands():
             say(command)
         return None
+    say(plan.describe(len(train.records)))
     failed = _make_runs(plan, say)
     result, spectra = judge(plan, part, failed, say)
     say(summary(result))

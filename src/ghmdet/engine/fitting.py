@@ -30,7 +30,7 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
     if config.epochs is None and not config.budget:
         pictures = len(train.records)
         config = replace(config, epochs=epochs_for(pictures, config.batch_size * config.accumulate))
-        say(f"{config.epochs} epochs, for {pictures} training pictures (--epochs or --budget gives another)")
+        say(f"{config.epochs} epochs, for {pictures} training pictures (--epochs gives another)")
     network = config.network()
     if (
         config.size is None

@@ -18,6 +18,7 @@ VALIDATIONS = 10
 
 
 BATCH_SIZE, WORKERS = Range(1, 10**6), Range(0, 1000)
+HIDDEN = Parameter(show=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,16 @@ class TrainConfig:
         return LossConfig(
             self.cls_loss, self.box_loss, self.cls_weight, self.box_weight, self.accumulate, self.ohem_ratio
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedConfig(TrainConfig):
+    """What the runs of a comparison share; the options that it refuses are not in its `--help`."""
+
+    cls_loss: Annotated[str, HIDDEN] = TrainConfig.cls_loss
+    val_every: Annotated[int | None, HIDDEN] = None
+    patience: Annotated[int, HIDDEN] = 0
+    budget: Annotated[str | None, HIDDEN] = None
 
 
 def validate_every(epochs: int) -> int:
