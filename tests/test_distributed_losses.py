@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ghmdet import GHMC, GHMR
+from ghmdet.functional.equalized import EqlV2, EqualizedFocal
+from ghmdet.losses import Equalized
 from ghmdet.spectrum import sum_over_ranks, world_size
 
 STEPS = 3
@@ -21,6 +23,10 @@ MODULES = {
     "GHMC guarded": lambda reduction: GHMC.guarded(3, reduction=reduction),
     "GHMC accumulated": lambda reduction: GHMC(accumulation_steps=2, reduction=reduction),
     "GHMR": lambda reduction: GHMR(reduction=reduction),
+}
+SUMS = {
+    "EQL v2": lambda _: Equalized(3, EqlV2),
+    "EFL accumulated": lambda _: Equalized(3, EqualizedFocal, accumulation_steps=2),
 }
 
 
@@ -72,7 +78,7 @@ def ddp_gradients(rank: int | None) -> list[torch.Tensor]:
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     results = {}
-    for name, make in MODULES.items():
+    for name, make in (MODULES | SUMS).items():
         for reduction in ("sum", "mean"):
             loss = make(reduction)
             results[name, reduction] = (run(loss, rows_of(rank)), loss.state_dict())
@@ -94,9 +100,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", MODULES | SUMS)
 def test_sums_of_two_ranks_add_up_to_one_process(two_ranks, name):
-    alone = run(MODULES[name]("sum"), lambda step: slice(None))
+    alone = run((MODULES | SUMS)[name]("sum"), lambda step: slice(None))
     (first, _), (second, _) = (rank[name, "sum"] for rank in two_ranks)
     for (value, gradient), (value_0, gradient_0), (value_1, gradient_1) in zip(
         alone, first, second, strict=True
@@ -122,9 +128,9 @@ def test_gradients_under_ddp_are_those_of_one_process(two_ranks):
             torch.testing.assert_close(shared, alone)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", MODULES | SUMS)
 def test_every_rank_keeps_the_spectrum_of_one_process(two_ranks, name):
-    loss = MODULES[name]("sum")
+    loss = (MODULES | SUMS)[name]("sum")
     run(loss, lambda step: slice(None))
     for rank in two_ranks:
         state = rank[name, "sum"][1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 import subprocess
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ghmdet import GHMC, GHMR, functional
+from ghmdet.functional.equalized import EqlV2, EqualizedFocal
+from ghmdet.losses import Equalized
 from measured_data import REPO
 
 MODULES = {
@@ -48,6 +51,38 @@ def test_without_momentum_the_module_is_the_function(module, function, options, 
         valid, weight = torch.rand(40) < 0.8, torch.rand(40, 3)
         expected = function(inputs, targets, valid=valid, weight=weight, reduction=reduction, **options)
         torch.testing.assert_close(loss(inputs, targets, valid, weight), expected)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+ONE_POSITIVE = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), torch.tensor([True, True, False])
+
+
+def test_eql_v2_weighs_by_the_gradients_before_by_hand():
+    loss, (targets, valid) = Equalized(2, EqlV2), ONE_POSITIVE
+    logits = torch.zeros(3, 2, requires_grad=True)  # p = 1/2: every gradient is 1/2, every cross entropy ln 2
+    assert loss(logits, targets, valid).item() == pytest.approx(4 * math.log(2))
+    first = sigmoid(12 * (1 - 0.8))  # one half of positives to one half of negatives
+    none = sigmoid(12 * -0.8)  # no positives
+    assert loss.eval()(logits, targets, valid).item() == pytest.approx(
+        (1 + 4 * (1 - first) + first + 2 * none) * math.log(2)
+    )
+    loss.train()(logits, targets, valid)
+    second = sigmoid(12 * ((1 + 1 + 4 * (1 - first)) / (1 + first) - 0.8))  # weighed gradients were added
+    assert loss(logits, targets, valid).item() == pytest.approx(
+        (1 + 4 * (1 - second) + second + 2 * none) * math.log(2), rel=1e-5
+    )
+
+
+def test_equalized_focal_loss_by_hand():
+    loss, (targets, valid) = Equalized(2, EqualizedFocal), ONE_POSITIVE
+    logits = torch.zeros(3, 2, requires_grad=True)
+    assert loss(logits, targets, valid).item() == pytest.approx((0.25 + 3 * 0.75) / 4 * math.log(2))
+    gamma = 2 + 8 * (1 - 0.25 / 0.75)  # the ratio of class 0 is that of the alphas; class 1 has 0
+    expected = gamma / 2 * 0.5**gamma + 10 / 2 * 0.5**10 * 2 * 0.75
+    assert loss(logits, targets, valid).item() == pytest.approx(expected * math.log(2))
 
 
 @every_module
@@ -245,7 +280,7 @@ def test_the_compatible_mode_counts_what_is_valid_and_has_a_weight():
     [
         (lambda: GHMC(per_class=True), "per_class=True with num_classes=None"),
         (lambda: GHMC(num_classes=3), "per_class=False with num_classes=3"),
-        (lambda: GHMC(momentum=1.0), "momentum must lie in"),
+        (lambda: GHMC(momentum=1.1), "momentum must lie in"),
         (lambda: GHMC(bins=-1), "bins must be"),
         (lambda: GHMC(normalize="al"), "did you mean 'all'"),
         (lambda: GHMC(reduction="men"), "did you mean 'mean'"),

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ghmdet import GHMC, GHMR
-from ghmdet.functional import sigmoid_focal_loss
+from ghmdet.functional import balanced_l1_loss, quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 from measured_data import shared_data
 
 
@@ -60,10 +61,19 @@ def test_every_call_of_the_compatible_mode_has_the_peers_numbers(peer):
     assert len(peer["ghm"]) == 21
 
 
-def test_focal_loss_has_the_peers_numbers(peer):
-    row = next(r for r in peer["others"]["rows"] if r["loss"].startswith("sigmoid focal"))
-    inputs = peer_logits(301, 6, 2)
-    value = sigmoid_focal_loss(inputs, peer_labels(301, 6, 2), reduction="sum")
+@pytest.mark.parametrize("name", ["sigmoid focal", "quality focal", "varifocal", "balanced L1"])
+def test_the_other_losses_have_the_peers_numbers(peer, name):
+    row = next(r for r in peer["others"]["rows"] if r["loss"].startswith(name))
+    inputs, labels = peer_logits(301, 6, 2), peer_labels(301, 6, 2)
+    qualities = F.one_hot(labels, 7)[:, :6] * uniform(301, 0)[:, None]
+    if name == "balanced L1":
+        inputs = (peer_deltas(200, 1).detach() * 6).requires_grad_()
+        value = balanced_l1_loss(inputs, torch.zeros(200, 4), beta=1, reduction="sum")
+    elif name == "sigmoid focal":
+        value = sigmoid_focal_loss(inputs, labels, reduction="sum")
+    else:
+        loss = quality_focal_loss if name == "quality focal" else varifocal_loss
+        value = loss(inputs, qualities, reduction="sum")
     value.backward()
     assert value.item() == pytest.approx(row["value"], rel=1e-5)
     assert inputs.grad.norm().item() == pytest.approx(row["grad_l2"], rel=1e-5)

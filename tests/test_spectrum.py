@@ -250,9 +250,9 @@ def test_numpys_whole_numbers_are_whole_numbers():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: GradientSpectrum(3, momentum=1.0), r"momentum must lie in \[0, 1\), not 1.0"),
-        (lambda: GradientSpectrum(3, momentum=-0.1), r"momentum must lie in \[0, 1\), not -0.1"),
-        (lambda: GradientSpectrum(3, momentum=float("nan")), r"momentum must lie in \[0, 1\), not nan"),
+        (lambda: GradientSpectrum(3, momentum=1.1), r"momentum must lie in \[0, 1\], not 1.1"),
+        (lambda: GradientSpectrum(3, momentum=-0.1), r"momentum must lie in \[0, 1\], not -0.1"),
+        (lambda: GradientSpectrum(3, momentum=float("nan")), r"momentum must lie in \[0, 1\], not nan"),
         *(
             (
                 partial(GradientSpectrum, **{"bins": 3, name: value}),

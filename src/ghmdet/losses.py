@@ -1,9 +1,10 @@
-"""The harmonized losses as modules: settings and a spectrum, over the functions of :mod:`ghmdet.functional`."""
+"""The losses that remember batches, as modules: settings and statistics over :mod:`ghmdet.functional`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError, unknown_name
@@ -12,10 +13,12 @@ from ghmdet.functional._arguments import (
     check_reduction,
     class_arguments,
     expand,
+    populations,
     regression_arguments,
 )
 from ghmdet.functional._fused import check_impl, harmonized
 from ghmdet.functional.density import MinCount, RegionCounts, Weighting
+from ghmdet.functional.equalized import EqlV2, EqualizedFocal
 from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1, CrossEntropy, Loss
 from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, world_size
@@ -120,7 +123,7 @@ class GHMC(_Harmonized):
     In the guarded form an example weighs at most 1/P̄ with P̄ the *average* number of positives, where batches have as
     many examples: at most 1 / (1 − momentum) times 1/P of its own batch.
 
-    - `bins`: M, the number of unit regions. `momentum`: of the moving average, in [0, 1).
+    - `bins`: M, the number of unit regions. `momentum`: of the moving average, in [0, 1].
     - `min_count`: the examples that a region counts as at least: "positives" (the guarded form
       Σ L_CE / max(R(g), P), the default, since the published form fails on small data: docs/small-data.md), a number,
       or 0 for the published form, which `GHMC.published()` gives. `normalize`: "occupied" (the authors' code), "all"
@@ -183,6 +186,41 @@ class GHMC(_Harmonized):
             accumulation_steps=accumulation_steps,
             reduction=reduction,
         )
+
+
+class Equalized(nn.Module):
+    """EQL v2 or equalized focal loss, by the gradients of each class in the training so far: the sum over the elements.
+
+    Called as ``loss(inputs, targets, valid=None)`` with the arguments of :func:`ghmdet.functional.ghm_c_loss`, once a
+    step over everything. The batches before weigh this one; the first is plain cross entropy or focal loss. Its own
+    gradients, as weighed and of all ranks, then join them, in training mode with gradients on.
+
+    `form`: the loss of a ratio. `accumulation_steps`: as in :class:`GHMC`.
+    """
+
+    def __init__(
+        self, num_classes: int, form: type[EqlV2] | type[EqualizedFocal], *, accumulation_steps: int = 1
+    ) -> None:
+        super().__init__()
+        self.form = form
+        # One region: the negatives' gradients in place of a count.
+        self.spectrum = GradientSpectrum(
+            1, momentum=1.0, num_classes=num_classes, accumulation_steps=accumulation_steps
+        )
+
+    def forward(self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The loss of logits against targets."""
+        arguments, before = class_arguments(inputs, targets, valid), self.spectrum.compute()
+        logits, dense, mask = arguments.elements()
+        negative, positive = before.regions[:, 0], before.positives
+        ratio = torch.where(negative > 0, positive / negative, 100.0)  # as EQL v2's authors begin
+        loss = self.form(ratio.view(1, -1, *[1] * (inputs.dim() - 2)))
+        if self.spectrum.moves:
+            norm = torch.where(mask, loss.norm(logits.detach(), dense), 0.0)
+            negative, positive = (populations(norm * t, True).sum(1).float() for t in (1 - dense, dense))
+            sums = torch.stack((negative, negative + positive, positive), dim=1)
+            self.spectrum.update(RegionCounts(sum_over_ranks(sums)))
+        return arguments.reduce(loss(logits, dense), "sum")
 
 
 class GHMR(_Harmonized):

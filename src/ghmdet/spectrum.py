@@ -50,7 +50,7 @@ class GradientSpectrum(nn.Module):
     average of k calls makes one step.
 
     - `bins`: M, the number of unit regions. `num_classes`: rows of the table, 1 when the density is joint.
-    - `momentum`: in [0, 1); 0 keeps nothing of earlier batches.
+    - `momentum`: in [0, 1]; 0 keeps nothing of earlier batches, 1 all alike.
 
     The buffers are float32 whatever the model's precision: in half precision counts round from 2048 on and overflow at
     65,504. What was read from a file of such numbers and has overflowed is forgotten, and the average begins anew.
@@ -73,8 +73,8 @@ class GradientSpectrum(nn.Module):
         self, bins: int, *, momentum: float = 0.0, num_classes: int = 1, accumulation_steps: int = 1
     ) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise GhmdetError(f"momentum must lie in [0, 1), not {momentum!r}")
+        if not 0 <= momentum <= 1:
+            raise GhmdetError(f"momentum must lie in [0, 1], not {momentum!r}")
         self.bins = check_whole("bins", bins)
         self.momentum = momentum
         self.num_classes = check_whole("num_classes", num_classes)

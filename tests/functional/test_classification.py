@@ -11,11 +11,14 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
 import naive
 from ghmdet import functional as ghm
+from ghmdet.functional.equalized import EqlV2, EqualizedFocal
 
 LOSSES = {
     "ce": ghm.binary_cross_entropy,
     "focal": ghm.sigmoid_focal_loss,
     "ohem": ghm.ohem_loss,
+    "qfl": ghm.quality_focal_loss,
+    "vfl": ghm.varifocal_loss,
     "ghm-c": ghm.ghm_c_loss,
     "ghm-c exact": lambda *a, **k: ghm.ghm_c_loss(*a, method="exact", **k),
     "ghm-c guarded": lambda *a, **k: ghm.ghm_c_loss(
@@ -164,6 +167,32 @@ def test_focal_loss_at_extreme_logits_is_that_of_double_precision(gamma, impl):
     torch.testing.assert_close(
         single.double(), double, rtol=2e-6, atol=5e-9
     )  # which cross entropy rounds to 0
+
+
+def test_soft_targets_of_quality_focal_and_varifocal_loss_by_hand():
+    logits, targets = torch.zeros(2), torch.tensor([0.8, 0.0])
+    quality = ghm.quality_focal_loss(logits, targets, reduction="none")
+    torch.testing.assert_close(quality, torch.tensor([0.3**2, 0.5**2]) * math.log(2))
+    varifocal = ghm.varifocal_loss(logits, targets, reduction="none")
+    torch.testing.assert_close(varifocal, torch.tensor([0.8, 0.75 * 0.5**2]) * math.log(2))
+    plain = ghm.quality_focal_loss(logits, targets, beta=1, reduction="none")
+    torch.testing.assert_close(plain, torch.tensor([0.3, 0.5]) * math.log(2))
+
+
+@pytest.mark.parametrize("loss", [ghm.quality_focal_loss, ghm.varifocal_loss])
+def test_gradients_for_soft_targets_are_those_of_differences(loss):
+    logits, targets = example(20, 3, soft=True)
+    targets = torch.where(targets < 0.5, 0.0, targets)
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets), logits)
+
+
+@pytest.mark.parametrize("form", [EqlV2, EqualizedFocal])
+def test_the_gradient_norm_of_an_equalized_loss_is_that_of_backward(form):
+    logits, targets = example(50, 3)
+    loss = form(torch.tensor([0.0, 0.7, 100.0]))
+    (gradient,) = torch.autograd.grad(loss(logits, targets).sum(), logits)
+    torch.testing.assert_close(loss.norm(logits, targets), gradient.abs())
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets), logits)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 3.0, 1000.0])
@@ -337,6 +366,8 @@ def test_a_mistake_is_named(name, change, text):
     ("call", "text"),
     [
         (lambda x: ghm.ohem_loss(x, x, ratio=-1), "ratio must be at least 0, not -1"),
+        (lambda x: ghm.quality_focal_loss(x, x, beta=0.5), "beta must be at least 1, not 0.5"),
+        (lambda x: ghm.varifocal_loss(x, x, gamma=0.5), "gamma must be at least 1, not 0.5"),
         (lambda x: ghm.sigmoid_focal_loss(x, x, gamma=-1), "gamma must be at least 0, not -1"),
         (lambda x: ghm.sigmoid_focal_loss(x, x, alpha=1.5), "alpha must be at most 1"),
         (

@@ -23,11 +23,14 @@ LOSSES = {
     "ghm-r": ghm.ghm_r_loss,
     "ce": ghm.binary_cross_entropy,
     "ohem": ghm.ohem_loss,
+    "qfl": ghm.quality_focal_loss,
+    "vfl": ghm.varifocal_loss,
     "asl1": ghm.asl1_loss,
     "smooth-l1": ghm.smooth_l1_loss,
+    "balanced-l1": ghm.balanced_l1_loss,
 }
 every_loss = pytest.mark.parametrize("name", [*LOSSES, "GHMC", "GHMR"])
-BOXES = ("ghm-r", "asl1", "smooth-l1", "GHMR")
+BOXES = ("ghm-r", "asl1", "smooth-l1", "balanced-l1", "GHMR")
 HAS_IMPL = ("ghm-c", "ghm-c per class", "ghm-c prefix", "focal", "ghm-r", "GHMC", "GHMR")
 
 

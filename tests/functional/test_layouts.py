@@ -54,6 +54,8 @@ CLASS_LOSSES = {
     "focal": ghm.sigmoid_focal_loss,
     "ce": ghm.binary_cross_entropy,
     "ohem": partial(ghm.ohem_loss, per_class=True),
+    "qfl": ghm.quality_focal_loss,
+    "vfl": ghm.varifocal_loss,
     "GHMC": lambda *a, impl="auto", **k: GHMC(impl=impl)(*a, **k),
     "GHMC guarded": lambda *a, impl="auto", **k: GHMC(per_class=True, num_classes=K, impl=impl)(*a, **k),
 }
@@ -61,9 +63,10 @@ BOX_LOSSES = {
     "ghm-r": ghm.ghm_r_loss,
     "asl1": ghm.asl1_loss,
     "smooth-l1": ghm.smooth_l1_loss,
+    "balanced-l1": ghm.balanced_l1_loss,
     "GHMR": lambda *a, impl="auto", **k: GHMR(impl=impl)(*a, **k),
 }
-HAS_NO_IMPL = ("ce", "ohem", "asl1", "smooth-l1", "ghm-c exact")
+HAS_NO_IMPL = ("ce", "ohem", "qfl", "vfl", "balanced-l1", "asl1", "smooth-l1", "ghm-c exact")
 layouts = pytest.mark.parametrize(("shape", "layout"), [
     *(((40, K), name) for name in OF_ROWS), *(((2, K, 6, 5), name) for name in OF_MAPS)
 ])  # fmt: skip

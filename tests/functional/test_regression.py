@@ -9,7 +9,12 @@ from torch.nn import functional as F
 import naive
 from ghmdet import functional as ghm
 
-LOSSES = {"smooth-l1": ghm.smooth_l1_loss, "asl1": ghm.asl1_loss, "ghm-r": ghm.ghm_r_loss}
+LOSSES = {
+    "smooth-l1": ghm.smooth_l1_loss,
+    "balanced-l1": ghm.balanced_l1_loss,
+    "asl1": ghm.asl1_loss,
+    "ghm-r": ghm.ghm_r_loss,
+}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -49,6 +54,21 @@ def test_ghm_r_of_lower_precision_is_the_article_on_the_same_numbers(dtype):
     value, gradient = naive_ghm_r(inputs, targets, 0.02, 10, "unit-region")
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(value, rel=1e-4)
     torch.testing.assert_close(inputs.grad, gradient.to(dtype), rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1 / 9])
+def test_balanced_l1_by_hand(beta):
+    # By the article's gradient, alpha ln(b x + 1) up to 1 and gamma beyond, with alpha .5, gamma 1.5: b = e^3 - 1.
+    b = math.e**3 - 1
+    d = torch.tensor([0.0, 0.5, -0.5, 1.0, 3.0, -3.0], dtype=torch.float64, requires_grad=True)
+    loss = ghm.balanced_l1_loss(d * beta, torch.zeros(6), beta=beta, reduction="none") / beta
+    inner = 0.5 / b * (b / 2 + 1) * math.log(b / 2 + 1) - 0.25
+    corner = 1.5 + 1.5 / b - 0.5
+    expected = torch.tensor([0, inner, inner, corner, corner + 3, corner + 3], dtype=torch.float64)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss.sum(), d)
+    slope = 0.5 * math.log(b / 2 + 1)
+    torch.testing.assert_close(gradient.tolist(), [0.0, slope, -slope, 1.5, 1.5, -1.5])
 
 
 def test_smooth_l1_equals_the_article():

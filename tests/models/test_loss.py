@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from detector_cases import ARTICLE, TINY, padded, random_boxes
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_iou, complete_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, DetectionLoss, LossConfig, RetinaNet
 from ghmdet.models import loss as loss_module
 from ghmdet.models.anchors import make_anchors
+from ghmdet.models.iou import ciou_loss
 from ghmdet.models.targets import anchor_targets
 from operations import WAITS, Operations, as_an_accelerator
 
@@ -73,6 +74,37 @@ def test_losses_equal_a_loop_over_pictures(cls_loss, box_loss):
     got_grads = torch.autograd.grad(sum(got.values()), (logits, deltas))
     expected_grads = torch.autograd.grad(sum(expected.values()), (logits, deltas))
     torch.testing.assert_close(got_grads, expected_grads)
+
+
+def test_ciou_loss_is_torchvisions():
+    boxes = random_boxes(60).double().requires_grad_()
+    targets = torch.cat([boxes[:20].detach() + 2, random_boxes(40).double()])
+    ours, theirs = ciou_loss(boxes, targets), complete_box_iou_loss(boxes, targets)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(loss.sum(), boxes)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("classes", [K, 1])
+@pytest.mark.parametrize("name", ["qfl", "vfl"])
+def test_the_target_of_an_object_is_the_iou_of_its_predicted_box(name, classes, waits, monkeypatch):
+    *_, wanted, logits, deltas = scene()
+    logits, labels = logits[..., :classes], wanted.labels.clamp(max=classes)
+    positive = (labels >= 0) & (labels < classes)
+    decoded = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(deltas.flatten(0, 1), ANCHORS.repeat(3, 1))
+    iou = box_iou(decoded, wanted.boxes.flatten(0, 1)).diagonal().view(labels.shape)
+    targets = F.one_hot(labels.clamp(0, classes), classes + 1)[..., :classes] * iou[..., None]
+    targets = torch.where((labels >= 0)[..., None], targets.detach(), 0)
+    p, entropy = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weight = (p - targets) ** 2 if name == "qfl" else torch.where(targets > 0, targets, 0.75 * p**2)
+    expected = (weight * entropy)[labels >= 0].sum() / positive.sum()
+    if waits:
+        as_an_accelerator(monkeypatch)
+    loss = DetectionLoss(LossConfig(name, cls_weight=1), classes)
+    got = loss(logits, deltas, labels, wanted.boxes, ANCHORS)["classification"]
+    torch.testing.assert_close(got, expected)
+    assert torch.autograd.grad(got, deltas, allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("box_loss", BOX_LOSSES)

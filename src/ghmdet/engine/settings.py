@@ -35,9 +35,9 @@ class TrainConfig:
     """Longest side of a training picture in pixels; by default the preset's own, or more where many boxes are small.
     The short side keeps the preset's proportion."""
     cls_loss: str = "ghm-c"
-    """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint or ghm-c-published."""
+    """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint, ghm-c-published; qfl, vfl, efl, eql-v2."""
     box_loss: str = "giou"
-    """Box loss: smooth-l1, asl1, giou, ghm-r or ghm-r-published."""
+    """Box loss: giou, ciou, smooth-l1, balanced-l1, asl1, ghm-r or ghm-r-published."""
     cls_weight: Annotated[float | None, Range(0.0, 1e9)] = None
     """Weight of the class loss; by default the loss's own (docs/models.md)."""
     box_weight: Annotated[float | None, Range(0.0, 1e9)] = None

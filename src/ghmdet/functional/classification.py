@@ -1,4 +1,4 @@
-"""Classification losses over sigmoid logits: cross entropy, and four ways to weigh its examples."""
+"""Classification losses over sigmoid logits: cross entropy, and ways to weigh its examples."""
 
 from __future__ import annotations
 
@@ -115,6 +115,52 @@ def sigmoid_focal_loss(
     check_reduction(reduction)
     arguments = class_arguments(inputs, targets, valid, weight)
     return harmonized(Focal(alpha, gamma), arguments, None, reduction=reduction, impl=impl)
+
+
+def quality_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    beta: float = 2.0,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Quality focal loss |p − y|^β L_CE(p, y) (Li et al. 2020): y is an object's IoU with the predicted box, else 0.
+
+    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit and `beta` below
+    1.
+    """
+    if not beta >= 1:
+        raise GhmdetError(f"beta must be at least 1, not {beta!r}")
+    check_reduction(reduction)
+    arguments, loss = class_arguments(inputs, targets, valid, weight), CrossEntropy()
+    logits, dense, _ = arguments.elements()
+    return arguments.reduce(loss.norm(logits, dense) ** beta * loss(logits, dense), reduction)
+
+
+def varifocal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Varifocal loss: y L_CE(p, y), but α p^γ L_CE(p, 0) where y = 0 (Zhang et al. 2021); y as in quality focal loss.
+
+    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit and `gamma` below
+    1.
+    """
+    if not gamma >= 1:
+        raise GhmdetError(f"gamma must be at least 1, not {gamma!r}")
+    check_reduction(reduction)
+    arguments = class_arguments(inputs, targets, valid, weight)
+    logits, dense, _ = arguments.elements()
+    scale = torch.where(dense > 0, dense, alpha * torch.sigmoid(logits) ** gamma)
+    return arguments.reduce(scale * CrossEntropy()(logits, dense), reduction)
 
 
 def ohem_loss(

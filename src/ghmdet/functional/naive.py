@@ -35,16 +35,22 @@ class Focal(CrossEntropy):
     """α_t (1 − p_t)^γ L_CE (Lin et al. 2017), without α_t where α is negative."""
 
     alpha: float
-    gamma: float
+    gamma: float | Tensor
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """L of each element."""
+        return self._scale(inputs, targets) * super().__call__(inputs, targets)
+
+    def norm(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The size of its gradient by the logit, where the target is 0 or 1."""
+        missing, entropy = super().norm(inputs, targets), super().__call__(inputs, targets)
+        return self._scale(inputs, targets) * (self.gamma * (1 - missing) * entropy + missing)
+
+    def _scale(self, inputs: Tensor, targets: Tensor) -> Tensor:
         # 1 − p_t without the subtraction, which would round to 0. Where it is 0, its power has no slope for γ < 1.
         missing = targets * torch.sigmoid(-inputs) + (1 - targets) * torch.sigmoid(inputs)
-        loss = missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.gamma * super().__call__(
-            inputs, targets
-        )
-        return loss if self.alpha < 0 else (self.alpha * targets + (1 - self.alpha) * (1 - targets)) * loss
+        power = missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.gamma
+        return power if self.alpha < 0 else (self.alpha * targets + (1 - self.alpha) * (1 - targets)) * power
 
 
 @dataclass(frozen=True)

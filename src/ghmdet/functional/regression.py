@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,6 +34,34 @@ def smooth_l1_loss(
     arguments = regression_arguments(inputs, targets, valid, weight)
     offsets, wanted, _ = arguments.elements()
     return arguments.reduce(F.smooth_l1_loss(offsets, wanted, reduction="none", beta=beta), reduction)
+
+
+def balanced_l1_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.5,
+    gamma: float = 1.5,
+    beta: float = 1 / 9,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """δ L_b(|d| / δ), with L_b(x) = α/b (bx + 1) ln(bx + 1) − αx up to 1, γx + γ/b − α beyond (Pang et al. 2019).
+
+    b = exp(γ/α) − 1, d = inputs − targets; δ = `beta` is where it turns into a line, as in :func:`smooth_l1_loss` (the
+    article has 1). Arguments, masks and result as in :func:`ghm_r_loss`. Raises ValueError for shapes that do not fit
+    and unless `alpha`, `gamma` and `beta` are positive.
+    """
+    for name, value in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
+        check_positive(name, value)
+    check_reduction(reduction)
+    arguments = regression_arguments(inputs, targets, valid, weight)
+    offsets, wanted, _ = arguments.elements()
+    b, x = math.expm1(gamma / alpha), (offsets - wanted).abs() / beta
+    near = x.clamp_max(1)  # from 1 on the line goes on with the slope γ
+    loss = alpha / b * (b * near + 1) * torch.log1p(b * near) - alpha * near + gamma * (x - near)
+    return arguments.reduce(beta * loss, reduction)
 
 
 def asl1_loss(

@@ -15,8 +15,10 @@ from ghmdet import functional
 from ghmdet.errors import Range, check_ranges, unknown_name
 from ghmdet.functional import _arguments
 from ghmdet.functional.density import RegionCounts
-from ghmdet.losses import GHMC, GHMR
+from ghmdet.functional.equalized import EqlV2, EqualizedFocal
+from ghmdet.losses import GHMC, GHMR, Equalized
 from ghmdet.models.box_coder import decode, encode
+from ghmdet.models.iou import ciou_loss, giou_loss, paired_iou
 from ghmdet.spectrum import GradientSpectrum, sum_over_ranks, world_size
 
 # Names, and the weight with which one learning rate suits each loss (docs/models.md).
@@ -30,11 +32,17 @@ CLS_LOSSES: dict[str, float] = {
     "ce-per-class": 0.1,
     "ohem-per-class": 0.1,
     "focal-per-class": 0.2,
+    "qfl": 0.2,
+    "vfl": 0.2,
+    "efl": 0.2,
+    "eql-v2": 0.1,
 }
 BOX_LOSSES: dict[str, float] = {
     "giou": 2.0,
+    "ciou": 2.0,
     "smooth-l1": 1.0,
     "asl1": 1.0,
+    "balanced-l1": 1.0,
     "ghm-r": 4.0,
     "ghm-r-published": 10.0,
 }
@@ -43,6 +51,13 @@ _CLASS_SUMS: dict[str, Callable[..., Tensor]] = {
     "ce": functional.binary_cross_entropy,
     "ohem": functional.ohem_loss,
     "focal": functional.sigmoid_focal_loss,
+    "qfl": functional.quality_focal_loss,
+    "vfl": functional.varifocal_loss,
+}
+_BOX_SUMS: dict[str, Callable[..., Tensor]] = {
+    "smooth-l1": functional.smooth_l1_loss,
+    "asl1": functional.asl1_loss,
+    "balanced-l1": functional.balanced_l1_loss,
 }
 
 
@@ -71,12 +86,12 @@ class DetectionLoss(nn.Module):
     """The two losses of a batch, in float32 whatever precision the network ran in.
 
     With P the positives of all ranks over the number of ranks (so that averaging the ranks' gradients gives what one
-    process has on the joined batch): `ce`, `ohem`, `focal`, `giou`, `smooth-l1` and `asl1` are sums / P. The GHM losses
-    bring their own denominators. `ghm-c` is the guarded form with a density for each class, `ghm-c-joint` the guarded
-    form with one density, `ghm-c-published` the article's. `ce-per-class`, `ohem-per-class` and `focal-per-class` have
-    for each class the sum over its own positives, averaged over the classes: what `ghm-c` is without harmonizing; like
-    its counts, these positives are a moving average. OHEM chooses its examples rank by rank, so that its ranks do not
-    add up to one process.
+    process has on the joined batch): all are sums / P, but the GHM losses bring their own denominators. `ghm-c` is the
+    guarded form with a density for each class, `ghm-c-joint` the guarded form with one density, `ghm-c-published`
+    the article's. `ce-per-class`, `ohem-per-class` and `focal-per-class` have for each class the sum over its own
+    positives, averaged over the classes: what `ghm-c` is without harmonizing; like its counts, these positives are a
+    moving average. OHEM chooses its examples rank by rank, so that its ranks do not add up to one process. In `qfl` and
+    `vfl` an object's target is the IoU that its predicted box has now.
     """
 
     def __init__(self, config: LossConfig, num_classes: int) -> None:
@@ -95,6 +110,9 @@ class DetectionLoss(nn.Module):
             self.counts = GradientSpectrum(
                 1, momentum=0.75, num_classes=num_classes, accumulation_steps=steps
             )
+        elif config.cls_loss in ("eql-v2", "efl"):
+            form = EqlV2 if config.cls_loss == "eql-v2" else EqualizedFocal
+            self.equalized = Equalized(num_classes, form, accumulation_steps=steps)
         if config.box_loss == "ghm-r":
             self.ghm_r = GHMR(accumulation_steps=steps)
         elif config.box_loss == "ghm-r-published":
@@ -114,28 +132,42 @@ class DetectionLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             # One list of anchors [B * A, ..]: the losses know neither pictures nor levels.
             # Logits as they are: the losses compute in float32, and their gradient is made once, in the logits' dtype.
-            classification = self._classification(logits.flatten(0, 1), labels.flatten(), positives)
-            deltas, boxes, counted = deltas.flatten(0, 1), boxes.flatten(0, 1), positive.flatten()
+            logits, labels, counted = logits.flatten(0, 1), labels.flatten(), positive.flatten()
+            deltas, boxes = deltas.flatten(0, 1), boxes.flatten(0, 1)
             if _arguments.values_can_be_read(deltas):
                 # One anchor in a thousand counts; only a device that must not wait computes all.
                 rows = counted.nonzero().flatten()
                 deltas, boxes, counted = (x.index_select(0, rows) for x in (deltas, boxes, counted))
                 anchors = anchors.index_select(0, rows % len(anchors))
             else:
-                anchors = anchors.repeat(len(labels), 1)
-            regression = self._regression(deltas.float(), boxes, anchors, counted, positives)
+                rows = torch.arange(len(labels), device=labels.device)
+                anchors = anchors.repeat(len(positive), 1)
+            # An offset that does not count becomes 0, its box its anchor: neither value nor gradient can be NaN.
+            deltas = torch.where(counted[:, None], deltas.float(), 0.0)
+            targets = labels
+            if self.config.cls_loss in ("qfl", "vfl"):
+                # Boxes that are no numbers are left to the box loss to show.
+                quality = paired_iou(decode(deltas.detach(), anchors), boxes)[0].nan_to_num().clamp(0, 1)
+                own = labels.index_select(0, rows).clamp(0, logits.shape[1] - 1)
+                targets = torch.zeros_like(logits, dtype=torch.float32)
+                targets = targets.index_put((rows, own), torch.where(counted, quality, 0.0))
+            elif logits.shape[1] == 1:  # for which the losses take no labels
+                targets = (labels == 0).unsqueeze(1)
+            classification = self._classification(logits, targets, labels, positives)
+            regression = self._regression(deltas, boxes, anchors, counted, positives)
         return {
             "classification": self.cls_weight * classification,
             "bbox_regression": self.box_weight * regression,
         }
 
-    def _classification(self, logits: Tensor, labels: Tensor, positives: Tensor) -> Tensor:
-        name, targets, valid = self.config.cls_loss, labels, None
-        if logits.shape[1] == 1:  # for which the losses take no labels
-            targets, valid = (labels == 0).unsqueeze(1), labels >= 0
+    def _classification(self, logits: Tensor, targets: Tensor, labels: Tensor, positives: Tensor) -> Tensor:
+        name, valid = self.config.cls_loss, None if targets is labels else labels >= 0
         if name.startswith("ghm-c"):
             harmonized: Tensor = self.ghm_c(logits, targets, valid)
             return harmonized
+        if name in ("eql-v2", "efl"):
+            equalized: Tensor = self.equalized(logits, targets, valid)
+            return equalized / positives
         loss, per_class = _CLASS_SUMS[name.removesuffix("-per-class")], name.endswith("-per-class")
         if name.startswith("ohem"):
             loss = partial(loss, ratio=self.config.ohem_ratio, per_class=per_class)
@@ -160,30 +192,11 @@ class DetectionLoss(nn.Module):
         self, deltas: Tensor, boxes: Tensor, anchors: Tensor, positive: Tensor, positives: Tensor
     ) -> Tensor:
         name = self.config.box_loss
-        if name == "giou":
-            # An offset that does not count becomes 0, its box its anchor: neither value nor gradient can be NaN.
-            counted = torch.where(positive[..., None], deltas, 0.0)
-            per_box = giou_loss(decode(counted, anchors), boxes)
+        if name in ("giou", "ciou"):
+            per_box = (giou_loss if name == "giou" else ciou_loss)(decode(deltas, anchors), boxes)
             return torch.where(positive, per_box, 0.0).sum() / positives
         offsets = encode(boxes, anchors)
         if name in ("ghm-r", "ghm-r-published"):
             harmonized: Tensor = self.ghm_r(deltas, offsets, valid=positive)
             return harmonized
-        loss = functional.asl1_loss if name == "asl1" else functional.smooth_l1_loss
-        return loss(deltas, offsets, valid=positive, reduction="sum") / positives
-
-
-def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """1 − GIoU of boxes [N, 4] with their targets [N, 4] (xyxy): [N] (Rezatofighi et al. 2019).
-
-    The numbers of `torchvision.ops.generalized_box_iou_loss`, which looks for the pairs that overlap and so makes an
-    accelerator's caller wait.
-    """
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    u1, v1, u2, v2 = targets.unbind(-1)
-    width = torch.minimum(x2, u2) - torch.maximum(x1, u1)
-    height = torch.minimum(y2, v2) - torch.maximum(y1, v1)
-    overlap = torch.where((width > 0) & (height > 0), width * height, 0.0)
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - overlap
-    around = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
-    return 1 - overlap / (union + 1e-7) + (around - union) / (around + 1e-7)
+        return _BOX_SUMS[name](deltas, offsets, valid=positive, reduction="sum") / positives
