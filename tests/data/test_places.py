@@ -305,9 +305,11 @@ def test_two_pictures_with_the_stem_of_one_xml_file(tmp_path: Path) -> None:
     draw(tmp_path / "JPEGImages" / "a.bmp", 60, 40)
     assert list(boxes(read_data(tmp_path))) == ["JPEGImages/a.jpg"]  # the one that <filename> names
     file = tmp_path / "Annotations" / "a.xml"
-    file.write_text(file.read_text().replace("a.jpg", "photo.jpg"))
-    with pytest.raises(DataError, match="more than one picture of this name"):
-        read_data(tmp_path)
+    text = file.read_text()
+    for written in ("photo.jpg", "a.gif", "a", ""):  # names neither
+        file.write_text(text.replace("a.jpg", written))
+        with pytest.raises(DataError, match="more than one picture of this name"):
+            read_data(tmp_path)
 
 
 # --- nothing is dropped in silence

@@ -293,7 +293,7 @@ def _images(
             mend = "number each image once (its first record is kept)"
             report("duplicate image id", record, image_id, mend)
             continue
-        path = os.path.normpath(name) if isinstance(name, str) and name else image_id
+        path = os.path.normpath(_name(image)) if _name(image) else image_id
         other = first[image_id] = named.setdefault(path, image_id)
         if other == image_id:
             images[image_id], sizes[image_id] = image, size
@@ -307,6 +307,12 @@ def _images(
             mend = f"image id {other} has its name: both are left out: tell them apart by their names"
             report("image listed with two sizes", record, size, mend)
     return images, sizes, first, left_out
+
+
+def _name(image: Mapping[str, Any]) -> str:
+    """The `file_name` of an image's record; empty where it has none."""
+    name = image.get("file_name")
+    return name if isinstance(name, str) else ""
 
 
 def _around(segmentation: object) -> list[float] | None:
@@ -376,34 +382,29 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
     """
     read = read_annotations(file)
     classes = checked_classes(read.categories.values(), file) if classes is None else tuple(classes)
-    named = [isinstance(name := image.get("file_name"), str) and bool(name) for image in read.images.values()]
-    names = [
-        image["file_name"] for image, has_name in zip(read.images.values(), named, strict=True) if has_name
-    ]
-    home, places = _find_pictures(tree, split, file, names)
+    named = {image_id: name for image_id, image in read.images.items() if (name := _name(image))}
+    home, places = _find_pictures(tree, split, file, list(named.values()))
     tree.used.update([str(file), *filter(None, places)])
     collect = Collector(Path(home), classes, read.problems)
     collect.file = file
-    ends = np.searchsorted(read.image, np.arange(len(read.images)), side="right").tolist()
-    boxes = zip(read.record, read.category.tolist(), read.box.tolist(), read.area, read.crowd, strict=True)
-    listed = zip(names, places, strict=True)
-    for (image_id, image), has_name, start, end, rejected in zip(
-        read.images.items(), named, [0, *ends], ends, read.rejected.tolist(), strict=False
-    ):
-        own = list(itertools.islice(boxes, end - start))
-        if not has_name:
-            mend = "give it an id and a file_name"
-            collect.report("malformed image record", f"image id {image_id}", shown(image), mend)
-            continue
-        name, place = next(listed)
+    for image_id in read.images.keys() - named.keys():
+        mend = "give it an id and a file_name"
+        collect.report("malformed image record", f"image id {image_id}", shown(read.images[image_id]), mend)
+    ends = itertools.pairwise(np.searchsorted(read.image, np.arange(len(read.images) + 1)).tolist())
+    rows = dict(zip(read.images, zip(ends, read.rejected.tolist(), strict=True), strict=True))
+    boxes = read.box.tolist()
+    for (image_id, name), place in zip(named.items(), places, strict=True):
         if image_id in read.left_out:
             continue
         if place is not None and place != below(home, name):
             name = os.path.relpath(place, home)
+        image, ((start, end), rejected) = read.images[image_id], rows[image_id]
         size = image.get("width"), image.get("height")
         if collect.add_image(image_id, name, size, f"image '{name}'", rejected):
-            for record, category, (x, y, w, h), area, crowd in own:
-                box, value = (x, y, x + w, y + h), shown([x, y, w, h])
-                collect.add_box(box, read.categories[category], record, value, crowd=crowd, area=area)
+            for row in range(start, end):
+                x, y, w, h = boxes[row]
+                label, crowd = read.categories[int(read.category[row])], bool(read.crowd[row])
+                corners, value = (x, y, x + w, y + h), shown(boxes[row])
+                collect.add_box(corners, label, read.record[row], value, crowd=crowd, area=read.area[row])
     where = tree.given if tree.whole else file  # the file given may be that of another split
     return collect.pack(where, "COCO", split, _category_ids(classes, read.categories))

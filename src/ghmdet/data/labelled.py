@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -106,26 +106,22 @@ class OneFileEach:
             ]
         else:
             files = [self._listed(tree, place, line) for line in read_lines(place.listing)]
-        alike: list[list[str]] = []
-        for file in files:
-            folder, name = os.path.split(file)
-            stem = os.path.splitext(name)[0]
-            there = [tree.named(each, stem, EXTENSIONS) for each in _picture_folders(tree, folder)]
-            alike.append(next(filter(None, there), []))
-            if len(alike) <= PROBES:
-                tree.one_of([paths[0] for paths in there if len(paths) == 1])
-        found: list[str | None] = [paths[0] if len(paths) == 1 else None for paths in alike]
-        names, taken = [""] * len(files), set(found)
+        homes = [_picture_folders(tree, os.path.dirname(file)) for file in files]
+        found, names = list[str | None](), [""] * len(files)
+        for file, folders in zip(files, homes, strict=True):
+            alike = [tree.named(folder, Path(file).stem, EXTENSIONS) for folder in folders]
+            if len(found) < PROBES:
+                tree.one_of([paths[0] for paths in alike if len(paths) == 1])
+            found.append(_only(alike))
+        taken = set(found)
         for index, file in enumerate(files):
             if found[index] is None and (written := self._written(file)):
-                folder, names[index] = os.path.dirname(file), written
-                paths = [
-                    os.path.normpath(os.path.join(each, written)) for each in _picture_folders(tree, folder)
-                ]
-                stems = [os.path.splitext(path) for path in paths]
-                paths = (alike[index] and [path for path in paths if path in alike[index]]) or paths
-                paths += [path for stem, _ in stems for path in tree.named(*os.path.split(stem), EXTENSIONS)]
-                found[index] = next((path for path in paths if tree.has(path) and path not in taken), None)
+                names[index] = written
+                paths = [os.path.normpath(os.path.join(folder, written)) for folder in homes[index]]
+                stems = (os.path.split(os.path.splitext(path)[0]) for path in paths)
+                exact = [path for path in paths if tree.has(path) and path not in taken]
+                alike = [tree.named(folder, stem, EXTENSIONS) for folder, stem in stems]
+                found[index] = exact[0] if exact else _only(alike, taken)
                 taken.add(found[index])
         return list(zip(files, tree.match(names, found, split, tree.root), strict=True))
 
@@ -211,6 +207,12 @@ def _lists(tree: Tree) -> Iterator[str]:
         of_class = rows and all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows)
         if not of_class and (os.path.dirname(file) == main or Path(file).stem in (*SPLITS, "trainval")):
             yield file
+
+
+def _only(alike: Sequence[Sequence[str]], taken: Container[str | None] = ()) -> str | None:
+    """The one picture in the first folder that has any; None where it has more, or that is taken."""
+    paths = next(filter(None, alike), ())
+    return paths[0] if len(paths) == 1 and paths[0] not in taken else None
 
 
 def _picture_folders(tree: Tree, folder: str) -> list[str]:
