@@ -397,3 +397,58 @@ def test_lists_beside_a_yolo_folder_of_all_pictures_are_its_splits(tmp_path: Pat
     write(tmp_path / "val.txt", line.format("b.jpg"))
     assert names(read_data(tmp_path)) == ["a.jpg", "c.jpg"] and read_data(tmp_path).problems == ()
     assert names(read_data(tmp_path, "val")) == ["b.jpg"]
+
+
+# --- which classes are meant
+
+
+@pytest.mark.parametrize(
+    "place", ["labels/train/classes.txt", "labels/obj.names", "images/train/classes.txt"]
+)
+def test_class_names_in_another_order_in_a_second_file_are_refused(tmp_path: Path, place: str) -> None:
+    write_yolo(tmp_path, three_pictures())
+    write(tmp_path / place, "cat\ndog\nemu\n")
+    assert read_data(tmp_path).problems == ()
+    write(tmp_path / place, "dog\ncat\nemu\n")
+    with pytest.raises(DataError, match=r"classes: cat, dog, emu|classes: dog, cat, emu") as caught:
+        read_data(tmp_path)
+    assert str(tmp_path / place) in str(caught.value) and str(tmp_path / "classes.txt") in str(caught.value)
+    write(
+        tmp_path / "data.yaml", "train: images/train\nnames: [cat, dog, emu]\n"
+    )  # which is made for training
+    data = read_data(tmp_path)
+    assert data.classes == ("cat", "dog", "emu") and kinds(data) == {"class names that differ": 1}
+    assert str(tmp_path / place) in str(data.problems[0])
+
+
+def test_two_yaml_files_that_name_other_classes_are_refused(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    for name, names_ in (("a.yaml", "[cat, dog, emu]"), ("b.yml", "[cat, dog, emu]")):
+        write(tmp_path / name, f"train: images/train\nnames: {names_}\n")
+    assert len(read_data(tmp_path).records) == 3
+    write(tmp_path / "b.yml", "train: images/train\nnames: [dog, cat, emu]\n")
+    with pytest.raises(
+        DataError, match=r"a.yaml and b.yml name other classes or splits: give the file that is meant"
+    ):
+        read_data(tmp_path)
+    assert read_data(tmp_path / "b.yml").classes == ("dog", "cat", "emu")
+
+
+@pytest.mark.parametrize("rows", [("1", "2", "3"), ("3", "1", "1"), ("2.0", "3.0", "1")])
+def test_classes_numbered_from_one_are_refused(tmp_path: Path, rows: tuple[str, ...]) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    for name, number in zip("abc", rows, strict=True):
+        write(labels / f"{name}.txt", f"{number} .5 .5 .4 .4\n")
+    with pytest.raises(DataError, match=r"classes 1 to 3 .*number them from 0"):
+        read_data(tmp_path)
+    write(labels / "a.txt", "0 .5 .5 .4 .4\n3 .5 .5 .4 .4\n")
+    assert kinds(read_data(tmp_path)).keys() >= {"unknown class"}  # that is one wrong row
+
+
+def test_an_object_with_two_boxes_is_not_read_as_the_first(tmp_path: Path) -> None:
+    annotations = write_voc(tmp_path, three_pictures())
+    text = voc_xml(Picture("a.jpg", boxes=[(0, 5, 5, 9, 9)]))
+    again = text[text.index("<bndbox>") : text.index("</object>")]
+    write(annotations / "a.xml", text.replace("</object>", f"{again}</object>"))
+    data = read_data(tmp_path)
+    assert names(data) == ["b.jpg", "c.jpg"] and data.problems[0].kind == "malformed box"

@@ -241,11 +241,20 @@ def parse_voc(file: Path) -> Annotated:
     objects = []
     for place, node in enumerate(nodes, start=1):
         name = (node.findtext("name") or "").strip()
+        boxes = node.findall("bndbox")
         texts = [
-            (node.findtext(f"bndbox/{corner}") or "").strip() for corner in ("xmin", "ymin", "xmax", "ymax")
+            (box.findtext(corner) or "").strip()
+            for box in boxes
+            for corner in ("xmin", "ymin", "xmax", "ymax")
         ]
         objects.append(
-            (f"object {place} '{name}'", name, shown(texts), numbers(texts), node.findtext("difficult"))
+            (
+                f"object {place} '{name}'",
+                name,
+                shown(texts),
+                numbers(texts) if len(boxes) == 1 else None,
+                node.findtext("difficult"),
+            )
         )
     picture = (root.findtext("filename") or "").strip().replace("\\", "/")
     return Annotated(picture, [root.findtext(f"size/{side}") for side in ("width", "height")], objects)

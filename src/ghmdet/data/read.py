@@ -161,6 +161,7 @@ def read_data(
     source = DataSet(path)
     data = source.read(source.find(split), classes)
     if empty := no_usable_box(data):
-        first = f" (the first rejected: {data.problems[0]})" if data.problems else ""
+        rejected = next((problem for problem in data.problems if problem.severity == "error"), None)
+        first = f" (the first rejected: {rejected})" if rejected else ""
         raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")
     return data

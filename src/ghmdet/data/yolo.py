@@ -41,10 +41,10 @@ OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they mus
 
 
 class YoloSplit(NamedTuple):
-    """The folders of pictures or lists of pictures of a split, and the file that names the classes."""
+    """The folders of pictures or lists of pictures of a split, and the files that name the classes, the first meant."""
 
     images: tuple[str, ...]
-    names: Path | None
+    names: tuple[Path, ...]
 
 
 def find_splits(tree: Tree) -> dict[str, YoloSplit]:
@@ -65,7 +65,7 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
     ]
     for layout in layouts:
         found = {
-            split: YoloSplit((place,), config or _names_file(tree, place))
+            split: YoloSplit((place,), (*filter(None, [config]), *_names_files(tree, place)))
             for split, place in layout.items()
             if _is_labelled(tree, split, place)
         }
@@ -86,8 +86,8 @@ def _is_labelled(tree: Tree, split: str, place: str) -> bool:
     return any(_label_file(tree, picture) for picture in pictures)
 
 
-def _names_file(tree: Tree, folder: str) -> Path | None:
-    """The text file that names the classes of a folder of pictures: beside the label files, at the root, in labels/."""
+def _names_files(tree: Tree, folder: str) -> list[Path]:
+    """The text files that name the classes of a folder of pictures: beside the label files, at the root, in labels/."""
     places = [
         folder,
         *tree.homes(folder, IMAGES, LABELS),
@@ -95,7 +95,7 @@ def _names_file(tree: Tree, folder: str) -> Path | None:
         *(tree.at(tree.root, name) for name in ("labels", "images")),
     ]
     names = (below(place, name) for place in places for name in ("classes.txt", "obj.names"))
-    return next((Path(name) for name in names if tree.has(name)), None)
+    return [Path(name) for name in dict.fromkeys(names) if tree.has(name)]
 
 
 def _config(tree: Tree) -> Path | None:
@@ -103,11 +103,16 @@ def _config(tree: Tree) -> Path | None:
     data = Path(below(tree.root, "data.yaml"))
     if tree.has(str(data)) and "names" in _load(data):
         return data
+    found: dict[Path, list[Any]] = {}
     for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
             if file != data and "names" in (content := _load(file)) and not content.keys().isdisjoint(SPLITS):
-                return file
-    return None
+                found[file] = [content.get(key) for key in ("names", *SPLITS)]
+    for file, said in found.items():
+        if said != next(iter(found.values())):
+            both = f"{next(iter(found)).name} and {file.name}"
+            raise DataError(f"{tree.given}: {both} name other classes or splits: give the file that is meant")
+    return next(iter(found), None)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
                 f"{config}: {split} is {shown(entries)}: give it a folder, a list file or several"
             )
         if places := tuple(_place(base, entry) for entry in entries if entry.lower() not in NOTHING):
-            splits[split] = YoloSplit(places, config)
+            splits[split] = YoloSplit(places, (config, *_names_files(tree, places[0])))
     return splits
 
 
@@ -162,14 +167,13 @@ def _place(base: Path, entry: str) -> str:
     return os.path.normpath(next(there, places[0]))
 
 
-def _class_names(source: YoloSplit) -> tuple[str, ...]:
-    file = source.names
-    if file is None:
-        where = source.images[0]
-        raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
+def _class_names(file: Path) -> tuple[str, ...]:
     if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
-        file = Path(_place(file.parent, _load(file).get("names", "")))
-    if file != source.names or file.suffix in (".txt", ".names"):
+        listed = Path(_place(file.parent, _load(file).get("names", "")))
+        if listed == file:
+            raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
+        return _class_names(listed)
+    if file.suffix.lower() not in (".yaml", ".yml"):
         lines = read_text(file).rstrip().splitlines()
         if blank := next((place for place, line in enumerate(lines, start=1) if not line.strip()), None):
             mend = "classes are numbered by their lines: name this one, or remove the line"
@@ -240,15 +244,26 @@ def read_split(
     A picture without a label file is a picture without boxes. Sizes come from the pictures' headers. Raises
     DataError when class names or pictures are missing; single bad records become problems.
     """
-    own = _class_names(source)
-    classes = own if classes is None else tuple(classes)
+    if not source.names:
+        where = source.images[0]
+        raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
+    named, *others = source.names
+    own = _class_names(named)
+    collect = Collector(Path(tree.root), own if classes is None else classes)
+    for file in others:
+        theirs = _class_names(file)
+        if any(a != b for a, b in zip(theirs, own, strict=False)):
+            said = f"(classes: {', '.join(theirs)[:60]}; {named}: {', '.join(own)[:60]})"
+            if named.suffix in (".txt", ".names"):
+                raise DataError(f"{file}: class names that differ {said}: make them agree, or move one away")
+            collect.file = file
+            collect.report("class names that differ", "", said, f"those of {named.name} are taken", "warning")
     pairs = _pairs(tree, split, source)
     if not pairs:
         places = ", ".join(source.images)
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
     tree.used.update(file for pair in pairs for file in pair if file)
-    collect = Collector(Path(tree.root), classes)
-    rows = Rows(source.names, [label for _, label in pairs if label])
+    rows = Rows(named, [label for _, label in pairs if label])
     owners: dict[str, list[str]] = {}
     for picture, label in dict.fromkeys(pairs):
         owners.setdefault(label or picture, []).append(picture)
@@ -278,6 +293,8 @@ def read_split(
             width, height = collect.size
             for (x1, y1, x2, y2), name, record, value in filter(None, boxes):
                 collect.add_box((x1 * width, y1 * height, x2 * width, y2 * height), name, record, value)
+    if len(own) in rows.classes and 0 not in rows.classes:
+        raise DataError(f"{named}: rows of classes 1 to {len(own)} and none of class 0: number them from 0")
     bare = [os.path.splitext(picture)[0] for picture, label in pairs if label is None]
     if bare:
         folder, stem = os.path.split(bare[0])
@@ -300,8 +317,9 @@ class Rows:
     numbers are no box inside the picture that holds what follows, as that of a pose or of a tracker's row would.
     """
 
-    def __init__(self, names: Path | None, labels: Sequence[str]) -> None:
-        content = _load(names) if names is not None and names.suffix.lower() in (".yaml", ".yml") else {}
+    def __init__(self, names: Path, labels: Sequence[str]) -> None:
+        content = _load(names) if names.suffix.lower() in (".yaml", ".yml") else {}
+        self.classes: set[float] = set()
         self.points = None
         if "kpt_shape" in content:
             shape = content["kpt_shape"]
@@ -361,6 +379,7 @@ def _boxes(
     """Corners in fractions, class, record and value of each sound row; None for one of another kind."""
     for number, line in enumerate(lines, start=1):
         row, record = _numbers(line), f"line {number}"
+        rows.classes.update((row or ())[:1])
         corners = rows.box(row) if row else None
         if row is None or len(row) < 5 or (corners is None and len(row) % 2 == 0):
             if line.strip():
