@@ -20,11 +20,11 @@ from ghmdet.models import preset
 
 @pytest.mark.parametrize("pictures", [1, 15, 16, 200, 1600, 5000, 10**6])
 def test_few_pictures_get_many_epochs_within_limits(pictures: int) -> None:
-    epochs = epochs_for(pictures, 16)
+    epochs = epochs_for(pictures, 8)
     assert FEWEST <= epochs <= MOST
-    assert epochs >= epochs_for(pictures + 1000, 16)
+    assert epochs >= epochs_for(pictures + 1000, 8)
     if FEWEST < epochs < MOST:
-        assert STEPS <= epochs * (pictures // 16) < STEPS + pictures // 16
+        assert STEPS <= epochs * (pictures // 8) < STEPS + pictures // 8
 
 
 def test_what_is_given_is_kept_and_what_is_chosen_is_said(squares: Path) -> None:
@@ -32,8 +32,8 @@ def test_what_is_given_is_kept_and_what_is_chosen_is_said(squares: Path) -> None
     assert fit_to_data(TrainConfig(epochs=7), pictures, said.append).epochs == 7
     assert fit_to_data(TrainConfig(budget="1m"), pictures, said.append).epochs is None
     assert said == []
-    assert fit_to_data(TrainConfig(batch_size=4), pictures, said.append).epochs == 267
-    assert said == ["267 epochs, for 12 training pictures (--epochs gives another)"]
+    assert fit_to_data(TrainConfig(batch_size=4), pictures, said.append).epochs == 300
+    assert said == ["300 epochs, for 12 training pictures (--epochs gives another)"]
 
 
 def test_a_resumed_run_keeps_what_was_chosen_for_it(squares: Path, tmp_path: Path) -> None:

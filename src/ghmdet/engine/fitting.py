@@ -12,7 +12,7 @@ from ghmdet.data import DetectionData, Records
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.models import ModelConfig
 
-STEPS = 800
+STEPS = 1600
 """Optimizer steps of a run: playing cards want as many, blood cells gain nothing after 500 (docs/training.md)."""
 FEWEST, MOST = 12, 300
 """Epochs, whatever the number of pictures."""
@@ -48,8 +48,8 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
 def epochs_for(pictures: int, pictures_a_step: int) -> int:
     """The epochs that make `STEPS` optimizer steps, but at least `FEWEST` and at most `MOST`.
 
-    >>> epochs_for(205, 16), epochs_for(521, 16), epochs_for(10**6, 16), epochs_for(3, 16)
-    (67, 25, 12, 300)
+    >>> epochs_for(205, 8), epochs_for(521, 8), epochs_for(10**6, 8), epochs_for(3, 8)
+    (64, 25, 12, 300)
     """
     steps = max(1, pictures // pictures_a_step)
     return min(MOST, max(FEWEST, math.ceil(STEPS / steps)))

@@ -48,17 +48,17 @@ class TrainConfig:
     """Where to start: auto (ImageNet weights for the backbone), coco (torchvision's detector of COCO, for r50 and
     r50_v2), none (from scratch), or a checkpoint."""
     epochs: Annotated[int | None, Range(1, 10**6)] = None
-    """Passes over the training pictures; by default about 800 steps' worth, at least 12, or as many as fit into
+    """Passes over the training pictures; by default about 1600 steps' worth, at least 12, or as many as fit into
     `budget`. With both, what ends first."""
     budget: str | None = None
     """Time for the whole run, such as 90s, 20m or 1.5h: it trains as long as it can and ends within it."""
-    batch_size: Annotated[int, BATCH_SIZE] = 16
+    batch_size: Annotated[int, BATCH_SIZE] = 8
     """Pictures in a batch, over all processes together."""
     accumulate: Annotated[int, Range(1, 10**6)] = 1
     """Batches whose gradients are averaged into one optimizer step."""
     lr: Annotated[float, Range(1e-12, 1e3)] = 2e-3
     """Peak learning rate of neck and heads (AdamW)."""
-    backbone_lr: Annotated[float, Range(0.0, 1e6)] = 0.1
+    backbone_lr: Annotated[float, Range(0.0, 1e6)] = 0.3
     """Learning rate of the backbone as a share of `lr`; a backbone trained from scratch always takes 1."""
     weight_decay: Annotated[float, Range(0.0, 1e6)] = 0.02
     """AdamW's weight decay; none on biases and norms."""
