@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,83 @@ def test_a_folder_is_said_only_where_one_is_made(
     status("train", str(squares), *words)
     assert f"the run's folder is runs/{squares.name}-1\n" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{squares.name}-1"]
+
+
+@pytest.fixture
+def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Here: a run in `run` and its data in `set`, beside runs and sets that something is wrong with."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(squares, "set")
+    for name in ("run", "moved", "list", "words", "cut"):
+        shutil.copytree(run, name)
+    made = json.loads(Path("run/run.json").read_text())
+    made["arguments"]["data"] = "gone"
+    Path("moved/run.json").write_text(json.dumps(made))
+    Path("list/run.json").write_text('{"arguments": [], "training_boxes": 3}')
+    made |= {"arguments": {"data": 5, "lr": "fast", "val_split": []}, "training_boxes": {"red": "many"}}
+    Path("words/run.json").write_text(json.dumps(made))
+    Path("cut/best.pt").write_bytes(Path("run/best.pt").read_bytes()[:999])
+    for name in ("trees", "nothing", "unlabelled"):
+        shutil.copytree(squares, name)
+        file = Path(name) / "annotations" / "instances_val.json"
+        truth = json.loads(file.read_text())
+        if name == "trees":
+            truth["categories"] = [{"id": 1, "name": "oak"}, {"id": 2, "name": "elm"}]
+        else:
+            truth |= {"annotations": []} | ({"images": []} if name == "nothing" else {})
+        file.write_text(json.dumps(truth))
+    Path("file").write_text("no data")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+OTHER_CLASSES = "split val has no box of the classes red, blue (the first rejected: "
+ODD = (
+    ("val run/best.pt trees", 2, OTHER_CLASSES),
+    ("spectrum run/best.pt trees --out x", 2, OTHER_CLASSES),
+    ("report run --data trees", 2, OTHER_CLASSES),
+    ("val run/best.pt unlabelled", 2, "no usable box: add boxes"),
+    ("val run/best.pt nothing", 2, "the list 'images' names none: add images"),
+    ("report run --data nothing", 2, "the list 'images' names none: add images"),
+    ("val run/best.pt empty", 2, "no data set recognised"),
+    ("val run/best.pt set --split test", 2, "no split 'test'"),
+    ("val run set", 2, "this is a folder: give the path of a checkpoint"),
+    ("val cut/best.pt set", 2, "cut/best.pt: not a checkpoint"),
+    ("val run/best.pt set --out file", 2, "file: is a file: give a folder"),
+    ("predict run/best.pt set --out file", 2, "file: is a file: give a folder"),
+    ("predict run/best.pt file --out x", 1, "1 of 1 pictures could not be read"),
+    ("predict run/best.pt empty --out x", 2, "no pictures here"),
+    ("predict run/best.pt set/images --out x --annotations set", 2, "set: cannot be read"),
+    ("report run/best.pt", 2, "not a run (it is a file)"),
+    ("report nowhere", 2, "not a run (there is no such folder)"),
+    ("report empty", 2, "not a run (it has no run.json)"),
+    ("report run --split test", 2, "no split 'test'"),
+    ("report run --out empty", 2, "empty: is a folder: name a file"),
+    ("report moved", 0, "not inspected: "),
+    ("report moved --data gone", 2, "gone: no such file or folder"),
+    ("report list", 0, "does not say what the run was trained on: give --data and --split"),
+    ("report words", 0, "does not say what the run was trained on: give --data and --split"),
+    ("report cut", 0, "not inspected: "),
+    ("val list/best.pt set", 0, "written: list/val-set/metrics.json"),
+)
+
+
+@pytest.mark.parametrize(("command", "expected", "said"), ODD, ids=[command for command, *_ in ODD])
+def test_an_odd_use_ends_without_a_traceback_and_names_what_is_wrong(
+    odd: Path, command: str, expected: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = [] if command.startswith(("train", "score")) else ["--device=cpu"]
+    assert status(*command.split(), *device) == expected
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+    assert told.err.count("\n") == (expected > 0)
+
+
+def test_findings_that_are_not_whole_are_made_anew(odd: Path) -> None:
+    assert status("report", "run", "--device=cpu") == 0
+    file = odd / "run" / "inspection" / "findings.json"
+    whole = json.loads(file.read_text())
+    for name in ("errors", "metrics", "hardest"):
+        file.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        assert status("report", "run", "--device=cpu") == 0
+        assert json.loads(file.read_text()).keys() == whole.keys()

@@ -163,5 +163,10 @@ def read_data(
     if empty := no_usable_box(data):
         rejected = next((problem for problem in data.problems if problem.severity == "error"), None)
         first = f" (the first rejected: {rejected})" if rejected else ""
+        if classes and rejected and rejected.kind == "unknown class":
+            raise DataError(
+                f"{data.root}: split {data.split} has no box of the classes {', '.join(classes)}{first}: give a data"
+                " set of these classes, or a detector of its own"
+            )
         raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")
     return data

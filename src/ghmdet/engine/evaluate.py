@@ -51,6 +51,7 @@ def validate(
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())
     out = results_folder(Path(checkpoint).parent, data, part.split) if out is None else Path(out)
+    out.mkdir(parents=True, exist_ok=True)  # a wrong name is an error before the work
     with counting("pictures", len(part.records)) as advance:
         results = detect(
             detector.model,

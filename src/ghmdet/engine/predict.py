@@ -75,6 +75,7 @@ def predict(
     ids, category_ids = list(range(1, len(names) + 1)), detector.category_ids
     if annotations is not None:
         ids, category_ids = known_ids(annotations, names, detector.classes)
+    out.mkdir(parents=True, exist_ok=True)
     drawings = [out / name for name in drawing_names(names)]
     if removed := remove_drawings(out, drawings):
         say(f"{removed} drawings of an earlier predict are removed from {out}")

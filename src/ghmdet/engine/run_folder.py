@@ -63,7 +63,8 @@ def results_folder(run: Path, data: Path, split: str) -> Path:
     RUN/SPLIT for the data that the run was trained on. Else RUN/SPLIT-NAME for a data set NAME, RUN/SPLIT-NAME-2 where
     `metrics.json` there is of another data set of that name, and so on.
     """
-    if same_data(data, (read_json(run / "run.json") or {}).get("arguments", {}).get("data")):
+    arguments = (read_json(run / "run.json") or {}).get("arguments")
+    if isinstance(arguments, dict) and same_data(data, arguments.get("data")):
         return run / split
     folder = first = run / f"{split}-{data_name(data)}"
     number = 1

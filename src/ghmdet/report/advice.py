@@ -73,7 +73,8 @@ def failure(run: Path) -> str | None:
     if (run / DIVERGED).exists():
         return f"This run diverged: {(run / DIVERGED).read_text(encoding='utf-8', errors='replace').strip()}"
     course, arguments = read_course(run), require_run(run)["arguments"]
-    AP, rate = course.AP[-1] if course.AP else 1.0, arguments.get("lr") or 0.0
+    AP, rate = course.AP[-1] if course.AP else 1.0, arguments.get("lr")
+    rate = rate if isinstance(rate, (int, float)) else TrainConfig.lr
     risen = course.last_loss > RISEN * course.first_loss
     if AP >= LEARNT and not risen:
         return None

@@ -35,6 +35,26 @@ from ghmdet.spectrum import SpectrumCounts
 VERY_SURE = 0.8  # a score that a weak detector hardly gives to nothing
 FORMAT = 4  # of findings.json; findings of another format are made anew
 
+WHOLE = {
+    "data",
+    "split",
+    "pictures",
+    "classes",
+    "metrics",
+    "curves",
+    "confusion",
+    "errors",
+    "reliability",
+    "sizes",
+}
+WHOLE |= {
+    "unseen",
+    "in_words",
+    "hardest",
+    "hardest_total",
+    "unlabelled",
+}  # what the page needs of findings.json
+
 
 class Inspection(NamedTuple):
     """What RUN/inspection holds: findings.json, spectrum.npz (one epoch), and what a reader should know of them."""
@@ -235,13 +255,13 @@ def _look(
 
 
 def _kept(folder: Path, made_of: dict[str, Any]) -> Inspection | None:
-    """What a folder holds, if it was made of this; the labels are not compared."""
+    """What a folder holds, if it is whole and was made of this; the labels are not compared."""
     try:
         findings = read_json(folder / "findings.json") or {}
         kept = Inspection(findings, SpectrumCounts.load(folder / "spectrum.npz"))
     except GhmdetError:
         return None
-    of = findings.get("made_of")
+    of = findings.get("made_of") if findings.keys() >= WHOLE else None
     return kept if isinstance(of, dict) and of | made_of == of else None
 
 

@@ -24,7 +24,8 @@ def require_run(run: Path) -> dict[str, Any]:
     """How a run was made (its run.json); raises GhmdetError where the folder is no run."""
     made = read_json(run / "run.json")
     if made is None:
-        what = "it has no run.json" if run.is_dir() else "there is no such folder"
+        there = "it is a file" if run.exists() else "there is no such folder"
+        what = "it has no run.json" if run.is_dir() else there
         raise GhmdetError(f"{run}: not a run ({what}): give the --out folder of a `ghmdet train`")
     for name in ("arguments", "versions", "machine", "git", "training_boxes"):
         made[name] = made[name] if isinstance(made.get(name), dict) else {}
