@@ -54,6 +54,8 @@ from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, ModelConfig, Retin
 from ghmdet.models.anchors import make_anchors
 from proxy_features import Features
 
+SCALE = (0.8, 1.25)
+"""The zoom of all rows so far, which were made when it was training's default."""
 EXTENSIONS = 3
 """How often a grid is extended where its best weight lies at the edge."""
 
@@ -89,7 +91,7 @@ class Proxy:
         self.val = read_data(data, "val", classes=self.train.classes)
         self.device = choose_device("cpu", "auto")
         self._check_folder(folder)
-        augment = AugmentConfig(hflip=recipe.hflip, vflip=recipe.vflip)
+        augment = AugmentConfig(hflip=recipe.hflip, vflip=recipe.vflip, scale=SCALE)
         size = (self.config.min_size, self.config.max_size)
         detector = RetinaNet(self.config, self.train.classes)
         print(load_weights(detector, "auto"))

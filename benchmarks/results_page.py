@@ -36,7 +36,8 @@ def figure(value: float | None) -> str:
 
 
 def row_cells(row: dict[str, Any]) -> str:
-    cells = [row["run"], str(row["seed"]), f"{row['minutes']:.1f}"]
+    best = f" ({row['minutes_to_best']:.1f})" if "minutes_to_best" in row else ""
+    cells = [row["run"], str(row["seed"]), f"{row['minutes']:.1f}{best}"]
     for part in ("val", "test"):
         cells += [figure(row[part][key]) if part in row else "" for key in ("AP", "AP50")]
     per_class = row["val"]["per_class"]
@@ -80,7 +81,10 @@ def main() -> None:
     lines.append("| run | seed | minutes | val AP | val AP50 | test AP | test AP50 | val AP by class |")
     lines.append("|---|---|---|---|---|---|---|---|")
     lines += [row_cells(row) for row in rows]
-    lines.append("\nMinutes are training and validation together, by the clock. How each was made:\n")
+    lines.append(
+        "\nMinutes are training and validation together, by the clock, in brackets those to the best checkpoint, which is what"
+        " is judged. How each was made:\n"
+    )
     for row in rows:
         lines.append(
             f"- {row['run']}, seed {row['seed']}: `{row['command']}`; {row['machine']}; {row['date']}"

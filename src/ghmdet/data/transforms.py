@@ -35,7 +35,7 @@ class AugmentConfig:
     """Chance of a left-right flip."""
     vflip: float = 0.0
     """Chance of an upside-down flip: right for microscopes and aerial pictures."""
-    scale: tuple[float, float] = (0.8, 1.25)
+    scale: tuple[float, float] = (0.6, 1.5)
     """Range of the zoom: above 1 a random window of the picture, below 1 the picture on its mean colour."""
     brightness: float = 0.2
     """Strength of random brightness."""
