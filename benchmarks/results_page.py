@@ -82,8 +82,8 @@ def main() -> None:
     lines.append("|---|---|---|---|---|---|---|---|")
     lines += [row_cells(row) for row in rows]
     lines.append(
-        "\nMinutes are training and validation together, by the clock, in brackets those to the best checkpoint, which is what"
-        " is judged. How each was made:\n"
+        "\nMinutes are training and validation together, by the clock, in brackets those to the best checkpoint, which"
+        " is what is judged. How each was made:\n"
     )
     for row in rows:
         lines.append(
