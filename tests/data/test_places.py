@@ -450,6 +450,33 @@ def test_rows_that_can_be_nothing_else_are_polygons(tmp_path: Path) -> None:
     assert row_kinds(tmp_path / "triangle", [triangle]) == ([[[10, 10, 50, 40]]], [])
 
 
+def test_a_tenth_of_the_rows_tells_polygons_round_the_middle_from_poses(tmp_path: Path) -> None:
+    middle = "0 .5 .5 .6 .5 .6 .6 .5 .6"  # a square, or a box with two key points
+    found, problems = row_kinds(tmp_path / "polygons", [POLYGON, *[middle] * 9])
+    assert found == [[[70, 10, 90, 40]], *[[[50, 25, 60, 30]]] * 9] and not problems
+    with pytest.raises(DataError, match=r"row of 9 numbers .*kpt_shape"):
+        row_kinds(tmp_path / "poses", [POLYGON, *[middle] * 10])
+
+
+def test_a_yaml_given_by_a_relative_path_names_pictures_beside_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row_kinds(tmp_path / "datasets" / "coco8", ["0 .5 .5 .2 .4"])
+    yaml = next((tmp_path / "datasets" / "coco8").glob("*.yaml"))
+    images = next(
+        path.parent for path in (tmp_path / "datasets").rglob("*") if path.suffix in (".png", ".jpg")
+    )
+    (tmp_path / "project").mkdir()
+    folder = images.relative_to(tmp_path / "datasets" / "coco8")
+    (tmp_path / "project" / "coco8.yaml").write_text(
+        f"path: ../datasets/coco8\ntrain: {folder}\nval: {folder}\nnames: [a, b]\n"
+    )
+    yaml.unlink()
+    monkeypatch.chdir(tmp_path)
+    (record,) = read_data("project/coco8.yaml", "train").records
+    assert record.path.is_file() and record.boxes.tolist() == [[40, 15, 60, 35]]
+
+
 @pytest.mark.parametrize(
     "row",
     [

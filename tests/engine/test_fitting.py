@@ -93,6 +93,9 @@ def test_a_preset_of_large_pictures_stays() -> None:
 
 def test_a_larger_size_is_said_with_its_price() -> None:
     said = list[str]()
+    large = SimpleNamespace(records=records([80, 80, 80, 400]))
+    assert fit_to_data(TrainConfig(epochs=1), large, said.append).size == 384  # type: ignore[arg-type]
+    assert not said
     data = SimpleNamespace(records=records([60, 60, 60, 400]))
     config = fit_to_data(TrainConfig(epochs=1), data, said.append)  # type: ignore[arg-type]
     assert config.size == 512

@@ -333,6 +333,14 @@ def test_a_run_that_is_no_success_says_so_on_its_page_and_aloud(
     assert ("What would help most" in page) is (not said)
 
 
+def test_a_first_batch_without_objects_is_no_loss_to_rise_from(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", findings=found())
+    log = ["1,1,0.001,0.001,0", "2,1,2.0,1,1", *[f"{step},1,0.5,.3,.2" for step in range(3, 40)]]
+    (run / "log.csv").write_text("\n".join(["step,epoch,loss,classification,bbox_regression", *log, ""]))
+    (run / "metrics.csv").write_text("step,epoch,seconds,AP,AP50\n39,1,1,0.5,0.8\n")
+    assert failure(run) is None
+
+
 def test_a_run_that_diverged_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", findings=found())
     (run / "diverged.txt").write_text("the loss is not finite at step 7\n")

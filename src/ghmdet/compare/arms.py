@@ -86,10 +86,15 @@ def _settings(*, config: Annotated[TrainConfig | None, Parameter(name="*")] = No
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that differ from the defaults, by name, those of the augmentation among them."""
-    values, defaults = asdict(config), asdict(TrainConfig())
-    values |= values.pop("augment")
-    defaults |= defaults.pop("augment")
-    return {name: value for name, value in values.items() if value != defaults[name]}
+    defaults = every_setting(TrainConfig())
+    return {name: value for name, value in every_setting(config).items() if value != defaults[name]}
+
+
+def every_setting(config: TrainConfig) -> dict[str, Any]:
+    """All settings by name, those of the augmentation among them."""
+    values = asdict(config)
+    augment: dict[str, Any] = values.pop("augment")
+    return values | augment
 
 
 def words(given: Mapping[str, Any]) -> list[str]:

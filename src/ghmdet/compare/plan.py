@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghmdet.compare.arms import settings, words
+from ghmdet.compare.arms import every_setting, settings, words
 from ghmdet.data import DetectionData, share_out
 from ghmdet.data.read import no_usable_box
 from ghmdet.engine.checkpoint import MAY_CHANGE
@@ -213,7 +213,8 @@ class Plan:
 
     def _described(self, train: DetectionData) -> dict[str, Any]:
         def kept(config: TrainConfig) -> dict[str, Any]:
-            return {name: value for name, value in settings(config).items() if name not in MAY_CHANGE}
+            # Also those left at their defaults: another version may have others.
+            return {name: value for name, value in every_setting(config).items() if name not in MAY_CHANGE}
 
         return {
             "classes": train.classes,

@@ -284,7 +284,7 @@ def read_split(
         name = os.path.relpath(picture, tree.root)
         if collect.add_image(
             image_id,
-            picture if name.startswith(os.pardir) else name,
+            os.path.abspath(picture) if name.startswith(os.pardir) else name,
             (None, None),
             "",
             sum(map(bool, map(str.strip, lines))) - len(boxes),
@@ -313,7 +313,7 @@ class Rows:
     """What the rows of a split's label files are that have more than five numbers: none is guessed from its length.
 
     Key points where data.yaml declares `kpt_shape`; polygons where it declares `task: segment` or `task: obb`. Without
-    either they are polygons if at least half of them (of the first ROWS) can be nothing else: their first four
+    either they are polygons if at least a tenth of them (of the first ROWS) can be nothing else: their first four
     numbers are no box inside the picture that holds what follows, as that of a pose or of a tracker's row would.
     """
 
@@ -335,7 +335,8 @@ class Rows:
         """Looked at when the first such row comes."""
         read = (_numbers(line) for label in self._labels for line in _lines(label))
         long = list(islice((row for row in read if row is not None and len(row) >= 7 and len(row) % 2), ROWS))
-        return self._declared or 2 * sum(not _box_and_more(row[1:]) for row in long) >= max(1, len(long))
+        # Polygons round the picture's middle can mostly be boxes with points, too; of poses hardly one cannot.
+        return self._declared or 10 * sum(not _box_and_more(row[1:]) for row in long) >= max(1, len(long))
 
     def box(self, row: list[float]) -> tuple[float, ...] | None:
         """The corners x1 y1 x2 y2 of a row, in fractions; None where it is no box, polygon or declared pose."""

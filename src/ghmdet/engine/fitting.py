@@ -31,17 +31,15 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
         pictures = len(train.records)
         config = replace(config, epochs=epochs_for(pictures, config.batch_size * config.accumulate))
         say(f"{config.epochs} epochs, for {pictures} training pictures (--epochs gives another)")
-    network = config.network()
-    if (
-        config.size is None
-        and not config.budget
-        and (size := size_for(train.records, network)) > network.max_size
-    ):
+    if config.size is None and not config.budget:
+        usual = config.network().max_size
+        size = size_for(train.records, config.network())
         config = replace(config, size=size)
-        say(
-            f"pictures of {size} pixels, not {network.max_size}, since a quarter of the boxes is small: a step takes"
-            f" {(size / network.max_size) ** 2:.1f} times as long (--size gives another)"
-        )
+        if size > usual:
+            say(
+                f"pictures of {size} pixels, not {usual}, since a quarter of the boxes is small: a step takes"
+                f" {(size / usual) ** 2:.1f} times as long (--size gives another)"
+            )
     return config
 
 

@@ -60,7 +60,8 @@ class Course(NamedTuple):
     """How a run went: at each validation its epoch, the AP, and the mean training loss of that epoch (NaN: unknown).
 
     finished: whether the learning rate came to its end, which only an interrupted run's does not. steps: that were
-    logged. first_loss: the training loss of the first step. last_loss: its median over the last ten.
+    logged. first_loss: the training loss of the first step that saw an object, without which a loss is near 0.
+    last_loss: its median over the last ten such steps.
     """
 
     epochs: list[int]
@@ -75,19 +76,20 @@ class Course(NamedTuple):
 def read_course(run: Path) -> Course:
     """How a run went, by what is whole of its metrics.csv and log.csv."""
     validations = _read_table(run / "metrics.csv", ("epoch", "AP"), [])
-    log = _read_table(run / "log.csv", ("epoch", "loss", "lr"), [])
+    log = _read_table(run / "log.csv", ("epoch", "loss", "lr", "bbox_regression"), [])
     epoch, AP = (
         column[np.isfinite(list(validations.values())).all(axis=0)] for column in validations.values()
     )
     loss = [log["loss"][log["epoch"] == one] for one in epoch]
     rate = log["lr"][np.isfinite(log["lr"])]
-    losses = log["loss"][np.isfinite(log["loss"])].tolist()
+    logged = np.isfinite(log["loss"])
+    losses = log["loss"][logged & (log["bbox_regression"] > 0)].tolist()
     return Course(
         epoch.astype(int).tolist(),
         AP.tolist(),
         [float(one.mean()) if len(one) else math.nan for one in loss],
         finished=bool(len(rate)) and bool(rate[-1] < LAST_RATE * rate.max()),
-        steps=len(losses),
+        steps=int(logged.sum()),
         first_loss=losses[0] if losses else math.nan,
         last_loss=median(losses[-10:]) if losses else math.nan,
     )

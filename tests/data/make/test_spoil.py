@@ -119,3 +119,16 @@ def test_one_class_has_no_other(tmp_path: Path) -> None:
         spoil(tmp_path / "one", tmp_path / "x", 0.5, kinds=[])
     with pytest.raises(DataError, match="holds the data set"):
         spoil(tmp_path / "one", tmp_path, 0.5, kinds=["missing"])
+
+
+def test_labels_that_the_other_parts_lose_are_said(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for part in ("train", "val"):
+        content = json.loads((scenes / "annotations" / f"instances_{part}.json").read_text())
+        for image in content["images"]:
+            image["file_name"] = str(scenes / "images" / image["file_name"])
+        if part == "val":
+            content["categories"].append({"id": 9, "name": "stranger"})
+            content["annotations"][0]["category_id"] = 9
+        (tmp_path / "set" / f"instances_{part}.json").write_text(json.dumps(content))
+    assert "Rejected: 1 × unknown class" in spoil(tmp_path / "set", tmp_path / "x", 0.5)

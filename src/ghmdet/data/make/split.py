@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from ghmdet.data.images import require_images
@@ -39,9 +38,6 @@ def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: s
                 f"{out}: lies inside the data set, and would be read with it: give a folder outside {place}"
             )
     require_images(part)
-    for name in map(part.records.name, range(len(part.records))):
-        if name.encode(errors="replace") != os.fsencode(name):
-            raise DataError(f"{data}: {name!a}: the name is no UTF-8, and annotations are: rename it")
     train, val = share_out(part, val_share)
     told = {"made by": "ghmdet data split", "data": str(data), "split": part.split, "val_share": val_share}
     with new_set(out, MARKER, "data split") as folder:

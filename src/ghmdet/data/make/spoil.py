@@ -84,7 +84,7 @@ def spoil(
     counts = Counter(one["kind"] for one in wrong)
     by_kind = ", ".join(f"{kind} {counts[kind]}" for kind in chosen)
     said = f"{out}: {len(wrong)} labels of {part.split} made wrong ({by_kind}), listed in {out / WRONG}"
-    return f"{part.describe()}\n{said}"
+    return "\n".join([*(each.describe() for each in (part, *others)), said])
 
 
 def spoil_labels(
