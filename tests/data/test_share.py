@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghmdet.data import DetectionData, read_data, share_out
+from ghmdet.data import DetectionData, Records, read_data, share_out
 from ghmdet.errors import DataError
 from small_sets import Picture, coco_content
 
@@ -83,3 +83,32 @@ def test_one_long_scene_is_cut_into_runs_of_frames(tmp_path: Path) -> None:
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 pictures are too few for a validation part"):
         share_out(film(tmp_path, scenes=1, frames=1))
+
+
+def test_classes_that_lie_together_are_shared_out_evenly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six classes, alone and together: going by the rarest alone took 42 % of one and a single picture of others."""
+    random = np.random.default_rng(0)
+    kinds = [random.permutation(6)[: 1 if random.random() < 0.6 else 3] for _ in range(120)]
+    labels = [np.sort(kind) for kind in kinds]
+    offsets = np.cumsum([0, *map(len, labels)])
+    boxes = np.tile(np.array([0, 0, 9, 9], dtype=np.float32), (offsets[-1], 1))
+    records = Records(
+        tmp_path,
+        [f"{i}.png" for i in range(120)],
+        np.arange(120),
+        np.full((120, 2), 10, dtype=np.int32),
+        offsets,
+        boxes,
+        np.concatenate(labels).astype(np.int32),
+        np.zeros(offsets[-1], dtype=bool),
+        boxes[:, 2] * boxes[:, 3],
+    )
+    monkeypatch.setattr("ghmdet.data.share.difference_hash", lambda record: random.random(64) < 0.5)
+    data = DetectionData(tmp_path, "COCO", "train", tuple("abcdef"), tuple(range(6)), records, ())
+    train, val = share_out(data, 0.2)
+    assert len(train.records) + len(val.records) == 120
+    assert 20 <= len(val.records) <= 28
+    for name, count in val.boxes_per_class().items():
+        assert 0.15 <= count / data.boxes_per_class()[name] <= 0.25

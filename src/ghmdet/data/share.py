@@ -17,6 +17,7 @@ from ghmdet.errors import DataError
 ALIKE = 6  # of 64 bits: in how many the hashes of two pictures of one group may differ
 BLOCK = 1024  # pictures compared with all others at a time
 RUNS = 20  # into which a group of more than half of the pictures is cut
+CHANGES = 256  # groups that each chosen one may change places with
 
 Ints = NDArray[np.int64]
 
@@ -76,7 +77,8 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
     wanted = np.maximum(share * total, 1)
     rarity = np.where(counts[:, :classes] > 0, total[:classes], np.inf).min(1)
     chosen, has = np.zeros(len(groups), dtype=bool), np.zeros(classes + 1)
-    for index in np.lexsort((np.random.default_rng(0).permutation(len(groups)), rarity)):
+    random = np.random.default_rng(0)
+    for index in np.lexsort((random.permutation(len(groups)), rarity)):
         then = has + counts[index]
         nearer = (((then - wanted) / wanted) ** 2).sum() < (((has - wanted) / wanted) ** 2).sum()
         new_class = bool(((counts[index] > 0) & (has == 0)).any())
@@ -84,6 +86,20 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
             counts[index] > 0
         ].all():
             chosen[index], has = True, then
+    # Going by the rarest class takes too much of what lies beside it: groups change places where that is nearer.
+    for index in random.permutation(np.flatnonzero(chosen)):
+        others = random.permutation(np.flatnonzero(~chosen))[:CHANGES]
+        then = (
+            has - counts[index] + np.concatenate([np.zeros((1, classes + 1)), counts[others]])
+        )  # none for it, or one
+        cost = (((then - wanted) / wanted) ** 2).sum(1)
+        cost[((then == total) & (has < total)).any(1)] = np.inf  # a class would be gone from training
+        cost[((then == 0) & (has > 0)).any(1)] = np.inf
+        best = int(cost.argmin())
+        if cost[best] < (((has - wanted) / wanted) ** 2).sum():
+            chosen[index], has = False, then[best]
+            if best:
+                chosen[others[best - 1]] = True
     if not chosen.any():
         raise DataError(f"{data.root}: {len(records)} pictures are too few for a validation part: add one")
     said = f"{int(has[-1])} of {len(records)} pictures, in {chosen.sum()} of {len(groups)} groups that look alike"
