@@ -248,3 +248,16 @@ def test_findings_that_are_not_whole_are_made_anew(odd: Path) -> None:
         file.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
         assert status("report", "run", "--device=cpu") == 0
         assert json.loads(file.read_text()).keys() == whole.keys()
+
+
+def test_a_resume_of_nothing_and_an_option_of_another_loss_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*options: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["train", str(tmp_path / "none"), "--out", str(tmp_path / "x"), *options])
+        return capsys.readouterr().out
+
+    assert said("--resume") == f"nothing to resume in {tmp_path / 'x'}: a new run begins\n"
+    assert said("--ohem-ratio", "5") == "--ohem-ratio 5 does nothing with --cls-loss ghm-c\n"
+    assert said("--ohem-ratio", "5", "--cls-loss", "ohem-per-class") == said() == ""

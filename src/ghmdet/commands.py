@@ -42,6 +42,11 @@ def train(
     """
     config = config or TrainConfig()
     out = default_folder(data, resume=resume) if out is None else out
+    main = os.environ.get("RANK", "0") == "0"
+    if main and resume and not (out / "last.pt").exists():
+        print(f"nothing to resume in {out}: a new run begins")
+    if main and config.ohem_ratio != TrainConfig.ohem_ratio and not config.cls_loss.startswith("ohem"):
+        print(f"--ohem-ratio {config.ohem_ratio:g} does nothing with --cls-loss {config.cls_loss}")
     reported = []
     engine.train(
         data,
@@ -54,7 +59,7 @@ def train(
         if report
         else None,
     )
-    failed = failure(out) if os.environ.get("RANK", "0") == "0" else None
+    failed = failure(out) if main else None
     if failed and not reported:  # a report says it too
         print(f"{out}: {failed}")
     return int(failed is not None and report)
