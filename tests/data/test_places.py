@@ -450,12 +450,12 @@ def test_rows_that_can_be_nothing_else_are_polygons(tmp_path: Path) -> None:
     assert row_kinds(tmp_path / "triangle", [triangle]) == ([[[10, 10, 50, 40]]], [])
 
 
-def test_a_tenth_of_the_rows_tells_polygons_round_the_middle_from_poses(tmp_path: Path) -> None:
+def test_some_of_the_rows_tell_polygons_round_the_middle_from_poses(tmp_path: Path) -> None:
     middle = "0 .5 .5 .6 .5 .6 .6 .5 .6"  # a square, or a box with two key points
-    found, problems = row_kinds(tmp_path / "polygons", [POLYGON, *[middle] * 9])
-    assert found == [[[70, 10, 90, 40]], *[[[50, 25, 60, 30]]] * 9] and not problems
+    found, problems = row_kinds(tmp_path / "polygons", [POLYGON, *[middle] * 5])
+    assert found == [[[70, 10, 90, 40]], *[[[50, 25, 60, 30]]] * 5] and not problems
     with pytest.raises(DataError, match=r"row of 9 numbers .*kpt_shape"):
-        row_kinds(tmp_path / "poses", [POLYGON, *[middle] * 10])
+        row_kinds(tmp_path / "poses", [POLYGON, *[middle] * 6])
 
 
 def test_a_yaml_given_by_a_relative_path_names_pictures_beside_its_folder(

@@ -30,6 +30,7 @@ LOOKED_FOR = (
     "{split}/images and {split}/labels, or label files beside the pictures"
 )
 ROWS = 1000  # how many decide what the rows are
+POLYGONS = 0.15  # of the long rows: so many can be nothing else in a set of polygons, and hardly one in a set of poses
 SLACK = 0.02  # of the picture: how far a box of a pose or a track may stick out
 FOLDERS = (("images", ""), ("", "images"), ("",))  # of a split's pictures; the empty name is the split's own
 NOTHING = ("", "~", "null", "none")
@@ -313,7 +314,7 @@ class Rows:
     """What the rows of a split's label files are that have more than five numbers: none is guessed from its length.
 
     Key points where data.yaml declares `kpt_shape`; polygons where it declares `task: segment` or `task: obb`. Without
-    either they are polygons if at least a tenth of them (of the first ROWS) can be nothing else: their first four
+    either they are polygons if at least POLYGONS of them (of the first ROWS) can be nothing else: their first four
     numbers are no box inside the picture that holds what follows, as that of a pose or of a tracker's row would.
     """
 
@@ -336,7 +337,9 @@ class Rows:
         read = (_numbers(line) for label in self._labels for line in _lines(label))
         long = list(islice((row for row in read if row is not None and len(row) >= 7 and len(row) % 2), ROWS))
         # Polygons round the picture's middle can mostly be boxes with points, too; of poses hardly one cannot.
-        return self._declared or 10 * sum(not _box_and_more(row[1:]) for row in long) >= max(1, len(long))
+        return self._declared or sum(not _box_and_more(row[1:]) for row in long) >= max(
+            1, POLYGONS * len(long)
+        )
 
     def box(self, row: list[float]) -> tuple[float, ...] | None:
         """The corners x1 y1 x2 y2 of a row, in fractions; None where it is no box, polygon or declared pose."""
