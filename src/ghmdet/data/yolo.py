@@ -337,9 +337,8 @@ class Rows:
         read = (_numbers(line) for label in self._labels for line in _lines(label))
         long = list(islice((row for row in read if row is not None and len(row) >= 7 and len(row) % 2), ROWS))
         # Polygons round the picture's middle can mostly be boxes with points, too; of poses hardly one cannot.
-        return self._declared or sum(not _box_and_more(row[1:]) for row in long) >= max(
-            1, POLYGONS * len(long)
-        )
+        nothing_else = sum(not _box_and_more(row[1:]) for row in long)
+        return self._declared or nothing_else >= max(1, POLYGONS * len(long))
 
     def box(self, row: list[float]) -> tuple[float, ...] | None:
         """The corners x1 y1 x2 y2 of a row, in fractions; None where it is no box, polygon or declared pose."""

@@ -13,7 +13,7 @@ from ghmdet.engine.settings import TrainConfig
 from ghmdet.models import ModelConfig
 
 STEPS = 1600
-"""Optimizer steps of a run: playing cards want as many, blood cells gain nothing after 500 (docs/training.md)."""
+"""Optimizer steps of a run: playing cards want as many, blood cells half of them (docs/training.md)."""
 FEWEST, MOST = 12, 300
 """Epochs, whatever the number of pictures."""
 SMALL = 16

@@ -45,15 +45,8 @@ WHOLE = {
     "confusion",
     "errors",
     "reliability",
-    "sizes",
-}
-WHOLE |= {
-    "unseen",
-    "in_words",
-    "hardest",
-    "hardest_total",
-    "unlabelled",
-}  # what the page needs of findings.json
+} | {"sizes", "unseen", "in_words", "hardest", "hardest_total", "unlabelled"}
+"""What the page needs of findings.json."""
 
 
 class Inspection(NamedTuple):

@@ -77,6 +77,14 @@ def test_the_same_seed_gives_the_same_bytes_and_other_parts_keep_their_labels(
     assert written[0] == written[1] != written[2]
 
 
+def test_a_folder_that_it_does_not_write_stays(scenes: Path, tmp_path: Path) -> None:
+    spoil(scenes, tmp_path / "x", 0.2)
+    (tmp_path / "x" / "images").mkdir()
+    (tmp_path / "x" / "images" / "mine.txt").write_text("kept")
+    spoil(scenes, tmp_path / "x", 0.3)
+    assert (tmp_path / "x" / "images" / "mine.txt").read_text() == "kept"
+
+
 def test_crowds_stay(scenes: Path, tmp_path: Path) -> None:
     file = scenes / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())

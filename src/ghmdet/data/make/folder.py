@@ -19,8 +19,8 @@ UNFINISHED = ".unfinished"
 def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     """A folder to write a data set into: at the end of the block, what it holds takes its place in `out`.
 
-    An earlier set's `images` and `annotations` go, and other files of `out` stay. Nothing there changes when the block
-    fails. marker: the file by which a set of the same command is known.
+    The folders of an earlier set that the new one has too are replaced, and other files of `out` stay. Nothing there
+    changes when the block fails. marker: the file by which a set of the same command is known.
 
     Raises DataError where `out` is a file, or a folder with something in it but no marker.
     """
@@ -36,8 +36,9 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     building.mkdir(parents=True)
     try:
         yield building
-        for name in ("annotations", "images"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        for entry in building.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(out / entry.name, ignore_errors=True)
         # The annotations last: without them it is no set.
         for entry in sorted(building.iterdir(), reverse=True):
             entry.replace(out / entry.name)
