@@ -247,7 +247,7 @@ def test_the_number_of_runs_and_their_length_are_said_before_they_begin(
     )
     plan = make_plan(squares, tmp_path / "c", arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2", seeds=3)
     assert plan.describe(1000) == (
-        "runs to make: 2 to choose weights, 1 epochs or about 187 steps each; 6 to judge, 1 to 9 epochs or about"
+        "runs to make: 2 to choose weights, epochs: 1, or about 187 steps each; 6 to judge, epochs: 1 to 9, or about"
         " 250 to 2250 steps each; more where a best weight lies at the edge of the grid; the time left is said after"
         " each"
     )
@@ -256,7 +256,7 @@ def test_the_number_of_runs_and_their_length_are_said_before_they_begin(
     judged(plan, "ce", say=said.append)
     runs = [i for i, line in enumerate(said) if line.startswith("[1/1]")]
     assert said.index(
-        "runs to make: 1 to judge, 1 epochs or about 3 steps each; the time left is said after each"
+        "runs to make: 1 to judge, epochs: 1, or about 3 steps each; the time left is said after each"
     ) < min(runs)
 
 

@@ -8,9 +8,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ghmdet.data import check_data, format_problems, has_errors, read_data
+from ghmdet.data import check_data, format_problems, has_errors, in_both, read_data
 from ghmdet.errors import DataError
 from measured_data import shared_data
 from small_sets import Picture, draw, three_pictures, write_coco, write_voc, write_yolo
@@ -33,6 +34,19 @@ def test_a_sound_set_has_no_problems(tmp_path: Path, write: object) -> None:
     assert check_data(tmp_path, progress=lambda done, total: steps.append((done, total))) == []
     assert steps == [(done, 6) for done in range(1, 7)]
     assert format_problems([]) == "0 errors, 0 warnings, 0 notes"
+
+
+def test_pictures_of_both_parts_are_found_by_path_and_by_content(tmp_path: Path) -> None:
+    write_voc(tmp_path, three_pictures())
+    write_voc(tmp_path, [*other_pictures(), three_pictures()[1]], "val")
+    pictures = tmp_path / "JPEGImages"
+    shutil.copy(pictures / "a.jpg", pictures / "val_a.jpg")
+    whole = (pictures / "c.jpg").read_bytes()
+    (pictures / "val_c.jpg").write_bytes(bytes([whole[0] ^ 1]) + whole[1:])  # alike but for the first byte
+    (pictures / "val_b.jpg").unlink()
+    train, val = (read_data(tmp_path, split) for split in ("train", "val"))
+    assert [path.name for path in in_both(train, val)] == ["val_a.jpg", "b.jpg"]
+    assert in_both(train, replace(val, records=val.records.take(np.array([2])))) == []
 
 
 def test_bccd_voc_has_two_empty_boxes() -> None:

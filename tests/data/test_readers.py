@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +162,17 @@ def test_coco_file_whose_name_tells_no_split_is_read_for_any(tmp_path: Path, nam
     file = write_coco(tmp_path, three_pictures())
     file = file.rename(file.with_name(name))
     assert len(read_data(file, "train").records) == len(read_data(file, "val").records) == 3
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+def test_a_folders_only_split_is_for_training_whatever_it_is_called(tmp_path: Path, write: Any) -> None:
+    """As CVAT exports it."""
+    write(tmp_path, three_pictures(), "default")
+    assert read_data(tmp_path).split == "train"
+    assert len(read_data(tmp_path).records) == 3
+    write(tmp_path, three_pictures(), "night")
+    with pytest.raises(DataError, match="splits found: default, night"):
+        read_data(tmp_path)
 
 
 def test_two_coco_files_of_one_split_are_refused_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -271,13 +272,28 @@ def test_a_rank_follows_the_clock_of_rank_0() -> None:
     assert (budget.share, budget.validation_due, budget.interval) == (0.25, True, 7)
 
 
-def test_without_a_budget_no_clock_is_looked_at() -> None:
-    def never() -> float:
-        raise AssertionError
-
-    budget = Budget(math.inf, never, 20, 1, True, agree=lambda mine: pytest.fail("nothing to agree on"))
-    budget.look(3)
+def test_without_a_budget_only_the_pace_is_known() -> None:
+    now = [100.0]
+    budget = Budget(
+        math.inf, lambda: now[0], 20, 1, True, agree=lambda mine: pytest.fail("nothing to agree on")
+    )
+    budget.continue_from(0)
+    for step in (20, 40, 60, 80):
+        now[0] += 10.0
+        budget.look(step)
+    assert not budget.steady
+    now[0] += 60.0
+    budget.look(100)
+    assert budget.steady and budget.pace == 0.5
     assert (budget.share, budget.interval) == (0, 20)
+
+
+def test_a_run_says_soon_how_long_it_will_take_and_when_it_is_judged(squares: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(squares, tmp_path / "run", replace(TINY, epochs=9, val_every=None), say=lines.append)
+    (place,) = (i for i, line in enumerate(lines) if line.startswith("about "))
+    assert re.fullmatch(r"about .* s to go: 22 steps of 0\.\d+ s, AP after every epoch", lines[place])
+    assert lines[place - 1].startswith("epoch 1/9: AP")
 
 
 @pytest.mark.parametrize("text", ["20", "m", "-3m", "0s", "1d", "1e3s", "99999999h", "9" * 400 + "s"])

@@ -100,7 +100,8 @@ def test_a_larger_size_is_said_with_its_price() -> None:
     config = fit_to_data(TrainConfig(epochs=1), data, said.append)  # type: ignore[arg-type]
     assert config.size == 512
     assert said == [
-        "pictures of 512 pixels, not 384, since a quarter of the boxes is small: a step takes 1.8 times as long"
+        "pictures of 512 pixels, not 384, where a quarter of the boxes or more would have sides under 16 pixels:"
+        " a step takes 1.8 times as long"
         " (--size gives another)"
     ]
     assert fit_to_data(TrainConfig(epochs=1, size=320), data).size == 320  # type: ignore[arg-type]

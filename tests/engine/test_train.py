@@ -235,6 +235,17 @@ def test_a_missing_validation_picture_is_met_before_training(squares: Path, tmp_
     assert not (tmp_path / "x").exists()
 
 
+def test_validation_pictures_that_are_trained_on_are_said_aloud(squares: Path, tmp_path: Path) -> None:
+    copy, said = tmp_path / "squares", list[str]()
+    shutil.copytree(squares, copy)
+    train(copy, tmp_path / "apart", replace(TINY, epochs=1), say=said.append)
+    assert not any("Warning" in line for line in said)
+    shutil.copy(copy / "images" / "train_3.png", copy / "images" / "val_2.png")
+    train(copy, tmp_path / "mixed", replace(TINY, epochs=1), say=said.append)
+    (warning,) = (line for line in said if line.startswith("Warning"))
+    assert warning.startswith("Warning: 1 of 4 validation pictures are trained on, too (val_2.png):")
+
+
 @pytest.mark.parametrize("damage", ["cut", "other bytes", "another size"])
 def test_a_validation_picture_that_cannot_be_read_is_met_before_training(
     squares: Path, tmp_path: Path, damage: str

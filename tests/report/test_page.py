@@ -185,7 +185,7 @@ def test_words_name_what_dominated() -> None:
     spectrum.boxes[0, 0, 0, 0] = 80
     spectrum.pictures[0] = 5
     said = training_words(spectrum, GUARDED, "ce")
-    assert said[0].startswith("At the end of training, hard background pulled hardest, with 75 % of")
+    assert said[0].startswith("In the last epoch, hard background pulled hardest, with 75 % of")
     assert (
         "In the last epoch the hardest 0.42 % of the examples had 75 % of cross entropy's gradient" in said[1]
     )

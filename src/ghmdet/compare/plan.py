@@ -172,7 +172,7 @@ class Plan:
             if runs:
                 epochs = _span([run.epochs for run in runs])
                 stages.append(
-                    f"{times * len(runs)} to {what}, {epochs} epochs or about {_span(steps)} steps each"
+                    f"{times * len(runs)} to {what}, epochs: {epochs}, or about {_span(steps)} steps each"
                 )
         grows = "; more where a best weight lies at the edge of the grid" if tuned else ""
         return f"runs to make: {'; '.join(stages)}{grows}; the time left is said after each"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghmdet.data.check import check_data, format_problems, has_errors
+from ghmdet.data.check import check_data, format_problems, has_errors, in_both
 from ghmdet.data.dataset import DetectionDataset, Draw
 from ghmdet.data.images import require_images
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
@@ -25,6 +25,7 @@ __all__ = [
     "eval_transforms",
     "format_problems",
     "has_errors",
+    "in_both",
     "make_loader",
     "read_data",
     "require_images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
+TAIL = 4096  # bytes at a file's end, in which hardly two pictures of one size agree
 LEAK = "keep it in one, or evaluation is on what was trained on"
 Seen = dict[Path, tuple[Record, list[str]]]  # each picture once, and the splits that use it
 _error, _warning = partial(Problem, "error"), partial(Problem, "warning")
@@ -70,6 +72,33 @@ def check_data(
     problems += [*_check_classes(read), *_check_pictures(seen, progress, threads)]
     order = get_args(Severity)
     return sorted(dict.fromkeys(problems), key=lambda problem: order.index(problem.severity))
+
+
+def in_both(train: DetectionData, val: DetectionData) -> list[Path]:
+    """The pictures of one part that the other has too, at the same path or with the same content, by val's paths.
+
+    Contents are compared where sizes and last bytes agree, so most files are hardly read; missing files are left out.
+    """
+
+    def tail(path: Path) -> tuple[int, bytes] | None:
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL))
+                return size, file.read()
+        except OSError:
+            return None
+
+    paths, others = ([record.path for record in part.records] for part in (val, train))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        ends, other_ends = (dict(zip(part, threads.map(tail, part), strict=True)) for part in (paths, others))
+    alike = {end for end in other_ends.values() if end} & set(ends.values())
+    digests = {_digest(path) for path, end in other_ends.items() if end in alike}
+    return [
+        path
+        for path, end in ends.items()
+        if path in other_ends or (end in alike and _digest(path) in digests)
+    ]
 
 
 def has_errors(problems: Iterable[Problem]) -> bool:
@@ -153,11 +182,15 @@ def _check_pictures(
                     progress(done, len(seen))
 
 
+def _digest(path: Path) -> bytes:
+    return hashlib.sha1(path.read_bytes(), usedforsecurity=False).digest()
+
+
 def _open(record: Record) -> bytes | Problem:
     """The hash of the picture's file, once it was decoded in full; else what is wrong with it."""
     try:
         load_image(record)
-        return hashlib.sha1(record.path.read_bytes(), usedforsecurity=False).digest()
+        return _digest(record.path)
     except OSError as error:
         return _error(
             "unreadable image",

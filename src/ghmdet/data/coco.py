@@ -62,8 +62,7 @@ def split_name(file: Path) -> str:
 def find_splits(tree: Tree) -> dict[str, Path]:
     """The annotation file of each split in a COCO folder, or of a file and those beside it; none when it is no COCO.
 
-    A single file whose name tells no split is called train. Raises DataError when two files are of one split, as COCO's
-    own of 2014 and 2017 are.
+    Raises DataError when two files are of one split, as COCO's own of 2014 and 2017 are.
     """
     root = tree.given
     if not tree.whole:
@@ -87,7 +86,7 @@ def find_splits(tree: Tree) -> dict[str, Path]:
                 f"{root}: two files of split '{split_name(file)}': {other.relative_to(root)} and "
                 f"{file.relative_to(root)}: give the .json file itself or move one of them away"
             )
-    return {"train": files[0]} if len(files) == 1 and not set(found) & set(SPLITS) else found
+    return found
 
 
 def is_labelme(file: Path | str) -> bool:

@@ -33,8 +33,8 @@ FILES = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO", ".data": "YOLO"}
 class DataSet:
     """A data set: a folder, a COCO json file, or the file that names a YOLO set's classes and splits.
 
-    format: its name. splits: where each split lies. Raises DataError when nothing is there, no format fits, or more
-    than one does.
+    format: its name. splits: where each split lies; a folder's only split is called train where its own name says
+    none, as CVAT's "default". Raises DataError when nothing is there, no format fits, or more than one does.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,6 +62,8 @@ class DataSet:
                 f"{path}: ambiguous, holds {both}: give the COCO .json or YOLO data.yaml file itself"
             )
         ((self.format, self.splits),) = found.items()
+        if len(self.splits) == 1 and not set(self.splits) & set(SPLITS):
+            self.splits = {"train": next(iter(self.splits.values()))}
 
     def find(self, split: str) -> str:
         """The name under which a split is there; raises DataError when it is not.

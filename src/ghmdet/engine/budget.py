@@ -65,6 +65,11 @@ class Budget:
         return statistics.median_low(self._paces) if self._paces else 0.0
 
     @property
+    def steady(self) -> bool:
+        """Whether the pace is known well enough to say how long a run will take."""
+        return len(self._paces) == LOOKS
+
+    @property
     def validation(self) -> float:
         """The time that a validation will take: that of the last ones, or more if steps take longer since."""
         if not self.validations:
@@ -92,13 +97,11 @@ class Budget:
 
     def look(self, step: int) -> None:
         """Note that `step` steps are done, and look at the clock."""
-        if math.isinf(self.seconds):
-            return
         used, (before, steps) = self.elapsed(), self._last
         if step > steps:
             self._paces.append((used - before) / (step - steps))
         self._last = (used, step)
-        if len(self._paces) < 2:
+        if math.isinf(self.seconds) or len(self._paces) < 2:
             return  # the first step is slow on every machine
         report = self.reporting if self.reports and self.reporting <= REPORTING * self.seconds else 0.0
         reserve = 1.25 * self.validation + report + END + 0.01 * self.seconds

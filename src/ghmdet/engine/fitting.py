@@ -37,8 +37,8 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
         config = replace(config, size=size)
         if size > usual:
             say(
-                f"pictures of {size} pixels, not {usual}, since a quarter of the boxes is small: a step takes"
-                f" {(size / usual) ** 2:.1f} times as long (--size gives another)"
+                f"pictures of {size} pixels, not {usual}, where a quarter of the boxes or more would have sides under"
+                f" {SMALL} pixels: a step takes {(size / usual) ** 2:.1f} times as long (--size gives another)"
             )
     return config
 

@@ -158,6 +158,7 @@ class Trainer:
         self.losses = LossLog(run, self.data.file_names)
         self.validations = CsvLog(run.folder / "metrics.csv", METRICS_COLUMNS)
         self.saved_at = time.monotonic()
+        self.foretold = bool(config.budget)
         self.board: Board | None = None
         if run.main:
             self._open_files(figures or {})
@@ -256,9 +257,13 @@ class Trainer:
         self.losses.keep(row, values, [int(target["image_id"]) for target in targets])
         return stepping
 
+    @property
+    def _every(self) -> int | None:
+        """Epochs between two validations; None where the budget says when one is due."""
+        return self.run.config.val_every or (validate_every(self.epochs) if self.epochs else None)
+
     def _validation_due(self) -> bool:
-        progress = self.progress
-        every = self.run.config.val_every or (validate_every(self.epochs) if self.epochs else None)
+        progress, every = self.progress, self._every
         if progress.batch or progress.epoch == progress.validated_epoch:
             return False
         if self.over:
@@ -318,6 +323,8 @@ class Trainer:
         due = time.monotonic() - self.saved_at > 60 * self.run.config.checkpoint_minutes
         due, stopping = self.losses.read(due, stop.asked)
         self.budget.look(self.progress.step)
+        if not self.foretold and self.budget.steady:
+            self._foretell()
         if due or stopping:
             self._save()
         if stopping:
@@ -325,6 +332,17 @@ class Trainer:
                 f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; the same command with"
                 " --resume continues"
             )
+
+    def _foretell(self) -> None:
+        """Say how long the run will take and when it is first judged, since hours may pass before its next line."""
+        self.foretold = True
+        left, every = self.course - self.progress.step, self._every or 1
+        validations = math.ceil(left / self.data.steps_per_epoch / every)
+        seconds = left * self.budget.pace + validations * self.budget.validation
+        self.run.say(
+            f"about {in_words(seconds)} to go: {left} steps of {in_words(self.budget.pace)}, AP after every"
+            f" {'epoch' if every == 1 else f'{every} epochs'}"
+        )
 
     def _save(self) -> None:
         self.losses.read()

@@ -9,12 +9,14 @@ from typing import Any
 from ghmdet.data import (
     DetectionData,
     DetectionDataset,
+    in_both,
     make_loader,
     read_data,
     require_images,
     train_transforms,
 )
 from ghmdet.data.images import load_image
+from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import counting
@@ -40,6 +42,12 @@ class TrainingData:
         for part in (self.train, self.val):
             require_images(part)
             run.say(part.describe())
+        if run.main and (twice := in_both(self.train, self.val)):
+            named = ", ".join(path.name for path in twice[:NAMED_PROBLEMS])
+            run.say(
+                f"Warning: {len(twice)} of {len(self.val.records)} validation pictures are trained on, too ({named}):"
+                " keep each in one part, or AP is of what was learnt by heart."
+            )
         if not run.saved:
             config = fit_to_data(config, self.train, run.say)
         self.config = config
