@@ -155,7 +155,7 @@ def spoil(
         out: Folder of the new one; one that `spoil` made before is replaced.
         share: Share of the boxes that get a wrong label, from 0 to .9.
         kinds: What is wrong, with commas between: class: another class. missing: no label. shifted: moved by half of
-            its sides.
+            its sides. spurious: one more box where nothing is. duplicate: one more box on the same object.
         split: Part to spoil; the others keep their labels.
         seed: Decides which boxes, and how.
     """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghmdet.data import DetectionData, Records, read_data, share_out
+from ghmdet.data import DetectionData, Records, folds, read_data, share_out
 from ghmdet.errors import DataError
 from small_sets import Picture, coco_content
 
@@ -112,3 +112,16 @@ def test_classes_that_lie_together_are_shared_out_evenly(
     assert 20 <= len(val.records) <= 28
     for name, count in val.boxes_per_class().items():
         assert 0.15 <= count / data.boxes_per_class()[name] <= 0.25
+
+
+def test_folds_keep_scenes_whole_and_share_pictures_and_classes_evenly(tmp_path: Path) -> None:
+    data = film(tmp_path, scenes=20, frames=4, rare=(7, 13))
+    parts = folds(data, 2)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(80))
+    shown = [{data.records[int(index)].path.name[:2] for index in part} for part in parts]
+    assert sum(map(len, shown)) == 20 and len(set().union(*shown)) == 20
+    assert [len(part) for part in parts] == [40, 40]
+    assert [sum((data.records[int(index)].labels == 2).sum() for index in part) for part in parts] == [4, 4]
+    assert all((a == b).all() for a, b in zip(parts, folds(data, 2), strict=True))
+    with pytest.raises(DataError, match=r"80 pictures in 20 groups .* too few for 21 folds"):
+        folds(data, 21)

@@ -8,7 +8,7 @@ from ghmdet.data.images import require_images
 from ghmdet.data.loader import DetectionLoader, EpochBatches, make_loader
 from ghmdet.data.read import read_data
 from ghmdet.data.records import DetectionData, Problem, Record, Records
-from ghmdet.data.share import share_out
+from ghmdet.data.share import folds, share_out
 from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Records",
     "check_data",
     "eval_transforms",
+    "folds",
     "format_problems",
     "has_errors",
     "in_both",

@@ -1,4 +1,4 @@
-"""A validation part of a data set that has none, in which no picture looks like one that is trained on."""
+"""Parts of a data set of which no two have pictures that look alike: a validation part, and folds."""
 
 from __future__ import annotations
 
@@ -48,15 +48,11 @@ def alike(hashes: NDArray[np.bool_]) -> Ints:
     return np.array([root(index) for index in range(len(signs))], dtype=np.int64)
 
 
-def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, DetectionData]:
-    """A training and a validation part of a split; the same for the same pictures, and said in the first's problems.
+def scenes(data: DetectionData) -> tuple[Ints, NDArray[np.float64]]:
+    """Groups of pictures that look alike: that of each picture [N], and what each holds [groups, K + 1].
 
-    Pictures that look alike, as the frames of a film do, are in one part: groups of them go to the validation part
-    until it has about `share` of the pictures and of the boxes of each class, the rarest first. Every class stays in
-    training; it is in both parts where more than one group has it. If more than half of the pictures look alike, they
-    are cut into runs of consecutive names.
-
-    Raises DataError when there are too few pictures for two parts, or one cannot be read.
+    That is its boxes of each class, crowds left out, and its pictures. If more than half of the pictures look alike,
+    they are cut into runs of consecutive names. Raises DataError when a picture cannot be read.
     """
     records, classes = data.records, len(data.classes)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -70,9 +66,46 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
     groups, group = np.unique(group, return_inverse=True)
     used = ~records.crowd
     picture = np.repeat(np.arange(len(records)), np.diff(records.offsets))[used]
-    counts = np.zeros((len(groups), classes + 1))  # the boxes of each class, and the pictures
+    counts = np.zeros((len(groups), classes + 1))
     np.add.at(counts, (group[picture], records.labels[used]), 1)
     counts[:, classes] = np.bincount(group)
+    return group, counts
+
+
+def folds(data: DetectionData, number: int) -> list[Ints]:
+    """The pictures of each of so many parts, of about equal numbers of pictures and of boxes of each class.
+
+    Pictures that look alike are in one part (see `scenes`). The same for the same pictures. Raises DataError when there
+    are fewer groups of them than parts, or a picture cannot be read.
+    """
+    group, counts = scenes(data)
+    if len(counts) < number:
+        raise DataError(
+            f"{data.root}: {len(data.records)} pictures in {len(counts)} groups that look alike are too few for "
+            f"{number} folds: give fewer --folds, or a --checkpoint that was trained on other pictures"
+        )
+    shares = counts / np.maximum(counts.sum(0), 1)
+    parts, part_of = np.zeros((number, counts.shape[1])), np.zeros(len(counts), dtype=np.int64)
+    # Those that weigh most first, each to the part that has least of it.
+    for index in np.argsort(-shares.max(1), kind="stable"):
+        part = int(((parts + shares[index]) ** 2 - parts**2).sum(1).argmin())
+        parts[part] += shares[index]
+        part_of[index] = part
+    return [np.flatnonzero(part_of[group] == part) for part in range(number)]
+
+
+def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, DetectionData]:
+    """A training and a validation part of a split; the same for the same pictures, and said in the first's problems.
+
+    Pictures that look alike, as the frames of a film do, are in one part: groups of them go to the validation part
+    until it has about `share` of the pictures and of the boxes of each class, the rarest first (see `scenes`). Every
+    class stays in training; it is in both parts where more than one group has it.
+
+    Raises DataError when there are too few pictures for two parts, or one cannot be read.
+    """
+    records, classes = data.records, len(data.classes)
+    group, counts = scenes(data)
+    groups = range(len(counts))
     total = counts.sum(0)
     wanted = np.maximum(share * total, 1)
     rarity = np.where(counts[:, :classes] > 0, total[:classes], np.inf).min(1)

@@ -87,7 +87,7 @@ class Measured(NamedTuple):
     """The detections as COCO results."""
     seen: Floats
     """For each labelled object, picture by picture, crowds left out: the best score that an anchor answering for it
-    gives its class, [N]; 0 where none answers."""
+    gives each class, [N, K]; 0 where none answers."""
 
 
 @torch.inference_mode()
@@ -133,13 +133,13 @@ def measure_spectrum(
         found = model.postprocess(logits, deltas, batch)
         results += original_results(found[0], images[0], targets[0], data.category_ids)
         advance(1)
-    return Measured(sums.counts(), results, np.concatenate([np.zeros(0), *seen]))
+    return Measured(sums.counts(), results, np.concatenate([np.zeros((0, len(model.classes))), *seen]))
 
 
 def _best_scores(logits: Tensor, wanted: AnchorTargets, objects: int) -> Floats:
-    """The best score that an anchor of one picture gives each of its `objects`: logits [A, K] -> [objects]."""
+    """The best score that an anchor of one picture gives each of its `objects`: logits [A, K] -> [objects, K]."""
     answering = (wanted.rows[0] >= 0).nonzero()[:, 0]
-    scores = logits[answering, wanted.labels[0, answering]].float().sigmoid()
-    best = scores.new_zeros(objects)
-    best.scatter_reduce_(0, wanted.rows[0, answering], scores, "amax")
+    scores = logits[answering].float().sigmoid()
+    best = scores.new_zeros(objects, logits.shape[1])
+    best.scatter_reduce_(0, wanted.rows[0, answering, None].expand_as(scores), scores, "amax")
     return best.double().cpu().numpy()

@@ -56,7 +56,7 @@ def find_hardest(data: DetectionData, results: Iterable[Mapping[str, Any]], seen
         data: the pictures, and what is labelled in them.
         results: COCO results, those of one picture together.
         seen: for each labelled object, picture by picture, crowds left out: the best score that an anchor answering for
-            it gives its class, [N].
+            it gives each class, [N, K].
     """
     label_of = {category: label for label, category in enumerate(data.category_ids)}
     found = {image: list(each) for image, each in groupby(results, lambda one: one["image_id"])}
@@ -69,9 +69,10 @@ def find_hardest(data: DetectionData, results: Iterable[Mapping[str, Any]], seen
         labels = np.array([label_of[one["category_id"]] for one in mine], dtype=np.int64)
         detected = Scored(boxes, labels, np.array([one["score"] for one in mine], dtype=np.float64))
         given, objects = record.boxes.astype(np.float64), ~record.crowd
-        scores = seen[start : start + objects.sum()]
-        start += len(scores)
-        labelled = Scored(given[objects], record.labels[objects], scores)
+        own = record.labels[objects]
+        scores = seen[np.arange(start, start + len(own)), own]
+        start += len(own)
+        labelled = Scored(given[objects], own, scores)
         hard += hard_examples(number, detected, labelled, given[record.crowd])
     return hard
 

@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ghmdet.cli import main
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.make import KINDS, SynthConfig, spoil, synthesize
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.evaluation.matching import overlaps
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,9 @@ def test_just_that_share_is_wrong_in_just_that_way(
     before, after = (rows(read_data(folder, "train")) for folder in (scenes, tmp_path / "x"))
     count = round(share * len(before))
     assert f"{count} labels of train made wrong ({kind} {count})" in told
-    assert len(before - after) == count
-    assert len(after) == len(before) - count * (kind == "missing")
+    more = kind in ("spurious", "duplicate")
+    assert len(before - after) == count * (not more)
+    assert len(after) == len(before) + count * (more - (kind == "missing"))
     new, gone = after - before, before - after
     if kind == "class":
         assert {(name, box) for name, _, box in new} == {(name, box) for name, _, box in gone}
@@ -49,6 +52,7 @@ def test_just_that_share_is_wrong_in_just_that_way(
     wrong = json.loads((tmp_path / "x" / "wrong_labels.json").read_text())
     assert [one["kind"] for one in wrong] == [kind] * count
     assert all((one["given"] is None) == (kind == "missing") for one in wrong)
+    assert all((one["true"] is None) == more for one in wrong)
     assert rows(read_data(tmp_path / "x", "val")) == rows(read_data(scenes, "val"))
 
 
@@ -65,6 +69,21 @@ def test_a_shifted_box_overlaps_its_object_a_little_and_stays_in_the_picture(
         assert 0 < overlap / (w * h + p * q - overlap) < 0.5
         width, height = size[one["image_id"]]
         assert u >= 0 and v >= 0 and u + p <= width + 0.1 and v + q <= height + 0.1
+
+
+def test_a_box_too_many_lies_on_background_or_on_an_object(scenes: Path, tmp_path: Path) -> None:
+    true = read_data(scenes, "train")
+    boxes = {record.image_id: record.boxes.astype(float) for record in true.records}
+    ids = {label["id"] for label in true.to_coco()["annotations"]}
+    for kind, least, most in (("spurious", 0.0, 0.1), ("duplicate", 0.7, 0.99)):
+        spoil(scenes, tmp_path / kind, 0.5, kinds=[kind])
+        wrong = json.loads((tmp_path / kind / "wrong_labels.json").read_text())
+        for one in wrong:
+            x, y, w, h = one["given"]["bbox"]
+            best = overlaps(np.array([[x, y, x + w, y + h]]), boxes[one["image_id"]]).max()
+            assert least <= best <= most and w > 0 and h > 0 and min(x, y) >= 0
+        added = {one["annotation_id"] for one in wrong}
+        assert len(added) == len(wrong) and added.isdisjoint(ids)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_other_parts_keep_their_labels(
@@ -121,7 +140,7 @@ def test_what_cannot_be_done_is_said(
 
 def test_one_class_has_no_other(tmp_path: Path) -> None:
     synthesize(tmp_path / "one", SynthConfig(images=4, classes=1, size=(160, 120)))
-    with pytest.raises(DataError, match=r"one class.*--kinds missing,shifted"):
+    with pytest.raises(DataError, match=r"one class.*--kinds missing,shifted,spurious,duplicate"):
         spoil(tmp_path / "one", tmp_path / "x", 0.5)
     with pytest.raises(GhmdetError, match="no kind"):
         spoil(tmp_path / "one", tmp_path / "x", 0.5, kinds=[])

@@ -16,10 +16,11 @@ from ghmdet.data.read import DataSet, read_data
 from ghmdet.errors import DataError, GhmdetError, Range, unknown_name
 
 MARKER = "spoiled.json"
+TRIES = 50  # places looked at for a box on background
 WRONG = "wrong_labels.json"
-"""A row for each wrong label: its kind, annotation, picture, what is true and what is given (null: no label)."""
+"""A row for each wrong label: its kind, annotation, picture, what is true and what is given (null: no such label)."""
 
-Kind = Literal["class", "missing", "shifted"]
+Kind = Literal["class", "missing", "shifted", "spurious", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Labels = list[dict[str, Any]]
 
@@ -35,8 +36,10 @@ def spoil(
 ) -> str:
     """Write COCO annotations of a data set in which a share of one split's boxes is wrong, and tell of it.
 
-    class: another class, drawn from the others. missing: no label. shifted: moved by half of its sides. Each wrong box
-    is of one of the `kinds`, drawn at random. The pictures stay where they are; the other splits keep their labels.
+    class: another class, drawn from the others. missing: no label. shifted: moved by half of its sides. spurious: one
+    more box of its size and class in its picture, where least is labelled. duplicate: one more box on the same object,
+    moved by up to 5 % of its sides. Each wrong box is of one of the `kinds`, drawn at random. The pictures stay where
+    they are; the other splits keep their labels.
 
     data: a set that `read_data` reads. out: a new or empty folder, or one that this made before; its wrong_labels.json
     lists what was done. share: of the boxes that are no crowds, from 0 to .9. The same arguments give the same bytes.
@@ -58,7 +61,7 @@ def spoil(
     part, source = read_data(data, split), DataSet(data)
     if "class" in chosen and len(part.classes) < 2:
         raise DataError(
-            f"{data}: has one class, so no label can be given another: give --kinds missing,shifted"
+            f"{data}: has one class, so no label can be given another: give --kinds {','.join(KINDS[1:])}"
         )
     others = [
         source.read(name, part.classes) for name in source.splits if name not in (part.split, "trainval")
@@ -97,6 +100,10 @@ def spoil_labels(
 ) -> tuple[Labels, Labels]:
     """COCO annotations with a share of wrong ones made, and the rows of `WRONG`."""
     picture = {image["id"]: image for image in images}
+    free = max((label["id"] for label in labels), default=0) + 1
+    of_picture: dict[int, list[list[float]]] = {}
+    for label in labels:
+        of_picture.setdefault(label["image_id"], []).append(label["bbox"])
     sound = [i for i, label in enumerate(labels) if not label["iscrowd"]]
     chosen = {sound[i] for i in random.permutation(len(sound))[: round(share * len(sound))].tolist()}
     kept, wrong = Labels(), Labels()
@@ -105,19 +112,28 @@ def spoil_labels(
             kept.append(label)
             continue
         kind, image = kinds[int(random.integers(len(kinds)))], picture[label["image_id"]]
-        changed = {}
+        size = image["width"], image["height"]
+        true: dict[str, Any] | None = label
+        given: dict[str, Any] | None = None
         if kind == "class":
             others = [k for k in category_ids if k != label["category_id"]]
-            changed = {"category_id": int(random.choice(others))}
+            given = label | {"category_id": int(random.choice(others))}
         elif kind == "shifted":
-            changed = box_of(_shifted(label["bbox"], (image["width"], image["height"]), random))
-        told = {"kind": kind, "annotation_id": label["id"], "image_id": label["image_id"]}
-        told["file_name"] = image["file_name"]
-        told["true"] = {name: label[name] for name in ("category_id", "bbox")}
-        told["given"] = {name: (label | changed)[name] for name in told["true"]} if changed else None
-        wrong.append(told)
-        if changed:
-            kept.append(label | changed)
+            given = label | box_of(_shifted(label["bbox"], size, random))
+        elif kind != "missing":
+            place = _on_background if kind == "spurious" else _beside
+            bbox = place(label["bbox"], size, of_picture[label["image_id"]], random)
+            true, given = None, label | box_of(bbox) | {"id": free}
+            kept.append(label)
+            free += 1
+        told = {"kind": kind, "annotation_id": (given or label)["id"], "image_id": label["image_id"]}
+        both = {"true": true, "given": given}
+        said = {
+            name: one and {key: one[key] for key in ("category_id", "bbox")} for name, one in both.items()
+        }
+        wrong.append(told | {"file_name": image["file_name"]} | said)
+        if given:
+            kept.append(given)
     return kept, wrong
 
 
@@ -133,3 +149,24 @@ def _shifted(bbox: list[float], size: tuple[int, int], random: np.random.Generat
     by = random.uniform(0.4, 0.6, 2) * side * np.where(start + side / 2 < np.array(size) / 2, 1, -1)
     low, high = np.maximum(start + by, 0), np.minimum(start + side + by, size)
     return [*low.tolist(), *(high - low).tolist()]
+
+
+def _beside(
+    bbox: list[float], size: tuple[int, int], boxes: list[list[float]], random: np.random.Generator
+) -> list[float]:
+    """The box with each corner moved by up to 5 % of its sides, cut to the picture."""
+    start, side = np.array(bbox[:2]), np.array(bbox[2:])
+    low = np.maximum(start + random.uniform(-0.05, 0.05, 2) * side, 0)
+    high = np.minimum(start + side + random.uniform(-0.05, 0.05, 2) * side, size)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _on_background(
+    bbox: list[float], size: tuple[int, int], boxes: list[list[float]], random: np.random.Generator
+) -> list[float]:
+    """A box of the same sides where, of `TRIES` places, it shares least of its area with one of the `boxes`."""
+    side, others = np.array(bbox[2:]), np.array(boxes)
+    low = random.uniform(0, 1, (TRIES, 1, 2)) * (np.array(size) - side)
+    across = np.minimum(low + side, others[:, :2] + others[:, 2:]) - np.maximum(low, others[:, :2])
+    best = int(across.clip(min=0).prod(2).max(1).argmin())
+    return [*low[best, 0].tolist(), *side.tolist()]

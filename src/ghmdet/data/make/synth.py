@@ -53,7 +53,7 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
             said.append(f"  {split}: {count} images; {counts} ({objects['hard']} of unusual look)")
             if split == "train":
                 random = np.random.default_rng((config.seed, LABELS))
-                kinds: tuple[Kind, ...] = KINDS if config.classes > 1 else KINDS[1:]
+                kinds: tuple[Kind, ...] = KINDS[:3] if config.classes > 1 else KINDS[1:3]
                 ids = range(1, config.classes + 1)
                 labels, wrong = spoil_labels(labels, images, ids, config.wrong_label_share, kinds, random)
             info = {"description": "synthetic scenes by ghmdet data synth", "config": asdict(config)}
