@@ -18,6 +18,7 @@ from ghmdet.draw import (
     draw_results,
     save_jpeg,
     short,
+    undrawable,
 )
 
 CLASSES = ("car", "bus")
@@ -135,6 +136,11 @@ def test_a_name_is_drawn_in_letters_that_there_are_and_inside_the_picture() -> N
     assert (drawn("автомобиль", "bus") != drawn("class 0", "bus")).any()  # DejaVu Sans has Cyrillic letters
     assert (drawn("x" * 300, "bus") == drawn("x" * 31 + "…", "bus")).all()
     assert short("y" * 32) == "y" * 32
+    assert undrawable(["car", "x" * 300, "автомобиль"]) == ""
+    said = undrawable(["car", unknown, *(letter + unknown for letter in "abcd")])
+    assert said.startswith(
+        f"drawings say 'class 1' and so on for {unknown}, a{unknown}, b{unknown} and 2 more: "
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,18 @@ def _drawable(name: str, label: int, size: float) -> tuple[str, Font]:
     return f"class {label}", ImageFont.load_default(size)
 
 
+def undrawable(classes: Sequence[str]) -> str:
+    """What a user should know of class names that no installed font can draw, in a line; empty where all can be."""
+    names = [name for label, name in enumerate(classes) if _drawable(name, label, 10.0)[0] != short(name)]
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"drawings say 'class {classes.index(names[0])}' and so on for {', '.join(names[:3])}{more}: no installed font"
+        " has their letters (Noto Sans CJK has those of Chinese, Japanese and Korean)"
+    )
+
+
 @lru_cache(maxsize=8)
 def _fonts(size: float) -> list[Font]:
     """Pillow's own font, then those of `WIDE_FONTS` that are installed."""

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 
-from ghmdet.draw import draw_batch
+from ghmdet.draw import draw_batch, undrawable
 from ghmdet.engine.budget import END, Budget, in_words
 from ghmdet.engine.checkpoint import Progress, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
@@ -166,6 +166,8 @@ class Trainer:
     def _open_files(self, figures: Mapping[str, Draw]) -> None:
         run, step = self.run, self.progress.step
         run.say(f"the run's folder is {run.folder}")
+        if unreadable := undrawable(self.data.train.classes):
+            run.say(unreadable)
         if not run.saved:
             labels = {"training_boxes": self.data.train.boxes_per_class()}
             arguments = self.arguments | {"data": str(run.data.absolute())}  # found again from any folder
