@@ -18,6 +18,7 @@ FLOORS = (
     ("engine",),
     ("report",),
     ("compare",),
+    ("audit",),
     ("demo", "commands", "", "cli", "__main__"),
 )
 LIMIT = 450

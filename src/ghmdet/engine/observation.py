@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +90,13 @@ class Measured(NamedTuple):
     gives each class, [N, K]; 0 where none answers."""
 
 
-@torch.inference_mode()
+class Look(NamedTuple):
+    """What a detector sees in one picture: `results` as in `Measured`, and `seen` of its labels, [n, K]."""
+
+    results: list[dict[str, Any]]
+    seen: Floats
+
+
 def measure_spectrum(
     detector: Detector,
     data: DetectionData,
@@ -101,10 +107,27 @@ def measure_spectrum(
 ) -> Measured:
     """What a pass of a detector over a data set sees, without augmentation, in float32; crowds are nothing to find.
 
-    Pictures go one by one: in a batch the smaller ones are padded, and the padding's anchors would count.
-
     pictures: only the first so many. workers: processes that read pictures. advance: called with the number of
-    pictures just finished.
+    pictures just finished. Raises as `look`.
+    """
+    model = detector.model
+    sums = SpectrumSums(model.classes, model.config.strides, model.device)
+    results: list[dict[str, Any]] = []
+    seen = [np.zeros((0, len(model.classes)))]
+    for one in islice(look(detector, data, sums, workers=workers), pictures):
+        results += one.results
+        seen.append(one.seen)
+        advance(1)
+    return Measured(sums.counts(), results, np.concatenate(seen))
+
+
+@torch.inference_mode()
+def look(
+    detector: Detector, data: DetectionData, sums: SpectrumSums | None = None, *, workers: int = 0
+) -> Iterator[Look]:
+    """What a detector sees in each picture of a data set, one after the other; the examples are counted in `sums`.
+
+    Pictures go one by one: in a batch the smaller ones are padded, and the padding's anchors would count.
 
     Raises:
         CheckpointError: the detector gives no numbers (NaN), naming the picture.
@@ -112,12 +135,10 @@ def measure_spectrum(
     """
     model = detector.model
     config = model.config
-    sums = SpectrumSums(model.classes, config.strides, model.device)
-    results: list[dict[str, Any]] = []
-    seen: list[Floats] = []
+    sums = sums or SpectrumSums(model.classes, config.strides, model.device)
     dataset = DetectionDataset(data, eval_transforms(config.min_size, config.max_size), cache=False)
     loader = make_loader(dataset, batch_size=1, shuffle=False, workers=workers)
-    for number, (images, targets) in enumerate(islice(loader, pictures)):
+    for number, (images, targets) in enumerate(loader):
         batch = model.preprocess([image.to(model.device) for image in images])
         logits, deltas = model.forward_raw(batch.images)
         wanted = model.assign(targets, batch)
@@ -129,11 +150,9 @@ def measure_spectrum(
             raise CheckpointError(
                 f"the detector is broken, its {error} on {data.records[number].path}: give another checkpoint"
             ) from None
-        seen.append(_best_scores(logits[0], wanted, len(targets[0]["labels"])))
+        seen = _best_scores(logits[0], wanted, len(targets[0]["labels"]))
         found = model.postprocess(logits, deltas, batch)
-        results += original_results(found[0], images[0], targets[0], data.category_ids)
-        advance(1)
-    return Measured(sums.counts(), results, np.concatenate([np.zeros((0, len(model.classes))), *seen]))
+        yield Look(original_results(found[0], images[0], targets[0], data.category_ids), seen)
 
 
 def _best_scores(logits: Tensor, wanted: AnchorTargets, objects: int) -> Floats:

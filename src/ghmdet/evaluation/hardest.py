@@ -58,16 +58,11 @@ def find_hardest(data: DetectionData, results: Iterable[Mapping[str, Any]], seen
         seen: for each labelled object, picture by picture, crowds left out: the best score that an anchor answering for
             it gives each class, [N, K].
     """
-    label_of = {category: label for label, category in enumerate(data.category_ids)}
     found = {image: list(each) for image, each in groupby(results, lambda one: one["image_id"])}
     hard: list[Hard] = []
     start = 0
     for number, record in enumerate(data.records):
-        mine = found.get(record.image_id, [])
-        boxes = np.array([one["bbox"] for one in mine], dtype=np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([label_of[one["category_id"]] for one in mine], dtype=np.int64)
-        detected = Scored(boxes, labels, np.array([one["score"] for one in mine], dtype=np.float64))
+        detected = scored(found.get(record.image_id, []), data)
         given, objects = record.boxes.astype(np.float64), ~record.crowd
         own = record.labels[objects]
         scores = seen[np.arange(start, start + len(own)), own]
@@ -75,6 +70,15 @@ def find_hardest(data: DetectionData, results: Iterable[Mapping[str, Any]], seen
         labelled = Scored(given[objects], own, scores)
         hard += hard_examples(number, detected, labelled, given[record.crowd])
     return hard
+
+
+def scored(results: Sequence[Mapping[str, Any]], data: DetectionData) -> Scored:
+    """One picture's COCO results, with the labels of `data`."""
+    label_of = {category: label for label, category in enumerate(data.category_ids)}
+    boxes = np.array([one["bbox"] for one in results], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([label_of[one["category_id"]] for one in results], dtype=np.int64)
+    return Scored(boxes, labels, np.array([one["score"] for one in results], dtype=np.float64))
 
 
 def hard_examples(picture: int, found: Scored, objects: Scored, crowds: Floats) -> list[Hard]:
