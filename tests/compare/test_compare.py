@@ -25,7 +25,7 @@ from ghmdet.data import read_data
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import DIVERGED, write_json
-from ghmdet.engine.settings import TrainConfig
+from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 from ghmdet.spectrum import SpectrumCounts
@@ -258,6 +258,29 @@ def test_the_number_of_runs_and_their_length_are_said_before_they_begin(
     assert said.index(
         "runs to make: 1 to judge, epochs: 1, or about 3 steps each; the time left is said after each"
     ) < min(runs)
+
+
+def test_what_is_chosen_for_one_arm_alone_is_said_with_its_name(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enough(plan: Plan, pictures: int) -> str:
+        raise GhmdetError("enough")
+
+    monkeypatch.setattr(Plan, "describe", enough)
+    (tmp_path / "arms.yaml").write_text("own: {batch_size: 12}\nsame: {cls_loss: ce}\n")
+    said: list[str] = []
+    with pytest.raises(GhmdetError, match="enough"):
+        compare(
+            squares,
+            out=tmp_path / "c",
+            arms=str(tmp_path / "arms.yaml"),
+            config=SharedConfig(batch_size=1),
+            say=said.append,
+        )
+    assert said == [
+        "134 epochs, for 12 training pictures (--epochs gives another)",
+        "own: 300 epochs, for 12 training pictures (--epochs gives another)",
+    ]
 
 
 def test_help_lists_what_a_comparison_takes_and_nothing_that_it_refuses() -> None:

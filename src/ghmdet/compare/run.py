@@ -77,12 +77,20 @@ def compare(
         if not list_commands:  # other hosts may have other devices
             choose_device(arm.device, arm.precision)
     train = read_data(data, base.train_split)
-    base = fit_to_data(base, train, say=(lambda line: None) if list_commands else say)
+    told: list[str] = []  # what was chosen for all arms; an arm with other settings may get something else
+    base = fit_to_data(base, train, told.append)
+    fitted = {}
+    for name, own in settings_of.items():
+        chosen: list[str] = []
+        fitted[name] = fit_to_data(own, train, chosen.append)
+        told += [f"{name}: {line}" for line in chosen if line not in told]
+    for line in () if list_commands else told:
+        say(line)
     plan = Plan(
         data=data,
         out=out,
         base=base,
-        arms={name: fit_to_data(own, train, say=lambda line: None) for name, own in settings_of.items()},
+        arms=fitted,
         seeds=range(base.seed, base.seed + seeds),
         grid=grid,
         tune_epochs=tune_epochs,
