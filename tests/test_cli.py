@@ -97,11 +97,11 @@ def test_what_needs_no_heavy_package_imports_none(code: str, absent: tuple[str, 
 def test_each_command_is_explained_by_the_docstring_of_its_function_each_option_too() -> None:
     commands = [
         command
-        for each in (app, app["data"])
+        for each in (app, app["data"], app["audit"])
         for name, command in each.resolved_commands().items()
         if command.default_command and not name.startswith("-")
     ]
-    assert len(commands) == 13
+    assert len(commands) == 14
     for command in commands:
         assert command.help == inspect.getdoc(command.default_command)
         arguments = command.assemble_argument_collection(parse_docstring=True).filter_by(show=True)

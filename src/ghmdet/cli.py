@@ -48,6 +48,7 @@ for parent, command, function in (
     (data_app, "spoil", "ghmdet.commands:spoil"),
 ):
     parent.command(function, name=command, help=_docstring(function))  # imported when it is called
+app.command("ghmdet.audit.command:app", name="audit", help=_docstring("ghmdet.audit.command:write_audit"))
 
 
 def main(arguments: list[str] | None = None) -> None:

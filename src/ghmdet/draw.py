@@ -128,19 +128,28 @@ def draw_results(
     return contact_sheet(pairs, columns)
 
 
+def window_around(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int]:
+    """Left, top and side of a square that shows a box [x1 y1 x2 y2] with its surroundings, in pixels.
+
+    Around the box it has at least 32 pixels and at least half of the box's longer side. At the edge of a picture of
+    `size` (width, height) it is moved inwards, and sticks out below or beside one that is smaller.
+    """
+    longer = max(box[2] - box[0], box[3] - box[1])
+    side = max(2, round(max(2 * longer, longer + 64)))
+    left, top = (
+        max(0, min(round((low + high - side) / 2), whole - side))
+        for low, high, whole in zip(box[:2], box[2:], size, strict=True)
+    )
+    return left, top, side
+
+
 def draw_crop(image: Image.Image | Tensor, box: Sequence[float], label: int, side: int = 160) -> Image.Image:
     """A square of `side` pixels: a box [x1 y1 x2 y2] in pixels with its surroundings, in the colour of class `label`.
 
-    Around the box it shows at least 32 pixels and at least half of the box's longer side. At the picture's edge it is
-    moved inwards; it is black below or beside a picture that is smaller.
+    It shows what `window_around` says, and is black below or beside a picture that is smaller.
     """
     picture = _picture(image)
-    longer = max(box[2] - box[0], box[3] - box[1])
-    window = max(2, round(max(2 * longer, longer + 64)))
-    left, top = (
-        max(0, min(round((low + high - window) / 2), whole - window))
-        for low, high, whole in zip(box[:2], box[2:], picture.size, strict=True)
-    )
+    left, top, window = window_around(box, picture.size)
     crop = picture.crop((left, top, left + window, top + window))
     crop = crop.resize((side, side), Image.Resampling.BICUBIC)
     corners = [(value - start) * side / window for value, start in zip(box, (left, top) * 2, strict=True)]

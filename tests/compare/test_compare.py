@@ -89,7 +89,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
             return str(error)
         return ""
 
-    monkeypatch.setattr(engine, "_train", train_here)
+    monkeypatch.setattr(engine, "train_run", train_here)
     return trained
 
 
@@ -547,7 +547,7 @@ def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: P
         stop.asked = stop.asked or (log.exists() and log.read_text().count("\n") > 2)
 
     stop = StopSignal()
-    reason = engine._train(run, stop, stop_after_steps)
+    reason = engine.train_run(run, stop, stop_after_steps)
     assert "--resume continues" in reason
     state = torch.load(run.out / "last.pt", weights_only=True)["training"]["place"]
     assert 0 < state["step"] < 90

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_cases import epochs, found, make_run
 
+from browser_cases import CONTROLS, Open, browser, grave, needs_chromium, open_page, press, wait_for_drawings
 from ghmdet.report.page import write_report
 from measured_data import REPO
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'ghmdet[dev]'")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a Chromium: apt-get install chromium, or any that is on the PATH"
-)
-SWITCHES = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CONTROLS = "button, select, input, summary, a[href]"
+__all__ = ["browser", "open_page"]
+pytestmark = needs_chromium
 ARTEFACTS = REPO / "test-artefacts"
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,38 +39,6 @@ def together(run: Path, made_up: Path, tmp_path_factory: pytest.TempPathFactory)
     return write_report([real, made_up.parent, bare], out=folder / "report.html", say=lambda line: None)
 
 
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
-    """Opens a page; at the end there was no message on its console, no failed request, none to the network."""
-    troubles: list[str] = []
-    contexts = []
-
-    def open_page(path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("requestfailed", lambda request: troubles.append(request.url[:80]))
-        page.on(
-            "request",
-            lambda request: (
-                troubles.append(request.url[:80]) if not request.url.startswith(("file:", "data:")) else None
-            ),
-        )
-        page.goto(path.as_uri())
-        if script:
-            wait_for_drawings(page)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not troubles
-
-
 def keep(page: Any, name: str) -> None:
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / f"report-{name}.png", full_page=True)
@@ -105,35 +49,8 @@ def unfold(page: Any) -> None:
     wait_for_drawings(page)
 
 
-def wait_for_drawings(page: Any) -> None:
-    boxes = "[...document.querySelectorAll('.drawing')]"
-    missing = f"{boxes}.filter((one) => one.checkVisibility() && !one.querySelector('.drawn')).length"
-    # Not wait_for_function: the page forbids the evaluation that it is made of.
-    for _ in range(500):
-        if not page.evaluate(missing):
-            return
-        page.wait_for_timeout(20)
-    pytest.fail(f"{page.evaluate(missing)} drawings are not drawn after ten seconds")
-
-
 def drawn(page: Any) -> list[str]:
     return page.eval_on_selector_all(".drawn path", "(all) => all.map((one) => one.getAttribute('d'))")
-
-
-def press(page: Any, locator: Any, *keys: str) -> None:
-    locator.focus()
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def grave(page: Any) -> list[str]:
-    """axe's violations that are serious or critical."""
-    violations = axe.Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {one['nodes'][0]['html'][:200]}"
-        for one in violations
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 def test_every_figure_and_picture_shows(made_up: Path, together: Path, open_page: Open) -> None:

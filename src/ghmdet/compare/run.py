@@ -143,7 +143,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             later = len(plan.seeds) * sum(arm.weight is None and not arm.failed for arm in standing)
             run, total = ready[0], done + len(ready) + later
             began = time.monotonic()
-            reason = _train(run, stop, partial(show, done / total))
+            reason = train_run(run, stop, partial(show, done / total))
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
             outcome = run.outcome()
@@ -161,7 +161,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             say(f"[{done}/{total}] {run}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{more}")
 
 
-def _train(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
+def train_run(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
     """Train one run in a process of its own, which a signal lets stop where it can go on; why it failed, if it did."""
     run.out.mkdir(parents=True, exist_ok=True)
     output, log = run.out / "output.txt", run.out / "log.csv"
@@ -180,7 +180,8 @@ def _train(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
                 process.terminate()
                 process.wait()
             rows = read_rows(log)
-            show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}/{run.epochs}")
+            of = f"/{run.config.epochs}" if run.config.epochs else ""
+            show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}{of}")
             time.sleep(0.5)
     finally:
         process.kill()  # if a second signal left the loop

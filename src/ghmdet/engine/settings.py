@@ -121,6 +121,16 @@ class SharedConfig(TrainConfig):
     budget: Annotated[str | None, HIDDEN] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoldConfig(TrainConfig):
+    """How the detectors of the folds are trained; the options that an audit decides are not in its `--help`."""
+
+    train_split: Annotated[str, HIDDEN] = "train"
+    val_split: Annotated[str, HIDDEN] = "val"
+    val_every: Annotated[int | None, HIDDEN] = None
+    patience: Annotated[int, HIDDEN] = 0
+
+
 def validate_every(epochs: int) -> int:
     """Epochs between two validations where nothing else was asked for: at most `VALIDATIONS` in a run.
 

@@ -1,0 +1,204 @@
+"""`ghmdet audit`: what may be wrong with the labels of a data set, as tables and as a page to review it on."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from ghmdet.audit.folds import commands, judge_folds, plan, train_all
+from ghmdet.audit.review import write_review
+from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, rank
+from ghmdet.compare.arms import settings
+from ghmdet.data import DetectionData, read_data, require_images
+from ghmdet.data.coco import load_json
+from ghmdet.engine.detect import Detector
+from ghmdet.engine.device import choose_device
+from ghmdet.engine.progress import counting
+from ghmdet.engine.run_folder import provenance, read_json, same_data, write_json
+from ghmdet.engine.settings import FoldConfig
+from ghmdet.errors import DataError, GhmdetError, Range
+from ghmdet.files import write_atomic
+
+COLUMNS = ("id", "picture", "kind", "label", "class", "box", "new_class", "new_box", "score", "g", "gr")
+
+app = App(name="audit")
+
+
+@app.default
+def write_audit(
+    data: Path,
+    /,
+    *,
+    out: Path,
+    checkpoint: Path | None = None,
+    results: Path | None = None,
+    folds: int | None = None,
+    split: str | None = None,
+    review: int = 200,
+    list_commands: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    config: Annotated[FoldConfig | None, Parameter(name="*")] = None,
+    say: Callable[[str], None] = print,
+) -> list[Suspicion]:
+    """Find labels that may be wrong, and write a page to review them on.
+
+    By default the split is cut into three folds, and each is judged by a detector that is trained on the other two.
+    Interrupted, the same command continues. docs/audit.md says what is found and what the scores mean.
+
+    Args:
+        data: Folder of the data set, or a COCO annotations file.
+        out: Folder to write: review.html, audit.csv, audit.json, suggestions.json, and the folds' runs.
+        checkpoint: A detector that was trained on other pictures, in place of folds.
+        results: Anyone's detections on the split, as COCO results with scores, in place of folds.
+        folds: Parts that the split is cut into; by default 3.
+        split: Part of the data set to judge; by default train, or with a checkpoint that was trained on this data
+            what it was validated on.
+        review: Suspicions on the page, the likeliest.
+        list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
+            all are done.
+        config: How the folds' detectors are trained; a budget is shared among them.
+        say: Takes each line meant for the user.
+
+    Raises:
+        GhmdetError: an option, a checkpoint or the data that cannot be used, or `out` holds something else.
+        KeyboardInterrupt: stopped by a signal; the run of the moment is saved.
+    """
+    Range(0, 100_000).check("review", review)
+    config = config or FoldConfig()
+    if out.is_file():
+        raise GhmdetError(f"--out {out} is a file: give a folder")
+    if sum(each is not None for each in (checkpoint, results, folds)) > 1:
+        raise GhmdetError("give one of --checkpoint, --results and --folds")
+    if (checkpoint or results) and (given := settings(config).keys() - {"device"}):
+        raise GhmdetError(f"--{min(given).replace('_', '-')} is for training folds: nothing is trained here")
+    if not list_commands:  # other hosts may have other devices
+        choose_device(config.device)
+    learnt = False
+    if checkpoint:
+        how = f"the detector {checkpoint}"
+        part, found, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
+    else:
+        part = _read(data, split or "train", say=lambda line: None if list_commands else say(line))
+        if results:
+            how = f"the detections {results}"
+            found = audit(_detections(results), part)
+        else:
+            how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
+            runs = plan(part, out, folds or 3, config, (lambda line: None) if list_commands else say)
+            if list_commands:
+                for command in commands(runs):
+                    say(command)
+                return []
+            train_all(runs, say)
+            found = rank(judge_folds(runs, config.device), part)
+    write(out, part, found, {"data": str(data.absolute()), "judged_by": how, "learnt": learnt}, review)
+    counts = Counter(one.kind for one in found)
+    say(f"{len(found)} suspicions: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS)}")
+    if learnt:
+        say(LEARNT)
+    say(f"to review the first {min(review, len(found))}, open {out / 'review.html'}")
+    return found
+
+
+LEARNT = (
+    "This detector was trained on these very labels: it has learnt wrong ones too, and hides them. Use --folds, or "
+    "another --split."
+)
+
+
+def _read(
+    data: Path, split: str, say: Callable[[str], None], classes: Sequence[str] | None = None
+) -> DetectionData:
+    part = read_data(data, split, classes=classes)
+    say(part.describe())
+    require_images(part)
+    return part
+
+
+def _by_checkpoint(
+    data: Path, checkpoint: Path, split: str | None, device: str, say: Callable[[str], None]
+) -> tuple[DetectionData, list[Suspicion], bool]:
+    """The part that is judged, what a detector finds there, and whether it was trained on it."""
+    detector = Detector.load(checkpoint, device=device, precision="fp32")
+    arguments = (read_json(checkpoint.parent / "run.json") or {}).get("arguments") or {}
+    own = same_data(data, arguments.get("data"))
+    split = split or (arguments.get("val_split", "val") if own else "train")
+    there = read_data(data, split).classes
+    if unknown := [name for name in there if name not in detector.classes]:
+        raise DataError(
+            f"{checkpoint}: does not know class '{unknown[0]}' of {data}; it has {', '.join(detector.classes)}: give a"
+            " detector of the same classes, or --folds"
+        )
+    part = _read(data, split, say, detector.classes)
+    with counting("pictures", len(part.records)) as advance:
+        found = audit(detector, part, advance=advance)
+    return part, found, own and part.split == arguments.get("train_split")
+
+
+def _detections(file: Path) -> Sequence[dict[str, Any]]:
+    content = load_json(file)
+    if not isinstance(content, list):
+        raise DataError(f"{file}: no COCO results: expected a list of detections")
+    return content
+
+
+def write(
+    out: Path, data: DetectionData, found: Sequence[Suspicion], about: dict[str, Any], review: int
+) -> None:
+    """Write audit.json, audit.csv, suggestions.json (COCO), and the page with the first `review` of them."""
+    rows = [_row(number, one, data) for number, one in enumerate(found, start=1)]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    told = about | {
+        "audit": digest,
+        "split": data.split,
+        "classes": data.classes,
+        "pictures": len(data.records),
+        "labels": int((~data.records.crowd).sum()),
+        "made": provenance(about),
+    }
+    write_json(out / "audit.json", told | {"items": rows})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(out / "audit.csv", table.getvalue())
+    content = data.to_coco()
+    suggested = [
+        {
+            "id": row["id"],
+            "image_id": int(data.records.image_ids[one.picture]),
+            "category_id": data.category_ids[one.suggested.label],
+            "bbox": row["new_box"],
+            "area": row["new_box"][2] * row["new_box"][3],
+            "iscrowd": 0,
+            "kind": row["kind"],
+            "score": row["score"],
+        }
+        for row, one in zip(rows, found, strict=True)
+        if one.suggested
+    ]
+    write_json(out / "suggestions.json", content | {"annotations": suggested})
+    write_review(out, data, found[:review], rows[:review], told, LEARNT if about["learnt"] else "")
+
+
+def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:
+    """What the tables say of a suspicion; boxes are x, y, width, height in pixels, labels numbered from 1."""
+
+    def told(label: Label | None) -> tuple[str | None, list[float] | None]:
+        if label is None:
+            return None, None
+        x1, y1, x2, y2 = label.box
+        return data.classes[label.label], [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+
+    (given, box), (new, new_box) = told(one.given), told(one.suggested)
+    numbers = (None if value is None else round(value, 4) for value in (one.score, one.g, one.gr))
+    row = None if one.row is None else one.row + 1
+    name = data.records.name(one.picture)
+    return dict(zip(COLUMNS, (number, name, one.kind, row, given, box, new, new_box, *numbers), strict=True))

@@ -1,0 +1,172 @@
+"""`ghmdet audit`: folds, a checkpoint or anyone's detections; what is written; bad input in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_cases import TINY
+from ghmdet.audit import folds as engine
+from ghmdet.audit.command import COLUMNS, write_audit
+from ghmdet.audit.folds import Fold
+from ghmdet.cli import main
+from ghmdet.data import read_data
+from ghmdet.engine.detect import Detector, detect
+from ghmdet.engine.progress import StopSignal
+from ghmdet.engine.settings import FoldConfig
+from ghmdet.engine.train import train
+from ghmdet.errors import DataError, GhmdetError
+
+CONFIG = FoldConfig(**vars(replace(TINY, epochs=1)))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Fold]:
+    """Folds are trained in this process; the list of those trained."""
+    trained = []
+
+    def train_here(run: Fold, stop: StopSignal, show: Callable[[str], None]) -> str:
+        trained.append(run)
+        train(run.data, run.out, run.config, resume=True, say=lambda line: None)
+        return ""
+
+    monkeypatch.setattr(engine, "train_run", train_here)
+    return trained
+
+
+def read(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "audit.json").read_text())
+    return content
+
+
+def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
+    squares: Path, tmp_path: Path, in_process: list[Fold]
+) -> None:
+    said: list[str] = []
+    found = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
+    assert [str(run) for run in in_process] == ["fold 1", "fold 2"]
+    judged, learnt = [], []
+    for run in in_process:
+        (settings,) = (json.loads((run.out / "run.json").read_text())["arguments"],)
+        assert settings["epochs"] == 1 and Path(settings["data"]) == run.data
+        judged.append({record.path.name for record in run.part.records})
+        learnt.append({record.path.name for record in read_data(run.data, "train").records})
+        assert judged[-1] == {record.path.name for record in read_data(run.data, "val").records}
+        assert judged[-1].isdisjoint(learnt[-1])
+    assert len(judged[0] | judged[1]) == 12 and judged[0].isdisjoint(judged[1])
+    assert found and len(read(tmp_path / "a")["items"]) == len(found)
+    assert "open" in said[-1]
+    again = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
+    assert len(in_process) == 2 and again == found
+    with pytest.raises(GhmdetError, match=r"other settings: epochs 2 \(there 1\)"):
+        write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=2))
+    with pytest.raises(GhmdetError, match=r"other settings: folds 3 \(there 2\)"):
+        write_audit(squares, out=tmp_path / "a", config=CONFIG)
+
+
+def test_commands_for_other_hosts_and_a_shared_budget(squares: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = replace(CONFIG, epochs=None, budget="3m")
+    write_audit(squares, out=tmp_path / "a", list_commands=True, config=config, say=said.append)
+    assert len(said) == 3
+    for number, command in enumerate(said, start=1):
+        words = shlex.split(command)
+        assert words[:2] == ["ghmdet", "train"] and words[2].endswith(f"fold{number}")
+        assert words[words.index("--budget") + 1] == "60s" and "--resume" in words
+
+
+def test_labels_that_changed_since_are_another_audit(squares: Path, tmp_path: Path) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    write_audit(tmp_path / "set", out=tmp_path / "a", list_commands=True, config=CONFIG, say=str)
+    file = tmp_path / "set" / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(GhmdetError, match="labels of the data have changed"):
+        write_audit(tmp_path / "set", out=tmp_path / "a", list_commands=True, config=CONFIG, say=str)
+
+
+def test_a_checkpoint_judges_what_it_did_not_train_on_or_says_so(
+    squares: Path, run: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    write_audit(squares, out=tmp_path / "val", checkpoint=run / "best.pt", say=said.append)
+    told = read(tmp_path / "val")
+    assert (told["split"], told["pictures"], told["learnt"]) == ("val", 4, False)
+    assert "trained on these very labels" not in "".join(said)
+    write_audit(squares, out=tmp_path / "train", checkpoint=run / "best.pt", split="train", say=said.append)
+    assert read(tmp_path / "train")["learnt"] is True and "trained on these very labels" in "".join(said)
+    assert "trained on these very labels" in (tmp_path / "train" / "review.html").read_text()
+    assert "trained on these very labels" not in (tmp_path / "val" / "review.html").read_text()
+    shutil.copytree(squares, tmp_path / "set")  # another set: nothing there was learnt, as far as is known
+    write_audit(tmp_path / "set", out=tmp_path / "other", checkpoint=run / "best.pt", say=str)
+    assert (read(tmp_path / "other")["split"], read(tmp_path / "other")["learnt"]) == ("train", False)
+
+
+def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Path, tmp_path: Path) -> None:
+    part = read_data(squares, "val")
+    detector = Detector.load(run / "best.pt", device="cpu")
+    results = detect(detector.model, part, device=detector.device)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    out = tmp_path / "a"
+    found = write_audit(squares, out=out, results=tmp_path / "results.json", split="val", review=3, say=str)
+    told = read(out)
+    assert told["labels"] == 8 and told["classes"] == ["red", "blue"] and len(told["audit"]) == 16
+    with (out / "audit.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(told["items"]) == len(found) and tuple(rows[0]) == COLUMNS
+    coco = json.loads((out / "suggestions.json").read_text())
+    suggested = {one["id"]: one for one in coco["annotations"]}
+    for number, (row, item, one) in enumerate(zip(rows, told["items"], found, strict=True), start=1):
+        assert int(row["id"]) == item["id"] == number and float(row["score"]) == item["score"]
+        assert item["score"] == pytest.approx(one.score, abs=1e-4) and item["kind"] == one.kind
+        record = part.records[one.picture]
+        assert item["picture"] == record.path.name
+        if one.row is not None and one.given:
+            x, y, w, h = item["box"]
+            assert (x, y, x + w, y + h) == pytest.approx(record.boxes[one.row].tolist(), abs=0.02)
+            assert item["class"] == part.classes[record.labels[one.row]] and item["label"] == one.row + 1
+        assert (number in suggested) == (item["new_box"] is not None) == (one.suggested is not None)
+        if number in suggested:
+            assert suggested[number]["bbox"] == item["new_box"]
+            assert suggested[number]["image_id"] == record.image_id
+    assert sorted(path.name for path in (out / "crops").iterdir()) == [f"0000{i}.jpg" for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "nothing"], "no split 'nothing'"),
+        (["--folds", "40"], "12 pictures in .* too few for 40 folds"),
+        (["--folds", "1"], "--folds 1: give 2 or more"),
+        (["--folds", "2", "--results", "x.json"], "give one of --checkpoint, --results and --folds"),
+        (["--results", "x.json"], "x.json: no such file"),
+        (["--review", "-1"], "--review -1"),
+        (["--checkpoint", "x.pt", "--epochs", "3"], "--epochs is for training folds"),
+    ],
+)
+def test_bad_input_is_one_line(
+    squares: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", str(squares), "--out", str(tmp_path / "a"), *options])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1
+    assert re.search(message, error)
+
+
+def test_a_checkpoint_of_other_classes_is_named(squares: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    for file in (tmp_path / "set" / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"blue"', '"green"'))
+    with pytest.raises(DataError, match=r"does not know class 'green' .* it has red, blue"):
+        write_audit(tmp_path / "set", out=tmp_path / "a", checkpoint=run / "best.pt", say=str)

@@ -1,0 +1,158 @@
+"""The page of an audit in Chromium: keys, filters, what the browser keeps, the export, barriers, many items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser_cases import CONTROLS, Open, browser, grave, needs_chromium, open_page, press
+from ghmdet.audit import Label, Suspicion
+from ghmdet.audit.command import write
+from ghmdet.data import DetectionData, read_data
+from measured_data import REPO
+from small_sets import Picture, coco_content, draw
+
+__all__ = ["browser", "open_page"]
+pytestmark = needs_chromium
+BOX, OTHER = (20.0, 20.0, 60.0, 60.0), (100.0, 100.0, 140.0, 140.0)
+CAT, DOG = 0, 1
+FOUND = [
+    Suspicion(0, "missing", None, None, Label(DOG, OTHER), 0.9, 0.9, None),
+    Suspicion(0, "class", 0, Label(CAT, BOX), Label(DOG, BOX), 0.8, 0.8, 0.1),
+    Suspicion(0, "shifted", 0, Label(CAT, BOX), Label(CAT, (30.0, 30.0, 70.0, 70.0)), 0.7, 0.7, 0.9),
+    Suspicion(0, "spurious", 1, Label(DOG, OTHER), None, 0.6, 0.6, None),
+    Suspicion(0, "duplicate", 0, Label(CAT, BOX), None, 0.5, 0.1, 0.1),
+]
+
+
+def made(root: Path) -> DetectionData:
+    picture = Picture("<b>a & b.jpg", 200, 160, [(CAT, *BOX), (DOG, *OTHER)])
+    (root / "train.json").write_text(json.dumps(coco_content([picture])))
+    draw(root / picture.name, 200, 160)
+    return read_data(root / "train.json")
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("audit")
+    about = {"data": str(root), "judged_by": "a test", "learnt": False}
+    write(root / "a", made(root), FOUND, about, 200)
+    return root / "a" / "review.html"
+
+
+def shown(page: Any) -> str:
+    text: str = page.locator(".said").inner_text()
+    return text
+
+
+def test_each_kind_is_asked_about_and_drawn(page_of: Path, open_page: Open) -> None:
+    page = open_page(page_of)
+    wanted = [
+        ("Nothing is labelled here. Add dog?", 0, 1, 2),
+        ("Labelled cat. Make it dog?", 1, 0, 1),
+        ("This cat is beside its object. Move the box?", 1, 1, 1),
+        ("Nothing is seen here. Remove this dog?", 1, 0, 1),
+        ("A second label on one object. Remove this cat?", 1, 0, 1),
+    ]
+    for sentence, given, suggested, _near in wanted:
+        assert shown(page) == sentence
+        assert page.locator(".stage rect.given").count() == given
+        assert page.locator(".stage rect.suggested").count() == suggested
+        assert page.locator(".stage img").evaluate("(one) => one.decode().then(() => one.naturalWidth)") > 50
+        page.keyboard.press("n")
+    page.keyboard.press("b")
+    page.keyboard.press("ArrowLeft")
+    assert shown(page) == wanted[2][0]
+    # The drawing lies on the crop as the box lies in the picture.
+    box = page.locator(".stage rect.given").bounding_box()
+    stage = page.locator(".stage img").bounding_box()
+    item = json.loads((page_of.parent / "audit.json").read_text())["items"][2]
+    left, _, side = page.evaluate("items[2].window")
+    scale = stage["width"] / side
+    assert box["x"] - stage["x"] == pytest.approx((item["box"][0] - left) * scale, abs=3)
+    assert box["width"] == pytest.approx(item["box"][2] * scale, abs=6)
+
+
+def test_decisions_stay_in_the_browser_and_are_exported(page_of: Path, open_page: Open) -> None:
+    page = open_page(page_of)
+    for key in ("a", "r", "a", "u", "n", "A"):
+        page.keyboard.press(key)
+    assert "3 of 5 decided" in page.locator(".now").inner_text()
+    page.reload()
+    assert "3 of 5 decided" in page.locator(".now").inner_text()
+    assert shown(page).startswith("This cat is beside")  # the first that is not decided
+    page.get_by_role("button", name="Reject").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    assert download.value.suggested_filename == "decisions.json"
+    exported = json.loads(Path(download.value.path()).read_text())
+    assert exported["audit"] == json.loads((page_of.parent / "audit.json").read_text())["audit"]
+    words = {one["id"]: one["decision"] for one in exported["decisions"]}
+    assert words == {1: "accept", 2: "reject", 3: "reject", 4: "accept"}
+
+
+def test_filters_by_kind_and_class(page_of: Path, open_page: Open) -> None:
+    page = open_page(page_of)
+    press(page, page.get_by_role("button", name="spurious 1"), "Enter")
+    assert shown(page).startswith("Nothing is seen") and "0 of 1 decided" in page.locator(".now").inner_text()
+    page.locator("#of").select_option("cat")
+    assert page.locator(".review").is_hidden() and "0 of 0" in page.locator(".now").inner_text()
+    page.keyboard.press("a")  # there is nothing to decide
+    press(page, page.get_by_role("button", name="all 5"), "Enter")
+    assert "0 of 3 decided" in page.locator(".now").inner_text()
+
+
+def test_no_grave_barrier_and_a_phone_scrolls_only_downwards(page_of: Path, open_page: Open) -> None:
+    for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360)):
+        page = open_page(page_of, scheme=scheme, width=width)
+        assert grave(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        folder = REPO / "test-artefacts"
+        folder.mkdir(exist_ok=True)
+        page.screenshot(path=folder / f"audit-{scheme}-{width}.png", full_page=True)
+    wanted = page.locator(CONTROLS).count()
+    reached = set()
+    for _ in range(wanted + 1):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(f"[...document.querySelectorAll('{CONTROLS}')].indexOf(document.activeElement)")
+        )
+    assert reached - {-1} == set(range(wanted))
+
+
+def test_names_are_text_and_a_page_without_script_says_so(page_of: Path, open_page: Open) -> None:
+    page = open_page(page_of)
+    assert page.locator(".facts b").count() == 0 and "<b>a & b.jpg" in page.locator(".facts").inner_text()
+    bare = open_page(page_of, script=False)
+    assert "needs its script" in bare.locator("noscript").inner_text()
+    assert bare.locator("button:visible").count() == 0
+
+
+def test_five_thousand_items_stay_fluid_and_small(tmp_path: Path, open_page: Open) -> None:
+    data, rng = made(tmp_path), np.random.default_rng(0)
+    low = rng.uniform(0, 100, (5000, 2)).round(1)
+    found = [
+        Suspicion(0, "missing", None, None, Label(DOG, (x, y, x + 40, y + 40)), 0.5, 0.5, None)
+        for x, y in low.tolist()
+    ]
+    write(tmp_path / "a", data, found, {"data": "x", "judged_by": "y", "learnt": False}, 5000)
+    assert (tmp_path / "a" / "review.html").stat().st_size < 30e6
+    assert len(list((tmp_path / "a" / "crops").iterdir())) == 5000
+    with Image.open(tmp_path / "a" / "crops" / "05000.jpg") as crop:
+        assert crop.size[0] == crop.size[1]
+    page = open_page(tmp_path / "a" / "review.html")
+    milliseconds = page.evaluate(
+        """() => {
+            const began = performance.now();
+            const press = { key: "a", bubbles: true };
+            for (let i = 0; i < 50; i++) document.body.dispatchEvent(new KeyboardEvent("keydown", press));
+            return (performance.now() - began) / 50;
+        }"""
+    )
+    assert "50 of 5000 decided" in page.locator(".now").inner_text()
+    assert milliseconds < 50
