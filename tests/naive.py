@@ -77,3 +77,51 @@ def guarded(norms: Sequence[float], targets: Sequence[float], losses: Sequence[f
     positives = max(sum(targets), 1)
     regions = [region(g, bins) for g in norms]
     return sum(loss / max(regions.count(m), positives) for loss, m in zip(losses, regions, strict=True))
+
+
+def softmax(x: Sequence[float]) -> list[float]:
+    """p of logits over all labels."""
+    powers = [math.exp(v - max(x)) for v in x]
+    return [v / sum(powers) for v in powers]
+
+
+def softmax_ghm(
+    rows: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    *,
+    bins: int = 30,
+    normalize: str = "occupied",
+    min_count: float | str = 0.0,
+    per_class: bool = False,
+    background: int | None = None,
+    class_weight: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[float, list[list[float]]]:
+    """1/W Σ β_i L_i with g = 1 − p_label, and its gradient by the logits. Negative labels are left out."""
+    classes = len(rows[0])
+    counted = [(softmax(row), label) for row, label in zip(rows, labels, strict=True) if label >= 0]
+    scale = list(class_weight) if class_weight else [1.0] * classes
+    divisor = sum(scale[label] for _, label in counted)
+    total, gradient = 0.0, []
+    for row, label in zip(rows, labels, strict=True):
+        if label < 0:
+            gradient.append([0.0] * classes)
+            continue
+        p = softmax(row)
+        alike = [(q, c) for q, c in counted if c == label or not per_class]
+        regions = [region(min(1 - q[c], 1.0), bins) for q, c in alike]
+        inside = regions.count(region(1 - p[label], bins))
+        others = label == background and per_class  # the background is held to the number of all objects
+        positives = sum(c != background for _, c in (counted if others else alike))
+        floors = {"positives": max(positives, 1), "mean": len(alike) / bins}
+        floor = floors[min_count] if isinstance(min_count, str) else min_count
+        share = len(counted) / (classes if per_class else 1)
+        parts = {"none": 1, "all": bins, "occupied": len(set(regions))}[normalize]
+        beta = share / parts / max(inside, floor)
+        wanted = [
+            scale[j] * ((1 - label_smoothing) * (j == label) + label_smoothing / classes)
+            for j in range(classes)
+        ]
+        total += beta * sum(-t * math.log(q) for t, q in zip(wanted, p, strict=True))
+        gradient.append([beta * (q * sum(wanted) - t) / divisor for t, q in zip(wanted, p, strict=True)])
+    return total / divisor, gradient

@@ -11,10 +11,18 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ghmdet import GHMC, GHMR
+from ghmdet import GHMC, GHMR, SoftmaxGHMC
 from ghmdet.functional.equalized import EqlV2, EqualizedFocal
 from ghmdet.losses import Equalized
 from ghmdet.spectrum import sum_over_ranks, world_size
+
+
+class Labelled(SoftmaxGHMC):
+    """Takes what the other losses take: of targets the first class, 0 being the background."""
+
+    def forward(self, inputs, targets, valid):
+        return super().forward(inputs, targets.argmax(1), valid[:, 0])
+
 
 STEPS = 3
 SHARDS = [(30, 10), (0, 25), (17, 17)]  # examples of each rank in each step
@@ -23,6 +31,10 @@ MODULES = {
     "GHMC guarded": lambda reduction: GHMC.guarded(3, reduction=reduction),
     "GHMC accumulated": lambda reduction: GHMC(accumulation_steps=2, reduction=reduction),
     "GHMR": lambda reduction: GHMR(reduction=reduction),
+    "softmax": lambda reduction: Labelled(3, 0, per_class=True, reduction=reduction),
+    "softmax weighed": lambda reduction: Labelled(
+        3, 0, class_weight=torch.tensor([0.2, 1.0, 3.0]), reduction=reduction
+    ),
 }
 SUMS = {
     "EQL v2": lambda _: Equalized(3, EqlV2),

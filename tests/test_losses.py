@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ghmdet import GHMC, GHMR, functional
+from ghmdet import GHMC, GHMR, SoftmaxGHMC, functional
 from ghmdet.functional.equalized import EqlV2, EqualizedFocal
 from ghmdet.losses import Equalized
 from measured_data import REPO
@@ -311,3 +311,90 @@ def test_the_examples_of_the_losses_page_run():
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
+
+
+def labelled(seed: int, n: int = 40):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(torch.tensor([0.8, 0.15, 0.05]), n, True, generator=generator)
+    return torch.randn(n, 3, generator=generator).requires_grad_(), labels
+
+
+SOFTMAX = [
+    ({"background": 0}, {"min_count": "positives", "normalize": "none"}),
+    ({"background": -1, "per_class": True}, {"min_count": "positives", "normalize": "none"}),
+    ({}, {"min_count": "mean", "normalize": "all"}),
+    ({"per_class": True}, {"min_count": "mean", "normalize": "all"}),
+    ({"min_count": 0.0, "bins": 10}, {"normalize": "occupied"}),
+    ({"class_weight": torch.tensor([1.0, 5.0, 0.1]), "label_smoothing": 0.1, "ignore_index": 1}, None),
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("options", "defaults"), SOFTMAX)
+def test_softmax_without_momentum_is_the_function(options, defaults, reduction):
+    loss = SoftmaxGHMC(3, momentum=0.0, reduction=reduction, **options)
+    defaults = defaults or {"min_count": "mean", "normalize": "all"}
+    for seed in range(3):
+        logits, labels = labelled(seed)
+        valid, weight = torch.rand(40) < 0.8, torch.rand(40)
+        expected = functional.softmax_ghm_loss(
+            logits, labels, valid=valid, weight=weight, reduction=reduction, **defaults | options
+        )
+        torch.testing.assert_close(loss(logits, labels, valid, weight), expected)
+        levels = [list(x.split(7)) for x in (logits, labels, valid, weight)]
+        torch.testing.assert_close(loss(*levels), expected)
+
+
+def test_the_softmax_average_includes_the_present_batch_and_is_read_only_in_eval():
+    loss = SoftmaxGHMC(2, 0, bins=2, momentum=0.5)
+    easy, hard = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    background = torch.zeros(4, dtype=torch.long)
+    loss(torch.stack([easy, easy, easy, hard]).requires_grad_(), background)
+    logits = torch.stack([easy, hard, hard, hard]).requires_grad_()
+    value = loss(logits, background)
+    losses = nn.functional.cross_entropy(torch.stack([easy, hard]), background[:2], reduction="none")
+    # Averages after two steps: (3 + 2 · 1)/3 easy, (1 + 2 · 3)/3 hard, 4 examples in all.
+    torch.testing.assert_close(value, losses[0] / (5 / 3) + 3 * losses[1] / (7 / 3))
+    kept = loss.spectrum.compute().table.clone()
+    assert kept.tolist() == [[pytest.approx(5 / 3), pytest.approx(7 / 3), 4.0, 0.0]]
+    with torch.no_grad():
+        loss(logits, background)
+    loss.eval()(logits, background)
+    assert torch.equal(loss.spectrum.compute().table, kept)
+
+
+def test_softmax_is_copied_and_saved_with_its_state():
+    loss = SoftmaxGHMC(3, -1, per_class=True, class_weight=torch.tensor([1.0, 2.0, 3.0]))
+    loss(*labelled(0))
+    fresh = SoftmaxGHMC(3, -1, per_class=True, class_weight=torch.ones(3))
+    fresh.load_state_dict(loss.state_dict())
+    expected = copy.deepcopy(loss)(*labelled(1))
+    for other in (pickle.loads(pickle.dumps(loss)), fresh):
+        assert torch.equal(other(*labelled(1)), expected)
+    assert "class_weight" not in GHMC(momentum=0).state_dict()  # files written before have none
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SoftmaxGHMC(3, 3), "background=3 is none of 3 labels"),
+        (lambda: SoftmaxGHMC(3, min_count="positives"), "softmax without background"),
+        (lambda: SoftmaxGHMC(0, per_class=True), "num_classes must be a whole number"),
+        (lambda: SoftmaxGHMC(3, label_smoothing=-0.1), "label_smoothing"),
+        (lambda: SoftmaxGHMC(4)(*labelled(0)), "made for num_classes=4"),
+        (lambda: SoftmaxGHMC(3)([1.0], torch.zeros(1).long()), "must be a tensor"),
+    ],
+)
+def test_a_mistake_with_softmax_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_class_options_of_ghm_c_reach_the_function():
+    options = {"class_weight": torch.tensor([1.0, 0.5, 3.0]), "ignore_index": 2, "label_smoothing": 0.1}
+    logits, labels = labelled(0)
+    loss = GHMC(momentum=0.0, **options)
+    expected = functional.ghm_c_loss(logits, labels, min_count="positives", normalize="none", **options)
+    torch.testing.assert_close(loss(logits, labels), expected)
+    torch.testing.assert_close(loss(list(logits.split(9)), list(labels.split(9))), expected)
+    assert loss.half().state_dict()["class_weight"].tolist() == [1.0, 0.5, 3.0]

@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ghmdet import functional as functional
     from ghmdet.engine.detect import Detector
-    from ghmdet.losses import GHMC, GHMR
+    from ghmdet.functional import RegionCounts
+    from ghmdet.losses import GHMC, GHMR, SoftmaxGHMC
     from ghmdet.spectrum import GradientSpectrum
 
 STARTED_AT = time.monotonic()
 """When this process began, as near as Python can tell: what takes time is imported later."""
-__all__ = ["GHMC", "GHMR", "Detector", "GradientSpectrum", "functional"]
+__all__ = ["GHMC", "GHMR", "Detector", "GradientSpectrum", "RegionCounts", "SoftmaxGHMC", "functional"]
 
-_HOMES = {"Detector": "engine.detect", "GHMC": "losses", "GHMR": "losses", "GradientSpectrum": "spectrum"}
+_HOMES = {
+    "Detector": "engine.detect",
+    "GHMC": "losses",
+    "GHMR": "losses",
+    "GradientSpectrum": "spectrum",
+    "RegionCounts": "functional",
+    "SoftmaxGHMC": "losses",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,86 +9,67 @@ from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional._arguments import (
+    IGNORED,
     Arguments,
+    Levels,
     check_reduction,
+    check_smoothing,
+    check_tensors,
     class_arguments,
     expand,
+    join_levels,
     populations,
     regression_arguments,
 )
 from ghmdet.functional._fused import check_impl, harmonized
-from ghmdet.functional.density import MinCount, RegionCounts, Weighting
+from ghmdet.functional.density import MinCount, RegionCounts, Weighting, check_whole
 from ghmdet.functional.equalized import EqlV2, EqualizedFocal
 from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1, CrossEntropy, Loss
+from ghmdet.functional.softmax import SoftmaxCrossEntropy
 from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, world_size
 
 
-class _Harmonized(nn.Module):
-    """What both losses are: weights from a spectrum, over elements, their gradient norms and their plain losses."""
-
-    guard: MinCount
-    """The floor of the guarded form, which is the default."""
-    guarded_normalize: str
-    _arguments: Callable[..., Arguments]
+class _Weighing(nn.Module):
+    """What the losses share: weights from a spectrum. `guard` is the floor of the default, the guarded form."""
 
     def __init__(
         self,
-        loss: Loss,
+        guard: MinCount,
         bins: int,
         momentum: float,
         normalize: str | None,
         min_count: MinCount | None,
         num_classes: int | None,
         accumulation_steps: int,
-        compat: str | None,
         reduction: str,
-        impl: str,
+        compat: str | None = None,
     ) -> None:
         super().__init__()
         check_reduction(reduction)
-        check_impl(impl)
         if compat not in (None, "mmdet"):
             raise unknown_name("compat", str(compat), ["mmdet"])
-        self.min_count: MinCount = (0.0 if compat else self.guard) if min_count is None else min_count
+        self.min_count: MinCount = (0.0 if compat else guard) if min_count is None else min_count
         if normalize is None:
-            normalize = "occupied" if self.min_count == 0.0 else self.guarded_normalize
+            guarded = "none" if guard == "positives" else "all"
+            normalize = "occupied" if self.min_count == 0.0 else guarded
         self.normalize = normalize
         self.per_class = num_classes is not None
         self.options = Weighting(bins, "unit-region", normalize, self.min_count, self.per_class).checked(
-            positives=self.guard == "positives"
+            positives=guard == "positives"
         )
         plain = normalize == "occupied" and self.min_count == 0.0
         if compat and not (plain and num_classes is None and accumulation_steps == 1):
             raise GhmdetError(
                 'compat="mmdet" has fixed settings: leave normalize, min_count, per_class and accumulation_steps'
             )
-        self.loss = loss
         self.compat = compat
         self.reduction = reduction
-        self.impl = impl
         self.spectrum: GradientSpectrum = (PeerSpectrum if compat else GradientSpectrum)(
             bins,
             momentum=momentum,
             num_classes=1 if num_classes is None else num_classes,
             accumulation_steps=accumulation_steps,
-        )
-
-    def forward(
-        self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
-    ) -> Tensor:
-        """The loss of logits against targets, or of predicted offsets against target offsets."""
-        if self.compat and weight is not None:  # there a weight says only whether an element counts
-            counted = expand("weight", weight, inputs) > 0
-            valid = counted if valid is None else counted & expand("valid", valid, inputs)
-            weight = None
-        return harmonized(
-            self.loss,
-            self._arguments(inputs, targets, valid, weight),
-            self.options,
-            self._weigh,
-            reduction=self.reduction,
-            impl=self.impl,
         )
 
     def _weigh(self, batch: RegionCounts) -> tuple[Tensor, Tensor]:
@@ -108,6 +89,32 @@ class _Harmonized(nn.Module):
         """The settings, for `print`."""
         names = ("normalize", "min_count", "per_class", "compat", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class _Harmonized(_Weighing):
+    """What GHMC and GHMR are: the weights, over elements, their gradient norms and their plain losses."""
+
+    loss: Loss
+    impl: str
+    _arguments: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Arguments]
+
+    def forward(
+        self, inputs: Levels, targets: Levels, valid: Levels | None = None, weight: Levels | None = None
+    ) -> Tensor:
+        """The loss of logits against targets, or of predicted offsets against target offsets."""
+        x, wanted, mask, factor = join_levels(inputs, targets, valid, weight)
+        if self.compat and factor is not None:  # there a weight says only whether an element counts
+            counted = expand("weight", factor, x) > 0
+            mask = counted if mask is None else counted & expand("valid", mask, x)
+            factor = None
+        return harmonized(
+            self.loss,
+            self._arguments(x, wanted, mask, factor),
+            self.options,
+            self._weigh,
+            reduction=self.reduction,
+            impl=self.impl,
+        )
 
 
 class GHMC(_Harmonized):
@@ -132,6 +139,7 @@ class GHMC(_Harmonized):
     - `per_class`: a density, a number of examples and of positives for each of `num_classes` classes; the mean over
       elements is then the mean over classes.
     - `accumulation_steps`: the number of calls that make one optimizer step.
+    - `class_weight`, `ignore_index`, `label_smoothing`: as in the function.
     - `compat`: "mmdet" gives the numbers of mmdetection 3.3.0, with all that is wrong with them (docs/losses.md).
     - `reduction`: "mean" over the valid elements, "sum" or "none". `impl`: as in the function.
 
@@ -144,9 +152,7 @@ class GHMC(_Harmonized):
     tensor(0.9629)
     """
 
-    guard: MinCount = "positives"
-    guarded_normalize = "none"
-    _arguments = staticmethod(class_arguments)
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -157,6 +163,9 @@ class GHMC(_Harmonized):
         min_count: MinCount | None = None,
         per_class: bool = False,
         num_classes: int | None = None,
+        class_weight: Tensor | None = None,
+        ignore_index: int = IGNORED,
+        label_smoothing: float = 0.0,
         accumulation_steps: int = 1,
         compat: str | None = None,
         reduction: str = "mean",
@@ -167,9 +176,27 @@ class GHMC(_Harmonized):
                 f"per_class={per_class} with num_classes={num_classes}: a density for each class needs their number, "
                 "a joint one takes none"
             )
-        steps, loss = accumulation_steps, CrossEntropy()
+        check_impl(impl)
+        steps = accumulation_steps
         super().__init__(
-            loss, bins, momentum, normalize, min_count, num_classes, steps, compat, reduction, impl
+            "positives", bins, momentum, normalize, min_count, num_classes, steps, reduction, compat
+        )
+        self.loss, self.impl = CrossEntropy(), impl
+        self.register_buffer("class_weight", class_weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = check_smoothing(label_smoothing)
+
+    def _arguments(
+        self, inputs: Tensor, targets: Tensor, valid: Tensor | None, weight: Tensor | None
+    ) -> Arguments:
+        return class_arguments(
+            inputs,
+            targets,
+            valid,
+            weight,
+            class_weight=self.class_weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
         )
 
     @classmethod
@@ -186,6 +213,83 @@ class GHMC(_Harmonized):
             accumulation_steps=accumulation_steps,
             reduction=reduction,
         )
+
+
+class SoftmaxGHMC(_Weighing):
+    """Softmax cross entropy harmonized by the density of g = 1 − p_label in the batches seen.
+
+    Called as ``loss(inputs, labels, valid=None, weight=None)`` with the arguments of
+    :func:`ghmdet.functional.softmax_ghm_loss`, once a step over everything. The moving average and the ranks are as in
+    :class:`GHMC`.
+
+    - `num_classes`: C, the number of logits, the background's included. `background`: its label, -1 for the last,
+      None where every label is an object's.
+    - `min_count`: by default the guarded form: with a background "positives", Σ L / max(R(g), P); without one "mean",
+      Σ L / (M max(R(g), N / M)), in which no example weighs more than in cross entropy. 0 is the published form.
+      `normalize`: by default "none", "all" and "occupied" for these.
+    - `per_class`: a density for the examples of each label; the mean over examples is then the mean over labels.
+
+    The other options are as in the function and in :class:`GHMC`. Raises ValueError for options that are out of range
+    or do not go together, and for logits of another number of classes.
+
+    >>> import torch
+    >>> loss = SoftmaxGHMC(3, background=0)
+    >>> loss(torch.tensor([[3.0, 0.0, 0.0], [0.5, 1.0, 0.0]], requires_grad=True), torch.tensor([0, 1])).detach()
+    tensor(0.7752)
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        background: int | None = None,
+        bins: int = 30,
+        momentum: float = 0.75,
+        normalize: str | None = None,
+        *,
+        min_count: MinCount | None = None,
+        per_class: bool = False,
+        class_weight: Tensor | None = None,
+        ignore_index: int = IGNORED,
+        label_smoothing: float = 0.0,
+        accumulation_steps: int = 1,
+        reduction: str = "mean",
+    ) -> None:
+        guard: MinCount = "mean" if background is None else "positives"
+        rows = check_whole("num_classes", num_classes) if per_class else None
+        super().__init__(guard, bins, momentum, normalize, min_count, rows, accumulation_steps, reduction)
+        self.num_classes = num_classes
+        self.background = SoftmaxCrossEntropy(background).background_of(num_classes)
+        self.register_buffer("class_weight", class_weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = check_smoothing(label_smoothing)
+
+    def forward(
+        self, inputs: Levels, labels: Levels, valid: Levels | None = None, weight: Levels | None = None
+    ) -> Tensor:
+        """The loss of logits against labels."""
+        logits, label, mask, factor = join_levels(inputs, labels, valid, weight)
+        check_tensors(inputs=logits)
+        if logits.dim() > 1 and logits.shape[1] != self.num_classes:
+            raise GhmdetError(
+                f"logits of shape {tuple(logits.shape)} have {logits.shape[1]} classes along dimension 1, and the "
+                f"loss was made for num_classes={self.num_classes}"
+            )
+        softmax = SoftmaxCrossEntropy(
+            self.background, self.class_weight, self.ignore_index, self.label_smoothing
+        )
+        return softmax.harmonized(
+            logits, label, mask, factor, self.options, self.reduction, self._weigh, self._agree
+        )
+
+    def _agree(self, total: Tensor) -> Tensor:
+        """A rank's share of a sum over the ranks, where they are all here."""
+        return sum_over_ranks(total) / world_size() if self.spectrum.moves else total
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        return f"num_classes={self.num_classes}, background={self.background}, {super().extra_repr()}"
 
 
 class Equalized(nn.Module):
@@ -240,8 +344,6 @@ class GHMR(_Harmonized):
     tensor(0.0082)
     """
 
-    guard: MinCount = "mean"
-    guarded_normalize = "all"
     _arguments = staticmethod(regression_arguments)
 
     def __init__(
@@ -258,9 +360,11 @@ class GHMR(_Harmonized):
         impl: str = "auto",
     ) -> None:
         check_positive("mu", mu)
-        steps, loss = accumulation_steps, Asl1(mu)
-        super().__init__(loss, bins, momentum, normalize, min_count, None, steps, compat, reduction, impl)
-        self.mu = mu
+        check_impl(impl)
+        super().__init__(
+            "mean", bins, momentum, normalize, min_count, None, accumulation_steps, reduction, compat
+        )
+        self.loss, self.impl, self.mu = Asl1(mu), impl, mu
 
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMR:

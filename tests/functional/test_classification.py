@@ -408,3 +408,98 @@ def test_fused_focal_loss_has_the_precision_of_double_logits() -> None:
         ghm.sigmoid_focal_loss(logits, labels, alpha=0.9, impl=impl) for impl in ("torch", "reference")
     )
     torch.testing.assert_close(fused, slow, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("form", [{}, {"min_count": "positives", "normalize": "none", "per_class": True}])
+def test_levels_have_one_density(form, reduction, impl):
+    logits, _ = example(2, 3, 10, 10)
+    labels = torch.randint(-1, 4, (2, 10, 10))
+    valid, weight = torch.rand(2, 10, 10) < 0.9, torch.rand(2, 3, 10, 10)
+    cut = {"logits": logits, "labels": labels, "valid": valid, "weight": weight}
+    # Two levels of other sizes, the second of which has its places in a row.
+    cut = {name: [x[..., :6], x[..., 6:].reshape(*x.shape[:-2], 5, 8)] for name, x in cut.items()}
+
+    def rows(tensor):
+        return tensor.movedim(1, -1).reshape(-1, 3) if tensor.dim() == 4 else tensor.flatten()
+
+    together = {name: torch.cat([rows(level) for level in levels]) for name, levels in cut.items()}
+    found, expected = (
+        ghm.ghm_c_loss(
+            x["logits"],
+            x["labels"],
+            valid=x["valid"],
+            weight=x["weight"],
+            reduction=reduction,
+            impl=impl,
+            **form,
+        )
+        for x in (cut, together)
+    )
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+    apart = sum(
+        ghm.ghm_c_loss(level, label, reduction="sum", **form)
+        for level, label in zip(cut["logits"], cut["labels"], strict=True)
+    )
+    assert not torch.isclose(apart, ghm.ghm_c_loss(cut["logits"], cut["labels"], reduction="sum", **form))
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("method", ["unit-region", "exact"])
+def test_ignore_index_and_class_weight_are_a_mask_and_a_weight(method, impl):
+    logits, _ = example(50, 3, 4)
+    labels = torch.randint(-1, 4, (50, 4))
+    by_class = torch.tensor([0.5, 2.0, 0.0])
+    options = {"method": method, "impl": impl, "reduction": "mean", "min_count": 2.0}
+    found = ghm.ghm_c_loss(
+        logits, labels.where(labels >= 0, 255), ignore_index=255, class_weight=by_class, **options
+    )
+    expected = ghm.ghm_c_loss(logits, labels, weight=by_class.view(1, 3, 1).expand(50, 3, 4), **options)
+    torch.testing.assert_close(found, expected)
+    # What both say at once multiplies.
+    weight = torch.rand(50, 4)
+    found = ghm.ghm_c_loss(logits, labels, weight=weight, class_weight=by_class, **options)
+    both = weight.unsqueeze(1) * by_class.view(1, 3, 1)
+    torch.testing.assert_close(found, ghm.ghm_c_loss(logits, labels, weight=both, **options))
+    with pytest.raises(ValueError, match="valid="):
+        ghm.ghm_c_loss(logits, logits.detach() * 0, ignore_index=255)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("smoothing", [0.05, 0.3, 0.999])
+def test_label_smoothing_draws_the_targets_and_no_positive_is_counted_for_it(smoothing, per_class):
+    logits, targets = example(400, 3)
+    options = {"min_count": "positives", "normalize": "none", "per_class": per_class}
+    found = ghm.ghm_c_loss(logits, targets, label_smoothing=smoothing, **options)
+    smoothed = targets * (1 - smoothing) + smoothing / 2
+    torch.testing.assert_close(found, ghm.ghm_c_loss(logits, smoothed, **options))
+    # By hand: g and L of the smoothed targets, P of the targets.
+    norm = (logits.sigmoid() - smoothed).abs().detach()
+    beta = ghm.harmonizing_weights(norm, targets=targets, **options)
+    plain = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
+    torch.testing.assert_close(found, (beta * plain).mean())
+    labels = torch.where(targets.any(1), targets.argmax(1), 3)
+    one_hot = F.one_hot(labels, 4)[:, :3].double()
+    torch.testing.assert_close(
+        ghm.ghm_c_loss(logits, labels, label_smoothing=smoothing, **options),
+        ghm.ghm_c_loss(logits, one_hot, label_smoothing=smoothing, **options),
+    )
+    (gradient,) = torch.autograd.grad(found, logits)
+    torch.testing.assert_close(gradient, beta * (logits.sigmoid() - smoothed).detach() / logits.numel())
+    with pytest.raises(ValueError, match="label_smoothing must lie in"):
+        ghm.ghm_c_loss(logits, labels, label_smoothing=1.5)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2, 2), (6, 3)])
+def test_where_nothing_counts_the_loss_is_0(shape, impl):
+    logits = torch.randn(shape, requires_grad=True)
+    labels = torch.full(shape[:1] + shape[2:], -100)
+    for options in ({}, {"label_smoothing": 0.1}, {"class_weight": torch.ones(3)}, {"ignore_index": 7}):
+        given = labels.fill_(7 if "ignore_index" in options else -100)
+        loss = ghm.ghm_c_loss(logits, given, min_count="positives", normalize="none", impl=impl, **options)
+        loss.backward()
+        assert loss.item() == 0 and (logits.grad == 0).all()

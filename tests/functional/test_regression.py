@@ -187,3 +187,16 @@ def test_smooth_l1_is_torchs():
 def test_a_mistake_is_named(call, text):
     with pytest.raises(ValueError, match=text):
         call(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_levels_have_one_density(reduction):
+    inputs, targets = torch.randn(60, 4, requires_grad=True), torch.randn(60, 4)
+    valid = torch.rand(60) < 0.7
+    expected = ghm.ghm_r_loss(inputs, targets, valid=valid, reduction=reduction)
+    cut = ([x[:20], x[20:]] for x in (inputs, targets, valid))
+    found = ghm.ghm_r_loss(*(levels := list(cut))[:2], valid=levels[2], reduction=reduction)
+    torch.testing.assert_close(found, expected)
+    maps = inputs.view(3, 5, 4, 4).movedim(-1, 1), targets.view(3, 5, 4, 4).movedim(-1, 1)
+    found = ghm.ghm_r_loss([maps[0]], [maps[1]], valid=[valid.view(3, 5, 4)], reduction=reduction)
+    torch.testing.assert_close(found, expected)

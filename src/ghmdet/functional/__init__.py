@@ -8,7 +8,7 @@ from ghmdet.functional.classification import (
     sigmoid_focal_loss,
     varifocal_loss,
 )
-from ghmdet.functional.density import gradient_density, harmonizing_weights, unit_region
+from ghmdet.functional.density import RegionCounts, gradient_density, harmonizing_weights, unit_region
 from ghmdet.functional.gradient_norm import (
     asl1_gradient_norm,
     sigmoid_gradient_norm,
@@ -16,8 +16,10 @@ from ghmdet.functional.gradient_norm import (
     softmax_gradient_norm,
 )
 from ghmdet.functional.regression import asl1_loss, balanced_l1_loss, ghm_r_loss, smooth_l1_loss
+from ghmdet.functional.softmax import softmax_ghm_loss
 
 __all__ = [
+    "RegionCounts",
     "asl1_gradient_norm",
     "asl1_loss",
     "balanced_l1_loss",
@@ -32,6 +34,7 @@ __all__ = [
     "sigmoid_gradient_norm",
     "smooth_l1_gradient_norm",
     "smooth_l1_loss",
+    "softmax_ghm_loss",
     "softmax_gradient_norm",
     "unit_region",
     "varifocal_loss",

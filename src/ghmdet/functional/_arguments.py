@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,19 +11,24 @@ from torch import Tensor
 from ghmdet.errors import GhmdetError, unknown_name
 
 REDUCTIONS = ("mean", "sum", "none")
+IGNORED = -100  # as in torch.nn.functional
+Levels = Tensor | Sequence[Tensor]
+"""A tensor, or one for each pyramid level: their examples are one population."""
+Joined = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class Arguments(NamedTuple):
     """The arguments of a loss, checked: nothing is of the inputs' shape that was not given so.
 
     `targets` of another shape than the inputs are class labels. `valid` is the mask, ignored labels included, None for
-    all; it and `weight` have the inputs' shape or that without dimension 1.
+    all; it and `weight` have the inputs' shape or that without dimension 1. `smoothing` draws targets towards 1/2.
     """
 
     inputs: Tensor
     targets: Tensor
     valid: Tensor | None
     weight: Tensor | None
+    smoothing: float = 0.0
 
     @property
     def labels(self) -> bool:
@@ -47,6 +53,10 @@ class Arguments(NamedTuple):
         dtype = wide(inputs)
         return torch.where(valid, inputs.to(dtype), 0.0), torch.where(valid, targets.to(dtype), 0.0), valid
 
+    def smoothed(self, targets: Tensor) -> Tensor:
+        """What the loss compares with: the targets, drawn towards 1/2, the mean of the two answers."""
+        return targets + self.smoothing * (0.5 - targets) if self.smoothing else targets
+
     def reduce(self, loss: Tensor, reduction: str, count: Tensor | None = None) -> Tensor:
         """The weighted loss reduced over the valid elements; "mean" divides by `count`, else their number or 1."""
         valid = self.mask()
@@ -61,10 +71,34 @@ class Arguments(NamedTuple):
 
 
 def class_arguments(
-    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+    inputs: Levels,
+    targets: Levels,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
+    *,
+    class_weight: Tensor | None = None,
+    ignore_index: int = IGNORED,
+    label_smoothing: float = 0.0,
 ) -> Arguments:
     """The arguments of a classification: targets of the inputs' shape in 0..1, or integer labels without dim 1."""
-    _check(inputs, targets, valid, weight)
+    logits, wanted, mask, factor = join_levels(inputs, targets, valid, weight)
+    _check(logits, wanted, mask, factor)
+    if class_weight is not None:
+        factor = _by_class(class_weight, logits, factor)
+    if ignore_index >= 0:
+        if wanted.shape == logits.shape:
+            raise GhmdetError(
+                f"ignore_index={ignore_index} leaves out integer labels, and the targets have the inputs' shape "
+                f"{tuple(wanted.shape)}: say with valid= what takes part"
+            )
+        wanted = wanted.masked_fill(wanted == ignore_index, IGNORED)
+    found = _class_arguments(logits, wanted, mask, factor)
+    return found._replace(smoothing=check_smoothing(label_smoothing))
+
+
+def _class_arguments(
+    inputs: Tensor, targets: Tensor, valid: Tensor | None, weight: Tensor | None
+) -> Arguments:
     readable = values_can_be_read(inputs) and targets.numel() > 0
     if targets.shape == inputs.shape:
         if readable and not _lies_in(targets, 1):
@@ -105,16 +139,110 @@ def class_arguments(
     return Arguments(inputs, targets, counted, weight)
 
 
+def softmax_arguments(
+    inputs: Levels,
+    labels: Levels,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
+    *,
+    ignore_index: int = IGNORED,
+) -> Arguments:
+    """The arguments of a softmax: labels 0..C-1 without dimension 1, and a mask and a weight of their shape."""
+    logits, own, mask, factor = join_levels(inputs, labels, valid, weight)
+    check_tensors(inputs=logits, labels=own, valid=mask, weight=factor)
+    for name, tensor in (("valid", mask), ("weight", factor)):
+        if tensor is not None and tensor.shape != own.shape:
+            raise GhmdetError(
+                f"{name} has shape {tuple(tensor.shape)}, labels {tuple(own.shape)}: give the same"
+            )
+    _check(logits, own, mask, factor)
+    if ignore_index >= 0:
+        own = own.masked_fill(own == ignore_index, IGNORED)
+    check_labels(logits, own, mask)
+    counted = own >= 0
+    return Arguments(logits, own, counted if mask is None else counted & mask, factor)
+
+
 def regression_arguments(
-    inputs: Tensor, targets: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+    inputs: Levels, targets: Levels, valid: Levels | None = None, weight: Levels | None = None
 ) -> Arguments:
     """The arguments of a regression: targets of the inputs' shape, of any value."""
-    _check(inputs, targets, valid, weight)
-    if targets.shape != inputs.shape:
+    offsets, wanted, mask, factor = join_levels(inputs, targets, valid, weight)
+    _check(offsets, wanted, mask, factor)
+    if wanted.shape != offsets.shape:
         raise GhmdetError(
-            f"targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}: they must be equal"
+            f"targets have shape {tuple(wanted.shape)}, inputs {tuple(offsets.shape)}: they must be equal"
         )
-    return Arguments(inputs, targets, valid, weight)
+    return Arguments(offsets, wanted, mask, factor)
+
+
+def join_levels(inputs: Any, targets: Any, valid: Any, weight: Any) -> Joined:
+    """Lists with a tensor for each level as one tensor of rows each, [R, C] or [R]; anything else as it is."""
+    arguments = {"inputs": inputs, "targets": targets, "valid": valid, "weight": weight}
+    if not _are_tensors(inputs):
+        return inputs, targets, valid, weight
+    for name, given in arguments.items():
+        if given is None:
+            continue
+        if not _are_tensors(given) or len(given) != len(inputs):
+            raise GhmdetError(f"inputs are a list of {len(inputs)} tensors: {name} must be a list of as many")
+        rows = []
+        for tensor, like in zip(given, inputs, strict=True):
+            expand(name, tensor, like)  # which raises where it does not fit
+            flat = tensor.dim() < 2 or tensor.dim() < like.dim()
+            rows.append(tensor.reshape(-1) if flat else tensor.movedim(1, -1).reshape(-1, tensor.shape[1]))
+        if len({row.shape[1:] for row in rows}) > 1:
+            raise GhmdetError(
+                f"{name} of the levels differ in more than size: {[tuple(tensor.shape) for tensor in given]}"
+            )
+        arguments[name] = torch.cat(rows)
+    return tuple(arguments.values())
+
+
+def _are_tensors(given: object) -> bool:
+    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(one, Tensor) for one in given)
+
+
+def check_labels(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> None:
+    """Raise for labels of a softmax that are not integers below C, or not of the logits' shape without dimension 1."""
+    if logits.dim() < 2 or labels.shape != _without_classes(logits):
+        raise GhmdetError(
+            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} take labels of that shape "
+            "without dimension 1"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise GhmdetError(f"labels must be integers, not {labels.dtype}")
+    if values_can_be_read(labels) and labels.numel() and int(labels.max()) >= logits.shape[1]:
+        counted = labels if valid is None else labels.where(valid, 0)
+        if int(counted.max()) >= logits.shape[1]:
+            raise GhmdetError(
+                f"label {int(counted.max())} is outside 0..{logits.shape[1] - 1}; what is to be left out is negative, "
+                "or ignore_index"
+            )
+
+
+def check_smoothing(smoothing: float) -> float:
+    """The share of label smoothing; raises unless it lies in [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise GhmdetError(f"label_smoothing must lie in [0, 1), not {smoothing!r}")
+    return smoothing
+
+
+def check_class_weight(class_weight: Tensor, inputs: Tensor) -> Tensor:
+    """A weight for each class along dimension 1 of the inputs, in the loss's precision; raises for another shape."""
+    check_tensors(class_weight=class_weight)
+    if inputs.dim() < 2 or class_weight.shape != inputs.shape[1:2]:
+        raise GhmdetError(
+            f"class_weight has shape {tuple(class_weight.shape)}; inputs of shape {tuple(inputs.shape)} take one "
+            "weight for each class along dimension 1"
+        )
+    return class_weight.to(wide(inputs))
+
+
+def _by_class(class_weight: Tensor, inputs: Tensor, weight: Tensor | None) -> Tensor:
+    """The weight of each element, times that of its class."""
+    rows = check_class_weight(class_weight, inputs).view(1, -1, *[1] * (inputs.dim() - 2))
+    return rows.expand(inputs.shape) if weight is None else rows * expand("weight", weight, inputs)
 
 
 def check_tensors(**arguments: object) -> None:

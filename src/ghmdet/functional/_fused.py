@@ -70,7 +70,7 @@ def check_impl(impl: str) -> None:
 
 def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting | None) -> str:
     """Why the fused form cannot be had; "" where it can."""
-    inputs, targets, _, weight = arguments
+    inputs, targets, _, weight, smoothing = arguments
     tensors = [x for x in (inputs, targets, weight) if x is not None]
     if is_traced():
         return "one graph, which whoever traces it may fuse"
@@ -78,6 +78,8 @@ def _needs_reference(loss: naive.Loss, arguments: Arguments, options: Weighting 
         return "forward-mode derivatives"
     if targets.requires_grad:
         return "targets want a gradient"
+    if smoothing:
+        return "label smoothing"
     if options is not None and options.method == "exact":
         return 'method="exact"'
     if isinstance(loss, naive.Asl1) or not inputs.numel():
@@ -149,7 +151,7 @@ class Passes:
     """
 
     def __init__(self, loss: naive.Loss, arguments: Arguments, options: Weighting | None, each: bool) -> None:
-        inputs, targets, valid, _ = arguments
+        inputs, targets, valid = arguments[:3]
         self.loss, self.options, self.each = loss, options, each
         self.shape, self.on_cpu, self.dtype = (
             inputs.shape,

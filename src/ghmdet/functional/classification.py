@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ghmdet.errors import GhmdetError
 from ghmdet.functional._arguments import (
+    IGNORED,
+    Levels,
     check_reduction,
-    check_tensors,
     class_arguments,
     from_populations,
     is_traced,
@@ -20,12 +21,12 @@ from ghmdet.functional.naive import CrossEntropy, Focal
 
 
 def binary_cross_entropy(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     class_weight: Tensor | None = None,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """L_CE(p, p*) with p = sigmoid(x), each class times its `class_weight` [C] if given (article, "cross entropy").
@@ -33,31 +34,25 @@ def binary_cross_entropy(
     Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit.
     """
     check_reduction(reduction)
-    check_tensors(class_weight=class_weight)
-    arguments = class_arguments(inputs, targets, valid, weight)
+    arguments = class_arguments(inputs, targets, valid, weight, class_weight=class_weight)
     logits, dense, _ = arguments.elements()
-    loss = CrossEntropy()(logits, dense)
-    if class_weight is not None:
-        if inputs.dim() < 2 or class_weight.shape != inputs.shape[1:2]:
-            raise GhmdetError(
-                f"class_weight has shape {tuple(class_weight.shape)}; inputs of shape {tuple(inputs.shape)} take one "
-                "weight for each class along dimension 1"
-            )
-        loss = loss * class_weight.to(loss.dtype).view(1, -1, *[1] * (inputs.dim() - 2))
-    return arguments.reduce(loss, reduction)
+    return arguments.reduce(CrossEntropy()(logits, dense), reduction)
 
 
 def ghm_c_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     bins: int = 30,
     method: str = "unit-region",
     normalize: str = "occupied",
     min_count: MinCount = 0.0,
     per_class: bool = False,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    ignore_index: int = IGNORED,
+    label_smoothing: float = 0.0,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
@@ -68,9 +63,14 @@ def ghm_c_loss(
     normalize="none"`` is the guarded form Σ L_CE / max(R(g_i), P). The batch alone makes the density; for a moving
     average and for several ranks use :class:`ghmdet.GHMC`.
 
-    - `inputs`: logits of any layout with the classes along dimension 1, [N, C], [N, C, H, W], or [N] for one class.
+    - `inputs`: logits of any layout with the classes along dimension 1, [N, C], [N, C, H, W], or [N] for one class; or
+      a list of such, a tensor for each pyramid level, with lists of as many targets (masks, weights): their elements
+      have one density, and "none" gives them as rows [R, C].
     - `targets`: the inputs' shape (0..1, soft allowed), or integer labels without dimension 1 (K = background,
       negative = ignored; refused for K = 1, where they are ambiguous).
+    - `class_weight`: [C], multiplies the loss of each class. `ignore_index`: a label that is ignored, as negative ones
+      are. `label_smoothing`: in [0, 1), draws the targets so far towards 1/2; g follows, the positives that
+      `min_count` counts do not.
     - `valid`: bool mask, the inputs' shape or that without dimension 1; what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
@@ -87,18 +87,26 @@ def ghm_c_loss(
     """
     options = Weighting(bins, method, normalize, min_count, per_class).checked()
     check_reduction(reduction)
-    arguments = class_arguments(inputs, targets, valid, weight)
+    arguments = class_arguments(
+        inputs,
+        targets,
+        valid,
+        weight,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )
     return harmonized(CrossEntropy(), arguments, options, reduction=reduction, impl=impl)
 
 
 def sigmoid_focal_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
@@ -118,12 +126,12 @@ def sigmoid_focal_loss(
 
 
 def quality_focal_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     beta: float = 2.0,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Quality focal loss |p − y|^β L_CE(p, y) (Li et al. 2020): y is an object's IoU with the predicted box, else 0.
@@ -140,13 +148,13 @@ def quality_focal_loss(
 
 
 def varifocal_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     alpha: float = 0.75,
     gamma: float = 2.0,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Varifocal loss: y L_CE(p, y), but α p^γ L_CE(p, 0) where y = 0 (Zhang et al. 2021); y as in quality focal loss.
@@ -164,13 +172,13 @@ def varifocal_loss(
 
 
 def ohem_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     ratio: float = 3.0,
     per_class: bool = False,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Cross entropy over every positive element (target ≥ 0.5) and the `ratio` times as many hardest negative ones.
@@ -185,7 +193,7 @@ def ohem_loss(
         raise GhmdetError(f"ratio must be at least 0, not {ratio!r}")
     check_reduction(reduction)
     arguments = class_arguments(inputs, targets, valid, weight)
-    class_count(inputs, per_class)
+    class_count(arguments.inputs, per_class)
     logits, dense, mask = arguments.elements()
     loss = CrossEntropy()(logits, dense)
     with torch.no_grad():

@@ -48,7 +48,7 @@ class RegionCounts(NamedTuple):
 
     @property
     def positives(self) -> Tensor:
-        """P, the number of examples whose target is at least 1/2: [C]."""
+        """P, the number of examples whose target is at least 1/2, or whose label is no background: [C]."""
         return self.table[:, -1]
 
 
@@ -73,7 +73,8 @@ class Weighting(NamedTuple):
             raise unknown_name("normalize", self.normalize, NORMALIZE)
         if self.min_count == "positives" and not positives:
             raise GhmdetError(
-                'min_count="positives" has no meaning in a regression: give "mean" or a number of examples'
+                'min_count="positives" has no meaning in a regression or a softmax without background, where every '
+                'example is a positive: give "mean" or a number of examples'
             )
         if isinstance(self.min_count, str):
             if self.min_count not in ("positives", "mean"):
@@ -212,13 +213,55 @@ def weights(
     Without `weigh`, β is that of the options; with it, `method` is not "exact".
     """
     norm = norm.detach()
-    classes = class_count(norm, options.per_class)
-    index = region_index(norm, valid, options.cells, options.per_class)
+    classes, row = class_count(norm, options.per_class), None
+    if options.per_class:
+        row = torch.arange(classes, dtype=torch.int32, device=norm.device).view(
+            1, -1, *[1] * (norm.dim() - 2)
+        )
+    index = region_index(norm, valid, options.cells, row, classes)
     counts = count_regions(index, targets, options.cells, classes, norm.dtype)
     if options.method == "exact":
         return options.exact(counts, norm, valid), None
     table, count = (weigh or options.weigh)(counts)
     return look_up(table.to(norm.dtype), index), count
+
+
+def label_weights(
+    norm: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    options: Weighting,
+    classes: int,
+    background: int | None,
+    weigh: Weigh | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """As `weights`, for examples that have one label each: a class's density is that of the examples labelled so.
+
+    Positives are the examples of all labels but the `background`. Per class, the background is held to the number of
+    all positives: that is its P.
+    """
+    rows, row = (classes, labels.int()) if options.per_class else (1, None)
+    index = region_index(norm, valid, options.cells, row, rows)
+    table = count_regions(index, None, options.cells, rows, norm.dtype).table
+    examples = table[:, -2]
+    if background is None:
+        positives = examples
+    elif options.per_class:
+        is_background = torch.arange(classes, device=norm.device) == background
+        positives = torch.where(is_background, examples.sum() - examples, examples)
+    else:
+        positives = (valid & (labels != background)).sum().to(norm.dtype).view(1)
+    counts = RegionCounts(torch.cat([table[:, :-1], positives.unsqueeze(1)], 1))
+    if options.method == "exact":
+        if row is None:
+            return options.exact(counts, norm, valid), None
+        own = torch.arange(classes, device=norm.device).view(1, -1, *[1] * (norm.dim() - 1)) == row.unsqueeze(
+            1
+        )
+        own = own & valid.unsqueeze(1)
+        return options.exact(counts, norm.unsqueeze(1).expand(own.shape), own).sum(1), None
+    beta, count = (weigh or options.weigh)(counts)
+    return look_up(beta.to(norm.dtype), index), count
 
 
 def unit_region(norm: Tensor, bins: int) -> Tensor:
@@ -232,13 +275,12 @@ def unit_region(norm: Tensor, bins: int) -> Tensor:
     return (norm * bins).to(torch.int32).clamp_(0, bins - 1)
 
 
-def region_index(norm: Tensor, valid: Tensor, bins: int, per_class: bool = False) -> Tensor:
-    """The place of each element in a flat [C · M + 1] table: its class's region, or the last one where not valid."""
-    index, classes = unit_region(norm, bins), class_count(norm, per_class)
-    if per_class:
-        first = torch.arange(0, classes * bins, bins, dtype=torch.int32, device=norm.device)
-        index = index + first.view(1, -1, *[1] * (norm.dim() - 2))
-    return torch.where(valid, index, classes * bins)
+def region_index(
+    norm: Tensor, valid: Tensor, bins: int, row: Tensor | None = None, classes: int = 1
+) -> Tensor:
+    """The place of each element in a flat [C · M + 1] table: the region of its `row`, or the last where not valid."""
+    index = unit_region(norm, bins)
+    return torch.where(valid, index if row is None else index + row * bins, classes * bins)
 
 
 def count_regions(

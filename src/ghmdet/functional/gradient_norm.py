@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghmdet.errors import GhmdetError
-from ghmdet.functional._arguments import check_tensors, class_arguments, values_can_be_read, wide
+from ghmdet.functional._arguments import check_labels, check_tensors, class_arguments, wide
 
 
 def sigmoid_gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,26 +28,16 @@ def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
 
     `logits` [N, C, ...] over all classes (background is one of them if the model has it), `labels` [N, ...] integers
     in 0..C-1, negative = ignored (g is 0 there). The result has the labels' shape. This is the softmax form of the
-    article's |p − p*|; weights from it multiply ``F.cross_entropy(..., reduction="none")``.
+    article's |p − p*|; :func:`ghmdet.functional.softmax_ghm_loss` weighs by it.
     Raises ValueError for shapes that do not fit and, on the CPU, for a label of C or more.
 
     >>> softmax_gradient_norm(torch.zeros(2, 4), torch.tensor([3, 0]))
     tensor([0.7500, 0.7500])
     """
     check_tensors(logits=logits, labels=labels)
-    if logits.dim() < 2 or labels.shape != logits.shape[:1] + logits.shape[2:]:
-        raise GhmdetError(
-            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} take labels of that shape "
-            "without dimension 1"
-        )
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise GhmdetError(f"labels must be integers, not {labels.dtype}")
-    if values_can_be_read(labels) and bool((labels >= logits.shape[1]).any()):
-        raise GhmdetError(f"label {int(labels.max())} is outside 0..{logits.shape[1] - 1}")
-    p = torch.softmax(logits.to(wide(logits)), dim=1)
-    # The sum of the other classes' p: 1 − p_label would round to 0.
-    others = p.scatter(1, labels.clamp_min(0).long().unsqueeze(1), 0.0).sum(1).clamp_max(1)
-    return torch.where(labels >= 0, others, 0.0)
+    check_labels(logits, labels)
+    norm = softmax_norm(logits.to(wide(logits)), labels.clamp_min(0).long())
+    return torch.where(labels >= 0, norm, 0.0)
 
 
 def smooth_l1_gradient_norm(diff: Tensor, beta: float = 1 / 9) -> Tensor:
@@ -85,6 +75,13 @@ def asl1_root(diff: Tensor, mu: float) -> Tensor:
 def sigmoid_norm(logits: Tensor, targets: Tensor) -> Tensor:
     """|sigmoid(x) − p*| of tensors that are already of one shape and precision."""
     return (torch.sigmoid(logits) - targets).abs()
+
+
+def softmax_norm(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 − p_label of logits [N, C, ...] that are wide, and int64 labels [N, ...] in 0..C-1."""
+    p = torch.softmax(logits, dim=1)
+    # The sum of the other classes' p: 1 − p_label would round to 0.
+    return p.scatter(1, labels.unsqueeze(1), 0.0).sum(1).clamp_max(1)
 
 
 def check_positive(name: str, value: float) -> None:

@@ -78,8 +78,10 @@ def harmonized(
 ) -> Tensor:
     """1/N Σ β_i L_i with β_i from the density of the gradient norms; without options every β_i is 1."""
     inputs, targets, valid = arguments.elements()
-    losses, count = loss(inputs, targets), None
+    wanted = arguments.smoothed(targets)
+    losses, count = loss(inputs, wanted), None
     if options is not None:
-        beta, count = weights(loss.norm(inputs, targets), targets, valid, options, weigh)
+        # Positives are counted by what the targets said before they were smoothed.
+        beta, count = weights(loss.norm(inputs, wanted), targets, valid, options, weigh)
         losses = beta * losses
     return arguments.reduce(losses, reduction, count)

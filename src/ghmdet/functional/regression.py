@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghmdet.functional._arguments import check_reduction, regression_arguments
+from ghmdet.functional._arguments import Levels, check_reduction, regression_arguments
 from ghmdet.functional._fused import harmonized
 from ghmdet.functional.density import MinCount, Weighting
 from ghmdet.functional.gradient_norm import check_positive
@@ -16,12 +16,12 @@ from ghmdet.functional.naive import Asl1
 
 
 def smooth_l1_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     beta: float = 1 / 9,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """SL_1(d) = d² / 2δ up to |d| = δ, and |d| − δ/2 beyond, with d = inputs − targets and δ = `beta` (article).
@@ -37,14 +37,14 @@ def smooth_l1_loss(
 
 
 def balanced_l1_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     alpha: float = 0.5,
     gamma: float = 1.5,
     beta: float = 1 / 9,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """δ L_b(|d| / δ), with L_b(x) = α/b (bx + 1) ln(bx + 1) − αx up to 1, γx + γ/b − α beyond (Pang et al. 2019).
@@ -65,12 +65,12 @@ def balanced_l1_loss(
 
 
 def asl1_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     mu: float = 0.02,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """ASL_1(d) = sqrt(d² + μ²) − μ, with d = inputs − targets (article, authentic smooth L1).
@@ -86,16 +86,16 @@ def asl1_loss(
 
 
 def ghm_r_loss(
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Levels,
+    targets: Levels,
     *,
     mu: float = 0.02,
     bins: int = 10,
     method: str = "unit-region",
     normalize: str = "occupied",
     min_count: MinCount = 0.0,
-    valid: Tensor | None = None,
-    weight: Tensor | None = None,
+    valid: Levels | None = None,
+    weight: Levels | None = None,
     reduction: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
