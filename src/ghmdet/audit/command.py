@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from ghmdet.audit.folds import commands, judge_folds, plan, train_all
+from ghmdet.audit.mend import mend
 from ghmdet.audit.review import write_review
 from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, rank
 from ghmdet.compare.arms import settings
@@ -202,3 +203,25 @@ def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:
     row = None if one.row is None else one.row + 1
     name = data.records.name(one.picture)
     return dict(zip(COLUMNS, (number, name, one.kind, row, given, box, new, new_box, *numbers), strict=True))
+
+
+@app.command(name="apply")
+def apply(
+    audit: Path,
+    /,
+    *,
+    out: Path,
+    decisions: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Write a copy of a data set with the accepted decisions of an audit, in its own format; the original stays.
+
+    Exits with 1 if a decision no longer fits its annotation; each such one is named, and the others are applied.
+
+    Args:
+        audit: Folder of an audit.
+        out: Folder of the copy, new or empty; pictures are linked where the disk allows it.
+        decisions: What the page exported; by default decisions.json in the audit's folder.
+        say: Takes each line meant for the user.
+    """
+    return mend(audit, out, decisions or audit / "decisions.json", say)

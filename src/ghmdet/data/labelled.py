@@ -94,7 +94,7 @@ class OneFileEach:
     def _below(self, tree: Tree, folder: str) -> bool:
         return any(ending(path) == self.ending and self._own([path]) for path in tree.walk(folder))
 
-    def _pairs(self, tree: Tree, split: str, place: Place) -> list[tuple[str, str | None]]:
+    def pairs(self, tree: Tree, split: str, place: Place) -> list[tuple[str, str | None]]:
         """Each annotation file of a split and its picture, None where that is not there.
 
         The picture is named as the file is: `<filename>` is often left behind by renaming, and counts where there is no
@@ -145,7 +145,7 @@ class OneFileEach:
 
     def files(self, tree: Tree, split: str, place: Place) -> Iterator[str]:
         """The annotation files of a split, and the pictures that are there."""
-        for file, picture in self._pairs(tree, split, place):
+        for file, picture in self.pairs(tree, split, place):
             yield from filter(None, (file, picture))
 
     def read_split(
@@ -156,7 +156,7 @@ class OneFileEach:
         Objects marked difficult become crowd regions. Raises DataError when the split lists no file or has no class;
         single bad records become problems.
         """
-        pairs = self._pairs(tree, split, place)
+        pairs = self.pairs(tree, split, place)
         tree.used.update(file for pair in pairs for file in pair if file)
         homes = sorted({os.path.dirname(picture) for _, picture in pairs if picture is not None})
         home = os.path.commonpath(homes) if homes else os.path.join(tree.root, "JPEGImages")

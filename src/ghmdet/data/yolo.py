@@ -168,12 +168,13 @@ def _place(base: Path, entry: str) -> str:
     return os.path.normpath(next(there, places[0]))
 
 
-def _class_names(file: Path) -> tuple[str, ...]:
+def class_names(file: Path) -> tuple[str, ...]:
+    """The classes that a data.yaml, an obj.data or a list of names gives; raises DataError where it names none."""
     if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
         listed = Path(_place(file.parent, _load(file).get("names", "")))
         if listed == file:
             raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
-        return _class_names(listed)
+        return class_names(listed)
     if file.suffix.lower() not in (".yaml", ".yml"):
         lines = read_text(file).rstrip().splitlines()
         if blank := next((place for place, line in enumerate(lines, start=1) if not line.strip()), None):
@@ -197,7 +198,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
     return classes
 
 
-def _pairs(tree: Tree, split: str, source: YoloSplit) -> list[tuple[str, str | None]]:
+def pairs(tree: Tree, split: str, source: YoloSplit) -> list[tuple[str, str | None]]:
     """Each picture of a split, and its label file where there is one."""
     pictures: list[str] = []
     for place in source.images:
@@ -233,7 +234,7 @@ def _label_file(tree: Tree, picture: str) -> str | None:
 
 def files(tree: Tree, split: str, source: YoloSplit) -> Iterator[str]:
     """The pictures of a split, and the label files that are there."""
-    for pair in _pairs(tree, split, source):
+    for pair in pairs(tree, split, source):
         yield from filter(None, pair)
 
 
@@ -249,24 +250,24 @@ def read_split(
         where = source.images[0]
         raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
     named, *others = source.names
-    own = _class_names(named)
+    own = class_names(named)
     collect = Collector(Path(tree.root), own if classes is None else classes)
     for file in others:
-        theirs = _class_names(file)
+        theirs = class_names(file)
         if any(a != b for a, b in zip(theirs, own, strict=False)):
             said = f"(classes: {', '.join(theirs)[:60]}; {named}: {', '.join(own)[:60]})"
             if named.suffix in (".txt", ".names"):
                 raise DataError(f"{file}: class names that differ {said}: make them agree, or move one away")
             collect.file = file
             collect.report("class names that differ", "", said, f"those of {named.name} are taken", "warning")
-    pairs = _pairs(tree, split, source)
-    if not pairs:
+    found = pairs(tree, split, source)
+    if not found:
         places = ", ".join(source.images)
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
-    tree.used.update(file for pair in pairs for file in pair if file)
-    rows = Rows(named, [label for _, label in pairs if label])
+    tree.used.update(file for pair in found for file in pair if file)
+    rows = Rows(named, [label for _, label in found if label])
     owners: dict[str, list[str]] = {}
-    for picture, label in dict.fromkeys(pairs):
+    for picture, label in dict.fromkeys(found):
         owners.setdefault(label or picture, []).append(picture)
     for label, pictures in owners.items():
         if len(pictures) > 1:
@@ -274,10 +275,10 @@ def read_split(
             names = ", ".join(os.path.relpath(picture, tree.root) for picture in pictures)
             mend = "they are left out: keep one, or give each a label file of its own"
             collect.report("label file of more than one picture", "", f"({names})", mend)
-    pairs = [pair for pair in pairs if len(owners[pair[1] or pair[0]]) == 1]
-    for image_id, (picture, label) in enumerate(pairs, start=1):
+    found = [pair for pair in found if len(owners[pair[1] or pair[0]]) == 1]
+    for image_id, (picture, label) in enumerate(found, start=1):
         collect.file = label or picture
-        lines = _lines(label) if label else []
+        lines = label_lines(label) if label else []
         boxes = list(_boxes(collect, lines, own, rows))
         if None in boxes:
             continue  # what is not understood is no picture without objects
@@ -296,7 +297,7 @@ def read_split(
                 collect.add_box((x1 * width, y1 * height, x2 * width, y2 * height), name, record, value)
     if len(own) in rows.classes and 0 not in rows.classes:
         raise DataError(f"{named}: rows of classes 1 to {len(own)} and none of class 0: number them from 0")
-    bare = [os.path.splitext(picture)[0] for picture, label in pairs if label is None]
+    bare = [os.path.splitext(picture)[0] for picture, label in found if label is None]
     if bare:
         folder, stem = os.path.split(bare[0])
         tried = ", ".join(below(place, f"{stem}.txt") for place in tree.homes(folder, IMAGES, LABELS))
@@ -306,7 +307,8 @@ def read_split(
     return collect.pack(tree.given, "YOLO", split)
 
 
-def _lines(label: str) -> list[str]:
+def label_lines(label: str) -> list[str]:
+    """The rows of a label file."""
     return Path(label).read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
@@ -334,7 +336,7 @@ class Rows:
     @cached_property
     def are_polygons(self) -> bool:
         """Looked at when the first such row comes."""
-        read = (_numbers(line) for label in self._labels for line in _lines(label))
+        read = (row_numbers(line) for label in self._labels for line in label_lines(label))
         long = list(islice((row for row in read if row is not None and len(row) >= 7 and len(row) % 2), ROWS))
         # Polygons round the picture's middle can mostly be boxes with points, too; of poses hardly one cannot.
         nothing_else = sum(not _box_and_more(row[1:]) for row in long)
@@ -368,7 +370,7 @@ def _box_and_more(row: Sequence[float]) -> bool:
     return len(more) == 2 or (seen and held(more[0::3], more[1::3])) or held(more[0::2], more[1::2])
 
 
-def _numbers(line: str) -> list[float] | None:
+def row_numbers(line: str) -> list[float] | None:
     """The numbers of a row; None where a word is none, or where there are none."""
     try:
         return [float(word) for word in line.split()] or None
@@ -381,7 +383,7 @@ def _boxes(
 ) -> Iterator[tuple[Sequence[float], str, str, str] | None]:
     """Corners in fractions, class, record and value of each sound row; None for one of another kind."""
     for number, line in enumerate(lines, start=1):
-        row, record = _numbers(line), f"line {number}"
+        row, record = row_numbers(line), f"line {number}"
         rows.classes.update((row or ())[:1])
         corners = rows.box(row) if row else None
         if row is None or len(row) < 5 or (corners is None and len(row) % 2 == 0):
