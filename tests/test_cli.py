@@ -103,7 +103,7 @@ def test_each_command_is_explained_by_the_docstring_of_its_function_each_option_
     ]
     assert len(commands) == 15
     for command in commands:
-        assert command.help == inspect.getdoc(command.default_command)
+        assert inspect.cleandoc(command.help) == inspect.getdoc(command.default_command)
         arguments = command.assemble_argument_collection(parse_docstring=True).filter_by(show=True)
         assert arguments
         assert not [each.name for each in arguments if not each.parameter.help], command.name
