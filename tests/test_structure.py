@@ -12,7 +12,7 @@ FLOORS = (
     ("functional",),
     ("spectrum",),
     ("losses",),
-    ("models",),
+    ("models", "integrations"),
     ("data",),
     ("evaluation", "draw"),
     ("engine",),
