@@ -25,9 +25,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,12 @@ from ghmdet.evaluation.score import score
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, ModelConfig, RetinaNet, load_weights, preset
 from ghmdet.models.anchors import make_anchors
 from proxy_features import Features
+from rows import today
 
 SCALE = (0.8, 1.25)
 """The zoom of all rows so far, which were made when it was training's default."""
+PARTS = ("varied", "train", "val")
+"""Of which features are kept: the training pictures varied, and as they are; the validation pictures."""
 EXTENSIONS = 3
 """How often a grid is extended where its best weight lies at the edge."""
 
@@ -82,39 +85,62 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def draws(count: int, versions: int) -> list[Draw]:
+    """Each of `count` pictures in so many versions, version after version."""
+    return [Draw(i, version * count + i) for version in range(versions) for i in range(count)]
+
+
 class Proxy:
     """The kept features of a data set, and runs on them."""
 
-    def __init__(self, data: Path, folder: Path, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        data: Path,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        judged_on: Path | None = None,
+        parts: Sequence[str] = PARTS,
+    ) -> None:
+        """judged_on: another set, whose val part is taken. parts: those of which features are needed."""
         self.recipe, self.config = recipe, preset(recipe.model, size=recipe.size)
         self.train = read_data(data, "train")
-        self.val = read_data(data, "val", classes=self.train.classes)
+        self.val = read_data(judged_on or data, "val", classes=self.train.classes)
         self.device = choose_device("cpu", "auto")
         self._check_folder(folder)
         augment = AugmentConfig(hflip=recipe.hflip, vflip=recipe.vflip, scale=SCALE)
         size = (self.config.min_size, self.config.max_size)
         detector = RetinaNet(self.config, self.train.classes)
+        self.detector = detector
         print(load_weights(detector, "auto"))
         detector.to(memory_format=torch.channels_last).eval()
-        parts = {
-            "varied": (self.train, train_transforms(*size, augment), recipe.versions),
-            "train": (self.train, eval_transforms(*size), 1),
-            "val": (self.val, eval_transforms(*size), 1),
+        self.drawn = {
+            "varied": (train_transforms(*size, augment), recipe.versions),
+            "train": (eval_transforms(*size), 1),
+            "val": (eval_transforms(*size), 1),
         }
         self.features = {}
-        for name, (part, transforms, versions) in parts.items():
+        for name in parts:
+            transforms, versions = self.drawn[name]
+            part = self.val if name == "val" else self.train
             count = len(part.records)
-            draws = [Draw(i, version * count + i) for version in range(versions) for i in range(count)]
             features = Features(folder, name)
-            features.build(DetectionDataset(part, transforms), draws, detector, self.device)
+            features.build(DetectionDataset(part, transforms), draws(count, versions), detector, self.device)
             self.features[name] = features.load()
-        self.fit, self.held_out = (
+        self.all = list(range(len(self.train.records)))
+
+    @cached_property
+    def tuning(self) -> tuple[list[int], list[int]]:
+        """The training pictures to tune on, and those held out for that."""
+        fit, held_out = (
             np.flatnonzero(np.isin(self.train.records.image_ids, part.records.image_ids)).tolist()
             for part in tuning_parts(self.train)
         )
-        if len(self.fit) < recipe.batch_size:
-            raise GhmdetError(f"{data}: {len(self.fit)} pictures to tune on: give a smaller --batch-size")
-        self.all = list(range(len(self.train.records)))
+        if len(fit) < self.recipe.batch_size:
+            raise GhmdetError(
+                f"{self.train.root}: {len(fit)} pictures to tune on: give a smaller --batch-size"
+            )
+        return fit, held_out
 
     def _check_folder(self, folder: Path) -> None:
         recipe = asdict(self.recipe)
@@ -134,22 +160,23 @@ class Proxy:
     def run(self, config: ModelConfig, loss: LossConfig, seed: int, stage: str) -> dict[str, Any]:
         """Train and judge once: the figures of a row."""
         started, cpu = time.monotonic(), time.process_time()
-        model = self._train(config, loss, seed, self.fit if stage == "tune" else self.all)
+        model = self.trained(config, loss, seed, self.tuning[0] if stage == "tune" else self.all)
         figures: dict[str, Any] = {"AP": None}
         if model is not None:
-            part, name, rows = self.train, "train", self.held_out
+            part, name, rows = self.train, "train", self.tuning[1]
             if stage != "tune":
                 part, name, rows = self.val, "val", list(range(len(self.val.records)))
-            metrics = self._judge(model, part, self.features[name], rows)
+            found = self.detections(model, part, self.features[name], rows)
+            metrics = score(of_pictures(part, rows), found)
             per_class = {label: round(values["AP"] or 0, 4) for label, values in metrics.per_class.items()}
             names = ("AP", "AP50", "APs", "APm", "APl")
-            found = {name: getattr(metrics, name) for name in names}
-            figures = {name: None if value is None else round(value, 4) for name, value in found.items()}
+            values = {name: getattr(metrics, name) for name in names}
+            figures = {name: None if value is None else round(value, 4) for name, value in values.items()}
             figures["per_class"] = per_class
         seconds = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
         return figures | {key: round(value, 1) for key, value in seconds.items()}
 
-    def _train(
+    def trained(
         self, config: ModelConfig, loss: LossConfig, seed: int, pictures: list[int]
     ) -> RetinaNet | None:
         """The averaged weights after the last step; None where the loss did not stay finite."""
@@ -189,7 +216,10 @@ class Proxy:
             yield from (rows[start : start + size] for start in range(0, len(rows) - size + 1, size))
 
     @torch.inference_mode()
-    def _judge(self, model: RetinaNet, part: DetectionData, features: Features, rows: list[int]) -> Any:
+    def detections(
+        self, model: RetinaNet, part: DetectionData, features: Features, rows: list[int]
+    ) -> list[dict[str, Any]]:
+        """What the model finds in these pictures, as COCO results."""
         model.eval()
         results = []
         for mine in np.array_split(rows, -(-len(rows) // 16)):
@@ -198,10 +228,10 @@ class Proxy:
             found = model.postprocess(logits, deltas, features.sizes_of(mine))
             for row, detections in zip(mine, found, strict=True):
                 results += coco_results(detections, part.records[int(row)].image_id, part.category_ids)
-        return score(_of_pictures(part, rows), results)
+        return results
 
 
-def _of_pictures(data: DetectionData, rows: list[int]) -> dict[str, Any]:
+def of_pictures(data: DetectionData, rows: list[int]) -> dict[str, Any]:
     """COCO annotations of some of the pictures."""
     coco, ids = data.to_coco(), set(data.records.image_ids[rows].tolist())
     return coco | {
@@ -217,6 +247,11 @@ def kind_of(arm: str) -> str:
     if arm not in CLS_LOSSES and arm not in BOX_LOSSES:
         raise unknown_name("loss", arm, [*CLS_LOSSES, *BOX_LOSSES])
     return "cls" if arm in CLS_LOSSES else "box"
+
+
+def machine() -> str:
+    """What a run is made on, as a row tells it."""
+    return f"one of {os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}"
 
 
 class Runs:
@@ -244,8 +279,8 @@ class Runs:
                 key
                 | self.proxy.run(config, loss, seed, stage)
                 | {
-                    "machine": f"one of {os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
-                    "date": datetime.now(timezone.utc).date().isoformat(),
+                    "machine": machine(),
+                    "date": today(),
                 }
             )
             self.rows.append(row)

@@ -54,8 +54,7 @@ class Features:
                 levels = self._map(len(draws), about, write=True)
             for level, feature in zip(levels, features, strict=True):
                 level[at] = feature[0].permute(1, 2, 0)
-            boxes = scale_boxes(target["boxes"].float(), batch.original_sizes[0], (h, w))
-            about["truth"].append({"boxes": boxes, "labels": target["labels"]})
+            about["truth"].append(_truth(target, batch))
             about["sizes"].append((h, w))
             about["original_sizes"].append(tuple(target["original_size"].tolist()))
             if at % 100 == 99:
@@ -90,6 +89,14 @@ class Features:
         nothing = torch.zeros(1, 1, 1, 1).expand(len(rows), 3, *self.picture)
         return model.assign([self.truth[row] for row in rows], Batch(nothing, sizes, sizes))
 
+    def relabel(self, dataset: DetectionDataset, draws: list[Draw], model: RetinaNet) -> None:
+        """Take the boxes of another set of the same pictures, drawn alike; kept in a file of that set's folder."""
+        file = dataset.data.root / f"truth_{self.name}.pt"
+        if not file.exists():
+            samples = (dataset[draw] for draw in draws)
+            torch.save([_truth(target, model.preprocess([image])) for image, target in samples], file)
+        self.truth = torch.load(file)
+
     @property
     def _about(self) -> Path:
         return self.folder / f"{self.name}.pt"
@@ -104,3 +111,9 @@ class Features:
             flat = torch.from_file(str(file), shared=True, size=size, dtype=about["dtype"])
             mapped.append(flat.view(count, *shape))
         return mapped
+
+
+def _truth(target: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+    """Boxes and labels of a batch of one picture, in pixels of it."""
+    boxes = scale_boxes(target["boxes"].float(), batch.original_sizes[0], batch.sizes[0])
+    return {"boxes": boxes, "labels": target["labels"]}

@@ -16,6 +16,7 @@ from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import default_folder
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
+from ghmdet.recipes import recipe_text
 from ghmdet.report.advice import failure
 from ghmdet.report.figures import draw_examples, draw_shares
 from ghmdet.report.page import write_report
@@ -26,6 +27,7 @@ def train(
     /,
     *,
     out: Path | None = None,
+    recipe: str | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     report: bool = True,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
@@ -36,6 +38,8 @@ def train(
         data: Folder of the data set, or a COCO annotations file.
         out: Folder for the run: checkpoints, curves, logs, how it was made; by default runs/NAME-1 for a data set
             NAME, runs/NAME-2 and so on.
+        recipe: Settings that go together, printed: small_data, long_tail, noisy_labels, coco_r50_ghm or coco_r50_focal;
+            options given beside it override them.
         resume: Continue the run in `out`, by default the last one of this data set, exactly where it stopped.
         report: End with `report.html`: what the run did, saw and gets wrong. Without it the exit status says nothing of
             what was learnt, as suits one of many runs.
@@ -43,6 +47,8 @@ def train(
     config = config or TrainConfig()
     out = default_folder(data, resume=resume) if out is None else out
     main = os.environ.get("RANK", "0") == "0"
+    if main and recipe:
+        print(recipe_text(recipe))
     if main and resume and not (out / "last.pt").exists():
         print(f"nothing to resume in {out}: a new run begins")
     if main and config.ohem_ratio != TrainConfig.ohem_ratio and not config.cls_loss.startswith("ohem"):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cyclopts import App, ArgumentCollection, CoercionError, Parameter
+from cyclopts.config import Dict
+
+from ghmdet.recipes import recipe_settings
 
 
 def parser(**more: Any) -> App:
@@ -12,10 +15,19 @@ def parser(**more: Any) -> App:
     return App(
         help_format="markdown",
         default_parameter=Parameter(negative_iterable=(), parse="^(?!say$)"),  # `say` stays `print`
-        config=[_refuse_rounding],
+        config=[_take_recipe, _refuse_rounding],
         result_action="return_value",
         **more,
     )
+
+
+def _take_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """The settings of `--recipe NAME`, for the options that were not given."""
+    for argument in arguments:
+        if "--recipe" in argument.names and argument.tokens:
+            name = argument.tokens[-1].value
+            recipe = Dict(recipe_settings(name), source=f"recipe {name}", use_commands_as_keys=False)
+            recipe(app, commands, arguments)
 
 
 def _refuse_rounding(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ghmdet.data.transforms import AugmentConfig
-from ghmdet.errors import GhmdetError, Range, check_ranges
+from ghmdet.engine.optim import OPTIMIZERS
+from ghmdet.errors import GhmdetError, Range, check_ranges, unknown_name
 from ghmdet.models import LossConfig, ModelConfig, preset
 
 VALIDATIONS = 10
@@ -57,11 +58,15 @@ class TrainConfig:
     accumulate: Annotated[int, Range(1, 10**6)] = 1
     """Batches whose gradients are averaged into one optimizer step."""
     lr: Annotated[float, Range(1e-12, 1e3)] = 2e-3
-    """Peak learning rate of neck and heads (AdamW)."""
+    """Peak learning rate of neck and heads."""
     backbone_lr: Annotated[float, Range(0.0, 1e6)] = 0.3
     """Learning rate of the backbone as a share of `lr`; a backbone trained from scratch always takes 1."""
     weight_decay: Annotated[float, Range(0.0, 1e6)] = 0.02
-    """AdamW's weight decay; none on biases and norms."""
+    """Weight decay; adamw has none on biases and norms."""
+    optimizer: str = "adamw"
+    """adamw, or sgd with momentum .9."""
+    drops: Annotated[tuple[int, ...] | None, Range(1, 10**6)] = None
+    """Epochs after which the learning rate falls to a tenth, in place of the cosine; it then rises from a third."""
     warmup: Annotated[float, Range(0.0, 0.999)] = 0.1
     """Share of the steps in which the learning rate rises."""
     clip_norm: Annotated[float, Range(1e-12, 1e9)] = 10.0
@@ -95,6 +100,14 @@ class TrainConfig:
         check_ranges(self)
         if self.budget is not None:
             seconds_of(self.budget)
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        drops = self.drops or ()
+        if drops and (self.budget or self.epochs is None or [*drops] != sorted({*drops, self.epochs})[:-1]):
+            given = " ".join(map(str, drops))
+            raise GhmdetError(
+                f"--drops {given}: give rising epochs before the last of --epochs, and no --budget"
+            )
 
     def network(self) -> ModelConfig:
         """What the detector is made of; from scratch its batch norm learns, since frozen it would not normalise.

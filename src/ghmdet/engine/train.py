@@ -22,7 +22,7 @@ from ghmdet.engine.detect import detect
 from ghmdet.engine.device import peak_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
-from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine
+from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine, warmup_drops
 from ghmdet.engine.progress import StopSignal, progress_bar
 from ghmdet.engine.run_folder import DIVERGED, CsvLog, draw_curves, provenance, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
@@ -120,6 +120,7 @@ class Trainer:
             lr=config.lr,
             backbone_lr=1.0 if config.weights == "none" else config.backbone_lr,
             weight_decay=config.weight_decay,
+            name=config.optimizer,
         )
         self.average = WeightAverage(model, config.ema)
         self.spectrum = SpectrumLog(model, run.folder / "spectrum.npz", main=run.main)
@@ -227,6 +228,14 @@ class Trainer:
         return max(self.progress.step if self.epochs else 0, self.budget.share * self.course)
 
     @property
+    def rate(self) -> float:
+        """The factor of the learning rate now."""
+        place = self.position, self.course, self.run.config.warmup
+        if drops := self.run.config.drops:
+            return warmup_drops(*place, [epoch * self.data.steps_per_epoch for epoch in drops])
+        return warmup_cosine(*place)
+
+    @property
     def over(self) -> bool:
         """Whether it has come to the end."""
         return self.position >= self.course
@@ -246,7 +255,7 @@ class Trainer:
             )
             loss = torch.stack([losses[name] for name in LOSSES]).sum()
             accelerator.backward(loss / config.accumulate)
-        rate = set_rate(self.optimizer, warmup_cosine(self.position, self.course, config.warmup))
+        rate = set_rate(self.optimizer, self.rate)
         norm = loss.new_zeros(())
         if stepping:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)

@@ -1,0 +1,299 @@
+"""Two studies on a frozen backbone: what imbalance does to each loss, and what wrong labels do.
+
+    python benchmarks/studies.py DATA/bccd --work runs/studies            # all that has no row yet
+    python benchmarks/results_page.py                                     # draws docs/studies.md from the rows
+
+**Dials.** Synthetic scenes in which one thing becomes rare: objects in a picture, one class of two, or objects of
+unusual look. All are judged on one set in which nothing is rare, by the AP of what was rare in training.
+
+**Noise.** The blood cells, with a share of the training boxes given another class, no label, a shifted box, or one of
+the three. The pictures and the validation part stay as they are. At the end the examples (an anchor and a class) whose
+target differs from that of the true labels are looked at: where they lie in g, and what share of the class loss's
+gradient they have.
+
+A run is one of `proxy.py`'s: neck and head learn for 200 steps, each loss at its default weight. A seed decides the
+set, its wrong labels, the first weights and the batches, and gives all losses the same. Each run is a row in
+`results/`; rows that are there are not made again. What tells most comes first: the ends of the dials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghmdet.data import DetectionDataset, read_data
+from ghmdet.data.make import SynthConfig, spoil, synthesize
+from ghmdet.engine.device import keep_freed_memory
+from ghmdet.evaluation.score import score
+from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, RetinaNet
+from ghmdet.models.anchors import make_anchors
+from proxy import Proxy, Recipe, draws, machine, of_pictures
+from rows import RESULTS, today
+
+ARMS = ("ghm-c", "ce", "ohem", "focal", "ghm-c-published", "ohem-per-class")
+MORE_ARMS = ("focal-per-class", "ce-per-class")
+BOX_ARMS = ("smooth-l1", "asl1", "ghm-r")
+"""Beside giou, which all others have; where boxes are shifted."""
+DIALS = {
+    "foreground": (4.0, 0.02, 16.0, 0.25, 1.0, 0.06),
+    "class_imbalance": (1.0, 3.0, 10.0, 30.0, 100.0),
+    "hard_share": (0.1, 0.03, 0.01, 0.003),
+}
+"""What is set, from the values that all sets have by default on. Objects in a picture; how many times rarer the second
+class is; the share of objects of unusual look. The first is that of all other sets; the last and the middle ones come
+first."""
+SCENES = SynthConfig(images=400, size=(160, 120), classes=2, class_imbalance=1, object_size=0.3, clutter=6)
+NOISES = {"class": "class", "missing": "missing", "shifted": "shifted", "mixed": "class,missing,shifted"}
+RECIPES = {
+    "dials": Recipe("nano", 200, 8, 3e-3, versions=2, hflip=0.5, vflip=0.0, size=160),
+    "noise": Recipe("nano", 200, 8, 3e-3, versions=6, hflip=0.5, vflip=0.5, size=192),
+}
+LOOSE = 0.005
+"""A lower score threshold than the product's: a loss that scores all low still shows what it can tell apart."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: of a dial's value, or of a kind and share of wrong labels."""
+
+    study: str
+    what: str
+    value: float
+    arm: str
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells its row from others."""
+        return vars(self) | {"recipe": RECIPES[self.study].values()}
+
+
+def plan(seeds: int) -> list[Job]:
+    """All runs, those that tell most first."""
+    ends, middle, rest = [("foreground", 4.0)], [], []
+    for dial, (_, *values) in DIALS.items():
+        ends.append((dial, values[-1]))
+        middle.append((dial, values[(len(values) - 1) // 2]))
+        rest += [(dial, value) for value in values if (dial, value) not in ends + middle]
+    spoilt = {share: [(kind, share) for kind in NOISES] for share in (0.2, 0.4, 0.1)}
+    stages = [
+        {"dials": ends, "noise": [("clean", 0.0), *spoilt[0.2]]},
+        {"dials": middle, "noise": spoilt[0.4]},
+        {"dials": rest, "noise": spoilt[0.1]},
+    ]
+    found: list[Job] = []
+    for arms, seed, stage in sorted(
+        ((arms, seed, stage) for arms in range(2) for seed in range(seeds) for stage in range(3)),
+        key=lambda each: (each[0], each[1] + 2 * each[2], each[1]),
+    ):
+        for study, points in stages[stage].items():
+            for what, value in points:
+                boxes = BOX_ARMS if what in ("clean", "shifted") else ()
+                names = (*MORE_ARMS, *boxes) if arms else ARMS
+                found += [Job(study, what, value, arm, seed) for arm in names]
+    return found
+
+
+class Dialled:
+    """A synthetic set with one dial turned, judged on one in which nothing is rare."""
+
+    def __init__(self, job: Job, work: Path) -> None:
+        common = work / "judged_on"
+        if not common.exists():
+            synthesize(common, _scenes(images=222, val_share=0.9, hard_share=0.5, seed=1000))
+        data = work / f"{job.what}-{job.value:g}-{job.seed}"
+        if not data.exists():
+            synthesize(data, _scenes(**{job.what: job.value}, val_share=0.0, seed=job.seed))
+        self.proxy = Proxy(
+            data, data / "features", RECIPES["dials"], judged_on=common, parts=("varied", "val")
+        )
+        annotations = json.loads((common / "annotations" / "instances_val.json").read_text())
+        # What is no hard object is neither right nor wrong to find.
+        easy = ({**box, "iscrowd": 1 - box["hard"]} for box in annotations["annotations"])
+        self.hard = annotations | {"annotations": list(easy)}
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Counts of the training set: boxes of each class, hard ones, background anchors for each positive one."""
+        proxy, varied = self.proxy, self.proxy.features["varied"]
+        labels = torch.cat(
+            [varied.targets(rows, proxy.detector).labels for rows in _chunks(len(varied.truth))]
+        )
+        classes = len(proxy.train.classes)
+        annotations = json.loads((proxy.train.root / "annotations" / "instances_train.json").read_text())[
+            "annotations"
+        ]
+        positives = int(((labels >= 0) & (labels < classes)).sum())
+        return {
+            "boxes": dict(zip(proxy.train.classes, proxy.train.boxes_per_class().values(), strict=True)),
+            "hard": sum(box["hard"] for box in annotations),
+            "background per positive": round(int((labels == classes).sum()) / max(1, positives)),
+        }
+
+    def figures(self, model: RetinaNet) -> dict[str, Any]:
+        """AP, by class and of the hard objects, at the product's score threshold and at a lower one."""
+        found: dict[str, Any] = {}
+        for suffix, threshold in (("", model.config.score_threshold), (" loose", LOOSE)):
+            results, metrics = _judged(self.proxy, model, threshold)
+            found["AP" + suffix] = _rounded(metrics.AP)
+            found["per_class" + suffix] = {
+                name: _rounded(one["AP"]) for name, one in metrics.per_class.items()
+            }
+            found["AP hard" + suffix] = _rounded(score(self.hard, results).AP)
+        return found | self.about
+
+
+class Spoilt:
+    """The given set with a share of its training labels made wrong."""
+
+    def __init__(self, job: Job, work: Path, data: Path) -> None:
+        self.proxy = proxy = Proxy(data, work / "features", RECIPES["noise"])
+        self.true = proxy.features["train"].truth
+        if job.what == "clean":
+            return
+        spoilt = work / f"{job.what}-{job.value:g}-{job.seed}"
+        if not spoilt.exists():
+            spoil(data, spoilt, job.value, kinds=NOISES[job.what].split(","), seed=job.seed)
+        part = read_data(spoilt, "train", classes=proxy.train.classes)
+        for name in ("varied", "train"):
+            transforms, versions = proxy.drawn[name]
+            # Augmentation does not look at boxes: the pictures come out as they did with the true ones.
+            shown = draws(len(part.records), versions)
+            proxy.features[name].relabel(DetectionDataset(part, transforms), shown, proxy.detector)
+
+    def figures(self, model: RetinaNet) -> dict[str, Any]:
+        """AP, by class, and where the wrong examples lie."""
+        _, metrics = _judged(self.proxy, model, model.config.score_threshold)
+        per_class = {name: _rounded(one["AP"]) for name, one in metrics.per_class.items()}
+        found = {"AP": _rounded(metrics.AP), "AP50": _rounded(metrics.AP50), "per_class": per_class}
+        return found | {"ECE": _rounded(metrics.scores["ECE"])} | self.wrong(model)
+
+    def wrong(self, model: RetinaNet) -> dict[str, Any]:
+        """Examples of the training pictures in ten regions of g, and their shares of the class loss's gradient: all,
+        the wrong ones that are taught as objects, and those taught as background."""
+        features, classes = self.proxy.features["train"], len(self.proxy.train.classes)
+        given = features.truth
+        counts, gradient = np.zeros((3, 10)), np.zeros((3, 10))
+        anchors, _ = make_anchors(model.config, *features.picture, torch.device("cpu"))
+        model.train()  # so that the losses' moving averages move as in training
+        for rows in _chunks(len(self.true)):
+            features.truth = self.true
+            true = features.targets(rows, model).labels
+            features.truth = given
+            wanted = features.targets(rows, model)
+            with torch.no_grad(), self.proxy.device.autocast():
+                logits, deltas = model.head(model.neck(features.batch(rows)))
+            logits = logits.float().requires_grad_()
+            losses = model.loss(logits, deltas.float(), wanted.labels, wanted.boxes, anchors)
+            losses["classification"].backward()
+            pull, g = logits.grad.abs(), _norms(logits.detach(), wanted.labels)
+            object_, was = (_one_hot(labels, classes) for labels in (wanted.labels, true))
+            both = ((wanted.labels >= 0) & (true >= 0))[..., None]
+            kinds = (wanted.labels >= 0)[..., None], both & object_ & ~was, both & ~object_ & was
+            region = (g * 10).long().clamp(max=9)
+            for place, kind in enumerate(kinds):
+                mask = kind.expand_as(g)
+                counts[place] += torch.bincount(region[mask], minlength=10).numpy()
+                gradient[place] += torch.bincount(region[mask], pull[mask].double(), minlength=10).numpy()
+        share = gradient / max(gradient[0].sum(), 1e-12)
+        names = ("all", "wrong objects", "wrong background")
+        return {
+            "examples": dict(zip(names, counts.astype(int).tolist(), strict=True)),
+            "gradient": dict(zip(names, np.round(share, 6).tolist(), strict=True)),
+        }
+
+
+def _scenes(**dials: Any) -> SynthConfig:
+    return SynthConfig(**(vars(SCENES) | dials))
+
+
+def _chunks(count: int) -> Iterator[np.ndarray]:
+    yield from np.array_split(np.arange(count), -(-count // 16))
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    return labels[..., None] == torch.arange(classes)
+
+
+def _norms(logits: Tensor, labels: Tensor) -> Tensor:
+    """g = |p - p*| of each anchor and class."""
+    return (logits.sigmoid() - _one_hot(labels, logits.shape[-1]).float()).abs()
+
+
+def _rounded(value: float | None) -> float:
+    return round(value or 0.0, 4)
+
+
+def _judged(proxy: Proxy, model: RetinaNet, threshold: float) -> tuple[list[dict[str, Any]], Any]:
+    model.config = replace(proxy.config, score_threshold=threshold)
+    rows = list(range(len(proxy.val.records)))
+    results = proxy.detections(model, proxy.val, proxy.features["val"], rows)
+    model.config = proxy.config
+    return results, score(of_pictures(proxy.val, rows), results)
+
+
+def run(job: Job, data: Dialled | Spoilt) -> dict[str, Any]:
+    """Train and judge: the row."""
+    cpu = time.process_time()
+    box = job.arm if job.arm in BOX_LOSSES else "giou"
+    loss = LossConfig(job.arm if job.arm in CLS_LOSSES else "ghm-c", box)
+    proxy = data.proxy
+    model = proxy.trained(proxy.config, loss, job.seed, proxy.all)
+    found = {"AP": 0.0, "diverged": True} if model is None else data.figures(model)
+    made = {"cpu_seconds": round(time.process_time() - cpu, 1), "machine": machine(), "date": today()}
+    return job.key | {"weight": (CLS_LOSSES | BOX_LOSSES)[job.arm]} | found | made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the set that gets wrong labels")
+    parser.add_argument("--work", type=Path, required=True, help="folder for sets and features")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--study", choices=RECIPES, help="only this one")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of study_dials.jsonl and study_noise.jsonl"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
+    chosen = parser.parse_args()
+    keep_freed_memory()
+    ends, loaded = time.monotonic() + 60 * chosen.minutes, None
+    data: Dialled | Spoilt
+    for job in plan(chosen.seeds):
+        file = chosen.out / f"study_{job.study}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if job.study != (chosen.study or job.study) or any(job.key.items() <= row.items() for row in rows):
+            continue
+        if time.monotonic() > ends:
+            break
+        if loaded != (loaded := (job.what, job.value, job.seed)):
+            data = None  # type: ignore[assignment] # one set's features in memory at a time
+            gc.collect()
+            work = chosen.work / job.study
+            work.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(None):
+                data = Dialled(job, work) if job.study == "dials" else Spoilt(job, work, chosen.data)
+        row = run(job, data)
+        with file.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        print(
+            f"{job.what} {job.value:g} {job.arm} seed {job.seed}: AP {row['AP']}, {row['cpu_seconds']} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
