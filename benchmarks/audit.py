@@ -1,0 +1,190 @@
+"""How well `ghmdet audit` ranks planted wrong labels, beside two peers on the same detections.
+
+    python benchmarks/audit.py DATA --share .2 --seed 0 --out FOLDER [--kinds class,missing] [--size 256 --epochs 20]
+
+Wrong labels are planted in the training part (`ghmdet data spoil`), detectors of three folds judge what they did not
+learn, and a row is appended to results/audit.jsonl: of each kind, and of all together, average precision, AUROC among
+the labels, precision of the first 50 and 200, and the share found in the first tenth as many items as there are boxes.
+A second label on an object is found with either of the two. The same command goes on where it was stopped.
+
+Plain confidence: a label's score is 1 - the best score of a detection of its class at IoU .5, and a missing label's
+that of a detection that overlaps no label at IoU .5; for a kind of wrong label its list is all labels. hotcoco: the
+`label_errors` of its `image_diagnostics`, which has no other kinds than "missing" and "class".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ghmdet.audit import KINDS
+from ghmdet.audit.folds import plan, train_all
+from ghmdet.audit.suspicion import judge, rank
+from ghmdet.data import DetectionData, read_data
+from ghmdet.data.make import spoil
+from ghmdet.engine.detect import Detector
+from ghmdet.engine.observation import look
+from ghmdet.engine.settings import FoldConfig
+from ghmdet.evaluation.hardest import scored
+from ghmdet.evaluation.matching import evaluate, overlaps
+from ghmdet.evaluation.tables import read_tables
+from rows import append_row, today
+
+SAME = 1.0  # pixels between the corners of a planted label and of the one that is suspected
+TWIN = 0.75  # the IoU of a planted second label with the first
+
+
+class Item(NamedTuple):
+    """A suspicion of a picture (its image id): the score, and the class and corners of the label or what is missing."""
+
+    score: float
+    image: int
+    missing: bool
+    label: int
+    box: list[float]
+
+
+def corners(bbox: list[float]) -> list[float]:
+    return [bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]]
+
+
+def find(items: list[Item], wrong: list[dict[str, Any]], classes: dict[int, int]) -> list[str | None]:
+    """The kind of planted error that each item finds, the likeliest first; each error is found once."""
+    left: dict[int, list[dict[str, Any]]] = {}
+    for one in wrong:
+        left.setdefault(one["image_id"], []).append(one)
+    found: list[str | None] = []
+    for item in sorted(items, key=lambda one: -one.score):
+        here = left.get(item.image, [])
+        hit = next((one for one in here if fits(item, one, classes)), None)
+        if hit:
+            here.remove(hit)
+        found.append(hit["kind"] if hit else None)
+    return found
+
+
+def fits(item: Item, wrong: dict[str, Any], classes: dict[int, int]) -> bool:
+    missing = wrong["kind"] == "missing"
+    planted = wrong["true" if missing else "given"]
+    if missing != item.missing or classes[planted["category_id"]] != item.label:
+        return False
+    box = corners(planted["bbox"])
+    if not missing and np.abs(np.subtract(box, item.box)).max() < SAME:
+        return True
+    least = {"missing": 0.5, "duplicate": TWIN}.get(wrong["kind"], 2.0)
+    return bool(overlaps(np.array([box]), np.array([item.box]))[0, 0] >= least)
+
+
+def figures(found: list[str | None], kinds: set[str], planted: int, boxes: int) -> dict[str, float]:
+    """How a list ranks the errors of some kinds, of which so many were planted among so many boxes.
+
+    AUROC is among the labels, those that are not on the list behind all others and tied; none for missing labels.
+    """
+    hit = np.array([kind in kinds for kind in found], dtype=float)
+    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+    told = {
+        "AP": (precision * hit).sum() / max(planted, 1),
+        "precision50": hit[:50].sum() / 50,
+        "precision200": hit[:200].sum() / 200,
+        "recall_tenth": hit[: boxes // 10].sum() / max(planted, 1),
+    }
+    if "missing" not in kinds:
+        right, wrong = boxes - planted, np.cumsum(1 - hit)
+        ahead = ((right - wrong) * hit).sum() + (planted - hit.sum()) * max(right - (1 - hit).sum(), 0) / 2
+        told["AUROC"] = ahead / (planted * right)
+    return {name: round(float(value), 4) for name, value in told.items()}
+
+
+def hotcoco_items(data: DetectionData, results: list[dict[str, Any]]) -> dict[str, list[Item]]:
+    """hotcoco's candidates, by the kind of error that they mean."""
+    tables = read_tables(data.to_coco(), results)
+    image_ids = sorted(tables.truth.images)
+    items: dict[str, list[Item]] = {kind: [] for kind in KINDS}
+    for one in evaluate(tables).image_diagnostics(iou_thr=0.5, score_thr=0.01)["label_errors"]:
+        missing = one["type"] == "missing_annotation"
+        row = (one["dt_id"] if missing else one["gt_id"]) - 1
+        label, box = (
+            (tables.dt_class[row], tables.dt_box[row])
+            if missing
+            else (tables.gt_class[row], tables.truth.box[row])
+        )
+        image = image_ids[one["image_id"] - 1]
+        items["missing" if missing else "class"].append(
+            Item(one["dt_score"], image, missing, int(label), corners(box.tolist()))
+        )
+    return items
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=20)
+    options = parser.parse_args()
+    spoiled = options.out / "data"
+    kinds = options.kinds.split(",")
+    print(spoil(options.data, spoiled, options.share, kinds=kinds, seed=options.seed))
+    data = read_data(spoiled)
+    runs = plan(data, options.out, 3, FoldConfig(size=options.size, epochs=options.epochs), print)
+    train_all(runs, print)
+
+    judged, plain, results = [], list[Item](), list[dict[str, Any]]()
+    nothing = np.zeros((0, 4))  # a spoiled set of crowds is not measured
+    for run in runs:
+        detector = Detector.load(run.out / "last.pt", precision="fp32")
+        for record, saw in zip(run.part.records, look(detector, run.part), strict=True):
+            found, boxes = scored(saw.results, data), record.boxes.astype(float)
+            results += saw.results
+            one = judge(found, boxes, record.labels, len(data.classes), saw.seen, nothing)
+            judged.append((record.image_id, one))
+            iou = overlaps(found.boxes, boxes)
+            on = (iou >= 0.5) & (found.labels[:, None] == record.labels)
+            best = np.where(on, found.scores[:, None], 0).max(axis=0, initial=0)
+            rows = zip(1 - best, record.labels, boxes.tolist(), strict=True)
+            plain += [Item(s, record.image_id, False, int(k), box) for s, k, box in rows]
+            away = iou.max(axis=1, initial=0) < 0.5
+            rows = zip(found.scores[away], found.labels[away], found.boxes[away].tolist(), strict=True)
+            plain += [Item(s, record.image_id, True, int(k), box) for s, k, box in rows]
+    ours: dict[str, list[Item]] = {kind: [] for kind in KINDS}
+    for one in rank(judged, data):
+        shown = one.given or one.suggested
+        image = int(data.records.image_ids[one.picture])
+        ours[one.kind].append(Item(one.score, image, one.kind == "missing", shown.label, list(shown.box)))
+
+    wrong = json.loads((spoiled / "wrong_labels.json").read_text())
+    planted = Counter(one["kind"] for one in wrong)
+    classes = {category: label for label, category in enumerate(data.category_ids)}
+    boxes = len(data.records.labels)
+    row: dict[str, Any] = {"data": options.data.name, "share": options.share, "seed": options.seed}
+    row |= {"size": options.size, "epochs": options.epochs, "planted": dict(planted), "boxes": boxes}
+    peer = hotcoco_items(data, results)
+    for kind in kinds:
+        of_kind = [one for one in plain if one.missing == (kind == "missing")]
+        lists = {"audit": ours[kind], "confidence": of_kind, "hotcoco": peer[kind]}
+        row[kind] = {
+            name: figures(find(items, wrong, classes), {kind}, planted[kind], boxes)
+            for name, items in lists.items()
+        }
+    whole, theirs = (list(chain.from_iterable(each.values())) for each in (ours, peer))
+    lists = {"audit": whole, "confidence": plain, "hotcoco": theirs}
+    row["all"] = {
+        name: figures(find(items, wrong, classes), {*kinds, "missing"}, len(wrong), boxes)
+        for name, items in lists.items()
+    }
+    append_row("audit", row | {"date": today()})
+
+
+if __name__ == "__main__":
+    main()
