@@ -46,7 +46,7 @@ format: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ghmdet needs Python 3.10 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[pretrained,tensorboard,dev]'
+	$(BIN)/pip install --quiet --editable '.[pretrained,tensorboard,detr,dev]'
 	touch $@
 
 clean:

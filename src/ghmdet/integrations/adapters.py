@@ -145,7 +145,7 @@ def _find(model: nn.Module) -> tuple[Adapter, str]:
     types: Sequence[type] = type(model).__mro__
     for library, module in LIBRARIES.items():
         if any(one.__module__.split(".")[0] == library for one in types):
-            for known, adapter in import_module(module).ADAPTERS.items():
+            for known, adapter in import_module(module).adapters().items():
                 _ADAPTERS.setdefault(known, adapter)  # a user's own stays
     for one in types:
         if one in _ADAPTERS:

@@ -156,12 +156,14 @@ def _undo(part: str, plain: type[nn.Module], kind: type[nn.Module], model: Any) 
             delattr(owner, name)
 
 
-ADAPTERS = {
-    model: Adapter(partial(_apply, *part), partial(_undo, *part), TESTED)
-    for model, part in (
-        (RetinaNet, ("head", RetinaNetHead, HarmonizedRetinaNetHead)),
-        (FCOS, ("head", FCOSHead, HarmonizedFCOSHead)),
-        (SSD, ("", SSD, HarmonizedSSD)),
-        (FasterRCNN, ("rpn", RegionProposalNetwork, HarmonizedRPN)),
-    )
-}
+def adapters() -> dict[type[nn.Module], Adapter]:
+    """The adapters of this library."""
+    parts: dict[type[nn.Module], tuple[str, Any, Any]] = {
+        RetinaNet: ("head", RetinaNetHead, HarmonizedRetinaNetHead),
+        FCOS: ("head", FCOSHead, HarmonizedFCOSHead),
+        SSD: ("", SSD, HarmonizedSSD),
+        FasterRCNN: ("rpn", RegionProposalNetwork, HarmonizedRPN),
+    }
+    return {
+        model: Adapter(partial(_apply, *part), partial(_undo, *part), TESTED) for model, part in parts.items()
+    }
