@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, UnknownCommandError
 
 from ghmdet.errors import GhmdetError, PartlyDone, unknown_name
 from ghmdet.options import parser
+from ghmdet.signals import interrupt, on_stop
 
 app = parser(
     name="ghmdet",
@@ -57,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         # A line is there when it is said, in a pipe too; a file's name may hold what is no text.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        result = app(arguments, exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+        on_stop(interrupt)
+        result = command(*bound.args, **bound.kwargs)
     except UnknownCommandError as error:
         known = [name for name in error.app or () if not name.startswith("-")]
         _fail(str(unknown_name("command", (error.unused_tokens or ["?"])[0], known)), 2)

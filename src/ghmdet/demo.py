@@ -15,6 +15,7 @@ from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import Metrics
+from ghmdet.files import LOCK, hold
 from ghmdet.report.page import write_report
 
 IMAGES = 240
@@ -35,7 +36,12 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
     Raises:
         GhmdetError: `out` holds something else, or the pretrained weights are not installed.
     """
-    if strangers := {file.name for file in out.glob("*")} - {"data", "run", "pictures.jpg"}:
+    with hold(out):
+        return _demo(out, seed, say)
+
+
+def _demo(out: Path, seed: int, say: Callable[[str], None]) -> Metrics:
+    if strangers := {file.name for file in out.glob("*")} - {"data", "run", "pictures.jpg", LOCK}:
         raise GhmdetError(f"{out} holds something else ({min(strangers)}): give a new folder")
     config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
     # Before the pictures are drawn: those of another seed must not replace what a run was trained on.

@@ -1,37 +1,140 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, and folders so that two writers never mix."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ghmdet.errors import GhmdetError
 
-def write_atomic(path: Path | str, content: bytes | str | Callable[[IO[bytes]], Any]) -> Path:
+try:
+    import fcntl
+except ImportError:  # on Windows; the lock's text has to do
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".ghmdet.lock"
+_held: set[str] = set()  # the folders that this process holds
+
+
+def write_atomic(
+    path: Path | str, content: bytes | str | Callable[[IO[bytes]], Any], *, keep: Path | None = None
+) -> Path:
     """Writes `content` to `path` whole or not at all, making its folder; returns the path.
 
-    content: bytes, text (written as UTF-8), or a function that writes into the file it is given, as a picture's `save`
-    and a figure's `savefig` do.
+    content: bytes, text, or a function that writes into the file it is given, as a picture's `save` and a figure's
+    `savefig` do. Text is written as UTF-8; what is none (a byte of a file's name, a half character) as `\\udcff`, which
+    JSON reads back. keep: where what `path` held before is kept, instead of what is there.
 
     The bytes go to a temporary neighbour first, which then takes the name in one step: whoever opens `path`,
-    even after a crash in the middle, finds the old content or the new. Raises OSError where the disk refuses.
+    even after a crash in the middle, finds the old content or the new. Raises OSError, naming `path`, where the disk
+    refuses.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder: name a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short whatever the name: a disk takes 255 bytes.
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             if callable(content):
                 content(file)
             else:
-                file.write(content.encode() if isinstance(content, str) else content)
+                text = isinstance(content, str)
+                file.write(content.encode(errors="backslashreplace") if text else content)  # type: ignore[union-attr, arg-type]
             file.flush()
             os.fsync(file.fileno())  # without it a power cut can leave the new name on empty content
+        if keep is not None:
+            with suppress(FileNotFoundError):
+                path.replace(keep)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def hold(folder: Path | str) -> Iterator[None]:
+    """Makes the folder and lets no other process write into it, for the block.
+
+    Inside a block for the same folder it does nothing. A folder that it made and that stays empty goes again.
+    The file `.ghmdet.lock` there says which host and process holds it. The system's own lock on that file ends with the
+    process, so one that was killed leaves nothing to clean up. On a disk without such locks the text decides: one of a
+    process of this host that has ended is taken over.
+
+    Raises GhmdetError, naming the holder, where another process holds the folder.
+    """
+    folder = Path(folder)
+    key, path = os.path.realpath(folder), folder / LOCK
+    if key in _held:
+        yield
+        return
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise GhmdetError(f"{error.filename}: is a file: give a folder") from None
+    with _locked(path) as file:
+        _held.add(key)
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(f"{socket.gethostname()} {os.getpid()}\n")
+            file.flush()
+            yield
+        finally:
+            _held.discard(key)
+            path.unlink(missing_ok=True)  # while it is locked: the next one locks a new file
+            with suppress(OSError):  # until a folder is not empty
+                for empty in made:
+                    empty.rmdir()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """The lock file, locked for the block; raises GhmdetError where another process has it."""
+    while True:
+        with path.open("a+") as file:
+            file.seek(0)
+            host, _, process = file.read().strip().partition(" ")
+            by = f"process {process} on {host}" if process else "another process"
+            busy = GhmdetError(
+                f"{path.parent}: {by} is writing there: wait until it ends, stop it, or give another --out (where it"
+                f" ended long ago, remove {path})"
+            )
+            try:
+                if fcntl is None:
+                    raise OSError(errno.ENOLCK, "no locks")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+            except OSError:
+                if process and (host != socket.gethostname() or _runs(int(process))):
+                    raise busy from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(
+                    os.fstat(file.fileno()), path.stat()
+                ):  # else its holder has just removed it
+                    yield file
+                    return
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number on this host."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

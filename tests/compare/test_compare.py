@@ -23,11 +23,11 @@ from ghmdet.compare.plan import Plan, Run, tuning_parts
 from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import read_data
 from ghmdet.engine.context import begin_run
-from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.run_folder import DIVERGED, write_json
 from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
+from ghmdet.signals import StopSignal
 from ghmdet.spectrum import SpectrumCounts
 from small_sets import Picture, write_coco
 

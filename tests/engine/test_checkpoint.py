@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
+import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from engine_cases import TINY
 from ghmdet import Detector
 from ghmdet.cli import main
-from ghmdet.engine.checkpoint import load_checkpoint, run_arguments, save_checkpoint, saved_run
+from ghmdet.engine.checkpoint import PREVIOUS, load_checkpoint, run_arguments, save_checkpoint, saved_run
 from ghmdet.engine.settings import TrainConfig
+from ghmdet.engine.train import train
 from ghmdet.errors import CheckpointError, GhmdetError
 
 
@@ -101,6 +106,68 @@ def test_no_damage_to_a_file_ends_in_another_error(tmp_path: Path) -> None:
             path.write_bytes(content.tobytes())
             with contextlib.suppress(CheckpointError):
                 load_checkpoint(path)
+
+
+def test_one_flipped_bit_of_a_weight_is_noticed(run: Path, tmp_path: Path) -> None:
+    whole = (run / "best.pt").read_bytes()
+    with zipfile.ZipFile(run / "best.pt") as archive:
+        sizes = sorted(
+            (one.file_size, one.header_offset) for one in archive.infolist() if "/data/" in one.filename
+        )
+    random = np.random.default_rng(0)
+    for size, offset in (sizes[-1], sizes[len(sizes) // 2], *random.choice(sizes, 18).tolist()):
+        damaged = bytearray(whole)
+        name, extra = struct.unpack("<HH", whole[offset + 26 : offset + 30])  # before the data
+        place = offset + 30 + name + extra + int(random.integers(size))
+        damaged[place] ^= 1 << int(random.integers(8))
+        (tmp_path / "a.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"a\.pt: damaged"):
+            Detector.load(tmp_path / "a.pt", device="cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_wherever_weights_are_loaded(
+    value: float, run: Path, squares: Path, tmp_path: Path
+) -> None:
+    state = dict(load_checkpoint(run / "best.pt"))
+    name = list(state["model"])[7]
+    state["model"] = {**state["model"], name: torch.full_like(state["model"][name], value)}
+    save_checkpoint(tmp_path / "a.pt", state)
+    for load in (
+        lambda: Detector.load(tmp_path / "a.pt", device="cpu"),
+        lambda: train(
+            squares, tmp_path / "x", replace(TINY, weights=str(tmp_path / "a.pt")), say=lambda line: None
+        ),
+    ):
+        with pytest.raises(
+            CheckpointError, match=rf"a\.pt: .*'{name}' holds values that are no finite numbers"
+        ):
+            load()
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_alike(
+    damage: str, run: Path, squares: Path, tmp_path: Path
+) -> None:
+    last, said = tmp_path / "run" / "last.pt", list[str]()
+    shutil.copytree(run, tmp_path / "run")
+    before = load_checkpoint(last.with_name(PREVIOUS))["training"]["place"]
+    assert before["validated_epoch"] == 0 and before["step"] == 9  # saved before the validation
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content if damage == "bit" else content[:999])
+    if damage == "gone":
+        last.unlink()
+    train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
+    assert any(f"goes on from the save before it, {last.with_name(PREVIOUS)}" in line for line in said)
+    weights = [load_checkpoint(folder / "last.pt")["model"] for folder in (run, tmp_path / "run")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    # The row of the validation that is made again is there once.
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
+    last.write_bytes(b"")
+    last.with_name(PREVIOUS).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"previous\.pt"):
+        train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:

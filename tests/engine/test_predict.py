@@ -27,6 +27,12 @@ def detector(run: Path) -> Detector:
     return Detector.load(run / "best.pt", device="cpu", precision="fp32")
 
 
+def results_of(run: Path, *pictures: Path, **options: Any) -> list[dict[str, Any]]:
+    """What `predict` writes into predictions.json."""
+    written: list[dict[str, Any]] = json.loads(predict(run / "best.pt", *pictures, **options).read_text())
+    return written
+
+
 def test_every_form_of_a_picture_gives_the_same_detections(detector: Detector, squares: Path) -> None:
     path = squares / "images" / "val_0.png"
     image = Image.open(path).convert("RGB")
@@ -91,8 +97,8 @@ def test_the_results_of_a_folder_and_of_a_data_set_do_not_depend_on_the_batch_si
     for batch_size in (1, 2, 5):
         out = tmp_path / f"out{batch_size}"
         predicted.append(
-            predict(
-                run / "best.pt",
+            results_of(
+                run,
                 tmp_path / "shapes",
                 out=out,
                 batch_size=batch_size,
@@ -149,7 +155,7 @@ def test_several_pictures_and_folders_are_named_from_the_folder_that_holds_all(
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(squares / "images" / "val_0.png", tmp_path / "in" / name)
     given = [tmp_path / "in" / name for name in ("b", "a/1.png", "b/deep/2.png", "c/3.png")]
-    results = predict(run / "best.pt", *given, out=tmp_path / "out", device="cpu", precision="fp32")
+    results = results_of(run, *given, out=tmp_path / "out", device="cpu", precision="fp32")
     names = {"a/1.png", "b/1.png", "b/deep/2.png", "c/3.png"}
     assert {one["file_name"] for one in results} == names
     drawn = {f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*.jpg")}
@@ -171,7 +177,7 @@ def test_no_drawing_leaves_its_folder_and_no_picture_is_drawn_over(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.jpg")}
     monkeypatch.chdir(tmp_path / "d")
     given = [Path(name) for name in ("pics", "../other", "pics/../pics", "../other/../other/1.jpg")]
-    results = predict(run / "best.pt", *given, out=Path("../out"), device="cpu", precision="fp32")
+    results = results_of(run, *given, out=Path("../out"), device="cpu", precision="fp32")
     assert {path: path.read_bytes() for path in before} == before
     names = {"d/pics/1.jpg", "other/1.jpg", "other/2.jpg"}
     assert {one["file_name"] for one in results} == names
@@ -182,7 +188,7 @@ def test_no_drawing_leaves_its_folder_and_no_picture_is_drawn_over(
 def test_a_linked_picture_keeps_the_name_of_its_link(run: Path, squares: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link.png").symlink_to(squares / "images" / "val_0.png")
-    results = predict(run / "best.pt", tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
+    results = results_of(run, tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
     assert {one["file_name"] for one in results} == {"link.png"}
 
 
@@ -242,7 +248,7 @@ def test_every_picture_has_a_drawing_of_its_own_and_folders_are_no_pictures(
         Image.open(squares / "images" / "val_0.png").convert("RGB").save(
             tmp_path / "in" / name, "PNG" if name.endswith("png") else "JPEG"
         )
-    results = predict(run / "best.pt", tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
+    results = results_of(run, tmp_path / "in", out=tmp_path / "out", device="cpu", precision="fp32")
     assert {result["file_name"] for result in results} == set(names) - {"e"}
     written = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*"))
     assert [path.as_posix() for path in written if (tmp_path / "out" / path).is_file()] == [
@@ -306,8 +312,8 @@ def test_predictions_can_be_read_without_their_annotations_and_by_pycocotools(
     for i in range(4):
         shutil.copy(squares / "images" / f"val_{i}.png", tmp_path / "写真")
     validate(run / "best.pt", tmp_path / "set", out=tmp_path / "val", device="cpu", precision="fp32")
-    returned = predict(
-        run / "best.pt",
+    returned = results_of(
+        run,
         tmp_path / "写真",
         tmp_path,
         out=tmp_path / "out",
@@ -315,7 +321,7 @@ def test_predictions_can_be_read_without_their_annotations_and_by_pycocotools(
         device="cpu",
         precision="fp32",
     )
-    assert returned == json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(returned) > 0
     assert "写真/val_0.png" in (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     for folder, classes in (("val", {7: "red", 1: "blue"}), ("out", {1: "red", 2: "blue"})):

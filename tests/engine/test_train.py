@@ -35,6 +35,7 @@ def test_run_folder_says_how_it_was_made(run: Path) -> None:
     names = {
         "best.pt",
         "last.pt",
+        "previous.pt",
         "log.csv",
         "metrics.csv",
         "metrics.json",
@@ -51,6 +52,24 @@ def test_run_folder_says_how_it_was_made(run: Path) -> None:
     assert made["versions"]["torch"] == torch.__version__.split("+")[0] or made["versions"]["torch"]
     assert len(rows(run / "log.csv")) == 9
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["3"]
+
+
+def test_a_power_cut_and_a_kill_before_a_save_leave_each_row_once(
+    run: Path, squares: Path, tmp_path: Path
+) -> None:
+    for number, damage in enumerate((b"\0" * 400, b"99,3,", b"\n\n9,3\n\xff\xfe\n")):
+        out = tmp_path / f"{number}"
+        shutil.copytree(run, out)
+        shutil.copy(out / "previous.pt", out / "last.pt")  # killed after the validation, before its save
+        for name in ("log.csv", "metrics.csv"):
+            with (out / name).open("ab") as file:
+                file.write(damage)
+        train(squares, out, TINY, resume=True, say=lambda line: None)
+        for name in ("log.csv", "metrics.csv"):
+            kept, whole = rows(out / name), rows(run / name)
+            for row in (*kept, *whole):
+                row.pop("seconds", None), row.pop("memory", None)
+            assert kept == whole
 
 
 def test_a_run_without_a_folder_gets_the_next_of_its_data_and_resumes_the_last(

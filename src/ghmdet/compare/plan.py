@@ -16,6 +16,7 @@ from ghmdet.engine.checkpoint import MAY_CHANGE
 from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.files import LOCK
 from ghmdet.models import CLS_LOSSES
 
 EXTENSIONS = 3
@@ -191,7 +192,7 @@ class Plan:
         file = self.out / "plan.json"
         if self.out.is_file():
             raise GhmdetError(f"--out {self.out} is a file: give a folder")
-        if not file.exists() and self.out.exists() and any(self.out.iterdir()):
+        if not file.exists() and self.out.exists() and {path.name for path in self.out.iterdir()} - {LOCK}:
             raise GhmdetError(f"--out {self.out} holds something else: give a new folder")
         now = json.loads(json.dumps(self._described(train)))
         before = read_json(file) or now

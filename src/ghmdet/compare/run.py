@@ -19,10 +19,12 @@ from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.progress import StopSignal, progress_bar
+from ghmdet.engine.progress import progress_bar
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.errors import GhmdetError
+from ghmdet.files import hold
+from ghmdet.signals import StopSignal
 
 
 def compare(
@@ -100,16 +102,18 @@ def compare(
         raise GhmdetError(f"--split {split}: the arms are trained on it: give another part to judge them on")
     require_images(train)
     require_images(part)
-    plan.keep(train)
     if list_commands:
+        plan.keep(train)
         for command in plan.commands():
             say(command)
         return None
-    say(plan.describe(len(train.records)))
-    failed = _make_runs(plan, say)
-    result, spectra = judge(plan, part, failed, say)
-    say(summary(result))
-    say(f"written: {', '.join(map(str, write_comparison(out, result, spectra)))}")
+    with hold(out):
+        plan.keep(train)
+        say(plan.describe(len(train.records)))
+        failed = _make_runs(plan, say)
+        result, spectra = judge(plan, part, failed, say)
+        say(summary(result))
+        say(f"written: {', '.join(map(str, write_comparison(out, result, spectra)))}")
     return result
 
 

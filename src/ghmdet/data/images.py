@@ -112,20 +112,35 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def picture_tensor(image: Image.Image) -> Tensor:
+def picture_tensor(image: Image.Image, most: int | None = None) -> Tensor:
     """A Pillow picture as uint8 [3, h, w] RGB, upright: of any mode, its EXIF orientation honoured.
+
+    most: one whose longer side is at least twice as many pixels is shrunk by a whole factor, to no less.
 
     Raises GhmdetError for float pixels, and what Pillow raises when a picture that it has yet to decode is damaged.
     """
     turn = TURNS.get(_orientation(image))
+    if most and (factor := max(image.size) // most) > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK"):
+        image = image.reduce(factor)
     upright = image if turn is None else image.transpose(turn)
     return torch.from_numpy(_rgb(upright)).permute(2, 0, 1).contiguous()
 
 
-def read_picture(path: Path) -> Tensor:
-    """A picture file as uint8 [3, h, w] RGB, upright, at its own size; raises DataError naming the file."""
+def read_picture(path: Path, most: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+    """A picture file as uint8 [3, h, w] RGB, upright, and its own (height, width); raises DataError naming the file.
+
+    most: the longest side in pixels that it is given back with; a larger one is shrunk as it is decoded.
+    """
     with _errors_name_the_file(path, "leave it out"), Image.open(path) as image:
-        return picture_tensor(image)
+        width, height = image.size[::-1] if _turned(image) else image.size
+        share = min(1.0, most / max(width, height)) if most else 1.0
+        size = max(1, round(height * share)), max(1, round(width * share))
+        if share < 1:
+            image.draft(None, size if _turned(image) else size[::-1])
+        tensor = picture_tensor(image, most)
+        if tensor.shape[1:] != size:
+            tensor = F.resize(tensor, list(size), antialias=True)
+        return tensor, (height, width)
 
 
 def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:

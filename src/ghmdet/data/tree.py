@@ -119,7 +119,8 @@ class Tree:
         seen = Folder([], set(), {}, [])
         try:
             with os.scandir(path) as entries:
-                found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries)
+                kept = [entry for entry in entries if not _is_device(entry)]
+                found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in kept)
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
             return seen
         except PermissionError:
@@ -260,6 +261,14 @@ class Tree:
                 more = ", ..." if len(paths) > NAMED_PROBLEMS else ""
                 problems.append(Problem(severity, kind, self.root, "", shown + more, said, len(paths)))
         return problems
+
+
+def _is_device(entry: os.DirEntry[str]) -> bool:
+    """Whether it is neither a file nor a folder nor a broken link, as a pipe, whose reading never ends."""
+    try:
+        return not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path)
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,13 @@ from ghmdet.files import write_atomic
 from ghmdet.models import RetinaNet, model_from_state
 from ghmdet.models.weights import is_model_state, read_state
 
+PREVIOUS = "previous.pt"
+"""The `last.pt` before the last one, of which a run goes on where that one is damaged."""
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `path`; a crash leaves the file that was there."""
-    write_atomic(path, lambda file: torch.save(state, file))
+
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
+    """Write `state` (tensors and plain values) to `path`; a crash leaves the file that was there, or that at `keep`."""
+    write_atomic(path, lambda file: torch.save(state, file), keep=keep)
 
 
 def load_checkpoint(path: Path | str) -> Mapping[str, Any]:
@@ -79,19 +82,34 @@ def as_saved(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
     return replace(config, **{k: arguments.get(k) for k, value in vars(config).items() if value is None})
 
 
-def saved_run(data: Path, out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
+def saved_run(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    resume: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any] | None:
     """The training state that `last.pt` in `out` keeps, and its `network`; None for a new run.
+
+    Where `last.pt` is damaged or gone, that of the save before it, which `say` is told.
 
     Raises:
         GhmdetError: `out` holds a run and `resume` is off, or the run has other settings.
-        CheckpointError: `last.pt` cannot be read.
+        CheckpointError: neither can be read.
     """
-    last = out / "last.pt"
+    last, previous = out / "last.pt", out / PREVIOUS
     if not resume and (last.exists() or (out / "run.json").exists()):
         raise GhmdetError(f"{out} holds a run already: add --resume to continue it, or give another --out")
-    if not last.exists():
+    if not last.exists() and not previous.exists():
         return None
-    checkpoint = load_checkpoint(last)
+    try:
+        checkpoint = load_checkpoint(last)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        checkpoint = load_checkpoint(previous)
+        say(f"Warning: {error}. The run goes on from the save before it, {previous}")
     training: dict[str, Any] | None = checkpoint.get("training")
     if training is None:
         raise GhmdetError(

@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 
 from ghmdet.engine.checkpoint import as_saved, saved_run
 from ghmdet.engine.device import Device, choose_device, keep_freed_memory
-from ghmdet.engine.run_folder import default_folder
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError, unknown_name
 
@@ -61,7 +60,7 @@ class RunContext:
 
 def begin_run(
     data: Path | str,
-    out: Path | str | None,
+    out: Path | str,
     config: TrainConfig,
     *,
     resume: bool = False,
@@ -75,16 +74,15 @@ def begin_run(
     """
     started_at = time.monotonic() if started_at is None else started_at
     data = Path(data)
-    out = default_folder(data, resume=resume) if out is None else Path(out)
+    out = Path(out)
     if config.weights not in ("auto", "coco", "none") and not Path(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint"))
-    if out.exists() and not out.is_dir():
-        raise GhmdetError(f"--out {out} is a file: give a folder")
     if config.tensorboard and find_spec("tensorboard") is None:
         raise GhmdetError(
             "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
         )
-    saved = saved_run(data, out, config, resume=resume)
+    main = os.environ.get("RANK", "0") == "0"
+    saved = saved_run(data, out, config, resume=resume, say=say if main else lambda line: None)
     config = as_saved(config, saved) if saved else config
     device = choose_device(config.device, config.precision)
     if device.type == "cpu":

@@ -80,7 +80,7 @@ def to_tensor(picture: Any) -> Tensor:
         DataError: a file that cannot be read, or an array of another form.
     """
     if isinstance(picture, str | Path):
-        return read_picture(Path(picture)).float() / 255
+        return read_picture(Path(picture))[0].float() / 255
     if isinstance(picture, Image.Image):
         return picture_tensor(picture).float() / 255
     if isinstance(picture, Tensor):

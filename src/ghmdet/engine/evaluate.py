@@ -11,6 +11,7 @@ from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
 from ghmdet.engine.settings import BATCH_SIZE, WORKERS
 from ghmdet.evaluation.score import Metrics, score
+from ghmdet.files import hold
 
 
 def validate(
@@ -51,21 +52,21 @@ def validate(
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())
     out = results_folder(Path(checkpoint).parent, data, part.split) if out is None else Path(out)
-    out.mkdir(parents=True, exist_ok=True)  # a wrong name is an error before the work
-    with counting("pictures", len(part.records)) as advance:
-        results = detect(
-            detector.model,
-            part,
-            device=detector.device,
-            batch_size=batch_size,
-            workers=workers,
-            advance=advance,
-        )
-    truth = part.to_coco()
-    metrics = score(truth, results)
-    about = {"checkpoint": str(checkpoint), "data": str(data.absolute()), "split": part.split}
-    write_predictions(out / "predictions.json", results, truth)
-    write_json(out / "metrics.json", about | metrics.to_dict())
+    with hold(out):  # a wrong name is an error before the work
+        with counting("pictures", len(part.records)) as advance:
+            results = detect(
+                detector.model,
+                part,
+                device=detector.device,
+                batch_size=batch_size,
+                workers=workers,
+                advance=advance,
+            )
+        truth = part.to_coco()
+        metrics = score(truth, results)
+        about = {"checkpoint": str(checkpoint), "data": str(data.absolute()), "split": part.split}
+        write_predictions(out / "predictions.json", results, truth)
+        write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())
     say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
     return metrics

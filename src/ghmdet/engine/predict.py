@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from ghmdet.data.coco import read_annotations
-from ghmdet.data.images import EXTENSIONS
+from ghmdet.data.images import EXTENSIONS, read_picture
 from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
-from ghmdet.engine.detect import Detector, coco_results, to_tensor
+from ghmdet.engine.detect import Detector, coco_results
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import write_predictions
+from ghmdet.engine.run_folder import write_json, write_predictions
 from ghmdet.engine.settings import BATCH_SIZE
+from ghmdet.engine.unfinished import Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
+from ghmdet.files import hold
+from ghmdet.models.preprocess import scale_boxes
 
 JPEG = (".jpg", ".jpeg")
 DRAWN = b"drawn by ghmdet predict"
 """The comment in each drawing, which tells it from the user's own pictures."""
+FAILED, UNFINISHED = "failed.json", "unfinished.jsonl"
+MOST_SIDE = 4096
+"""Pixels of the longer side of a picture that is looked at and drawn: more need gigabytes."""
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 
 
 def predict(
@@ -37,10 +46,11 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
+) -> Path:
     """Detect on pictures, or folders of them; writes predictions.json (COCO results) and drawn pictures.
 
-    A picture that cannot be read is named with the reason, the others are done all the same; the exit status is 1 then.
+    A picture that cannot be used is named with the reason, also in `failed.json`, and the others are done all the same;
+    the exit status is 1 then. Interrupted, the same command goes on.
 
     Args:
         checkpoint: A `best.pt` or `last.pt` of a training run.
@@ -58,87 +68,152 @@ def predict(
         say: Takes each line meant for the user.
 
     Returns:
-        What predictions.json holds: COCO results, each with the `file_name` of its picture and its `category_name`.
+        The file predictions.json: COCO results, each with the `file_name` of its picture and its `category_name`.
 
     Raises:
         DataError: no pictures, or one that the annotations do not know.
         GhmdetError: `out` holds the pictures, or one of another origin where a drawing would be.
         CheckpointError: the checkpoint cannot be read.
-        PartlyDone: after all the others are done and written: pictures that cannot be read.
+        PartlyDone: after all the others are done and written: pictures that cannot be used.
+        KeyboardInterrupt: stopped by a signal; what is done is kept.
     """
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
     out = Path(out)
     found = find_pictures([Path(picture) for picture in pictures], out)
-    names, files = list(found), list(found.values())
+    files = {name.as_posix(): file for name, file in found.items()}
     detector = Detector.load(checkpoint, device=device, precision=precision)
-    ids, category_ids = list(range(1, len(names) + 1)), detector.category_ids
+    ids, category_ids = list(range(1, len(files) + 1)), detector.category_ids
     if annotations is not None:
-        ids, category_ids = known_ids(annotations, names, detector.classes)
-    out.mkdir(parents=True, exist_ok=True)
-    drawings = [out / name for name in drawing_names(names)]
-    if removed := remove_drawings(out, drawings):
-        say(f"{removed} drawings of an earlier predict are removed from {out}")
-    results: list[dict[str, Any]] = []
-    unreadable: list[DataError] = []
-    with counting("pictures", len(files)) as advance:
-        for start in range(0, len(files), batch_size):
-            images: dict[int, Tensor] = {}
-            for index, file in enumerate(files[start : start + batch_size], start):
-                try:
-                    images[index] = to_tensor(file)
-                except DataError as error:
-                    unreadable.append(error)
-            detected = detector.predict(list(images.values()))
-            for (index, image), detections in zip(images.items(), detected, strict=True):
-                results += coco_results(detections, ids[index], category_ids)
-                sure = {key: value[detections["scores"] >= threshold] for key, value in detections.items()}
-                drawn = draw_detections(image, **sure, classes=detector.classes)
-                save_jpeg(drawn, drawings[index], quality=92, comment=DRAWN)
-            advance(min(batch_size, len(files) - start))
+        ids, category_ids = known_ids(annotations, list(found), detector.classes)
+    numbers = dict(zip(files, ids, strict=True))
+    drawings = {name: out / drawn for name, drawn in zip(files, drawing_names(list(found)), strict=True)}
+    made = {
+        "checkpoint": [str(Path(checkpoint).resolve()), stamp(Path(checkpoint))],
+        "options": [threshold, detector.device.type, detector.device.precision, category_ids],
+    }
     about = {
-        "images": [{"id": i, "file_name": name.as_posix()} for i, name in zip(ids, names, strict=True)],
+        "images": [{"id": number, "file_name": name} for name, number in numbers.items()],
         "categories": [
             {"id": i, "name": name} for i, name in zip(category_ids, detector.classes, strict=True)
         ],
     }
-    named = write_predictions(out / "predictions.json", results, about)
-    count = sum(result["score"] >= threshold for result in results)
-    say(f"{len(results)} boxes, {count} of them scored at least {threshold:g} and drawn: {out}")
-    for reason in unreadable:
-        say(str(reason))
-    if unreadable:
+    failed: dict[str, str] = {}
+    with hold(out):
+        old = earlier_drawings(out, set(drawings.values()))
+        with Unfinished(out / UNFINISHED, made, files, lambda name: drawings[name].exists()) as work:
+            if removed := remove_drawings(out, set(old) - {drawings[name] for name in work.lines}):
+                say(f"{removed} drawings of an earlier predict are removed from {out}")
+            if work.lines:
+                say(f"{len(work.lines)} of {len(files)} pictures are done already")
+            todo = {name: file for name, file in files.items() if name not in work.lines}
+            with counting("pictures", len(todo)) as advance:
+                for name, seen in look(detector, todo, batch_size):
+                    advance(1)
+                    if isinstance(seen, DataError):
+                        failed[name] = str(seen)
+                        continue
+                    shown = {
+                        key: value[seen.found["scores"] >= threshold] for key, value in seen.found.items()
+                    }
+                    drawn = draw_detections(seen.picture, **shown, classes=detector.classes)
+                    save_jpeg(drawn, drawings[name], quality=92, comment=DRAWN)
+                    work.add(name, coco_results(seen.in_file(), numbers[name], category_ids))
+            finished = (one | {"image_id": numbers[name]} for name, rows in work.results() for one in rows)
+            count = write_predictions(out / "predictions.json", finished, about)
+            sure = sum(one["score"] >= threshold for _, rows in work.results() for one in rows)
+            if failed:
+                write_json(out / FAILED, failed)
+    say(f"{count} boxes, {sure} of them scored at least {threshold:g} and drawn: {out}")
+    for reason in failed.values():
+        say(reason)
+    if failed:
         raise PartlyDone(
-            f"{len(unreadable)} of {len(files)} pictures could not be read; the results of the others are in {out}"
+            f"{len(failed)} of {len(files)} pictures could not be read; the results of the others are in {out}"
         )
-    return named
+    return out / "predictions.json"
+
+
+class Seen(NamedTuple):
+    """What a detector found in a picture.
+
+    picture: uint8 [3, h, w], as it was looked at. found: detections with boxes in its pixels. size: (height, width) of
+    the upright picture in its file.
+    """
+
+    picture: Tensor
+    found: dict[str, Tensor]
+    size: tuple[int, int]
+
+    def in_file(self) -> dict[str, Tensor]:
+        """The detections with boxes in pixels of the file's picture."""
+        height, width = self.picture.shape[1:]
+        return self.found | {"boxes": scale_boxes(self.found["boxes"], (height, width), self.size)}
+
+
+def look(
+    detector: Detector, files: Mapping[str, Path], batch_size: int
+) -> Iterator[tuple[str, Seen | DataError]]:
+    """What a detector finds in pictures, by their names, or why one cannot be used; so many at a time are in memory.
+
+    One with a side above `MOST_SIDE` is shrunk to that.
+    """
+    names = list(files)
+    for start in range(0, len(names), batch_size):
+        batch: dict[str, tuple[Tensor, tuple[int, int]] | DataError] = {}
+        for name in names[start : start + batch_size]:
+            try:
+                batch[name] = read_picture(files[name], MOST_SIDE)
+            except DataError as error:
+                batch[name] = error
+        found = iter(_detect(detector, [one[0] for one in batch.values() if not isinstance(one, DataError)]))
+        for name, one in batch.items():
+            if isinstance(one, DataError):
+                yield name, one
+            elif isinstance(there := next(found), Exception):
+                reason = f"{type(there).__name__}: {str(there).partition(chr(10))[0]}"
+                yield name, DataError(f"{files[name]}: cannot be looked at ({reason}): leave it out")
+            else:
+                yield name, Seen(one[0], there, one[1])
+
+
+def _detect(detector: Detector, pictures: Sequence[Tensor]) -> list[dict[str, Tensor] | Exception]:
+    """The detections of each picture; where a batch fails each picture is looked at alone, to know which it was."""
+    try:
+        return [*detector.predict([picture.float() / 255 for picture in pictures])]
+    except Exception as error:  # memory, or whatever the network tripped over
+        if len(pictures) == 1:
+            return [error]
+        return [one for picture in pictures for one in _detect(detector, [picture])]
 
 
 def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where each picture is, by its name relative to the folder that holds all that were given.
 
-    Each once: those at `paths`, and those in folders there and below, in the order of their names; none of `out`.
+    Each once: those at `paths`, and those in folders there and below, in the order of their names; none of `out`. A
+    path where nothing is counts as a picture if others are there.
 
     Raises:
-        DataError: no path, a path where nothing is, or a folder without a picture.
+        DataError: no path, nothing at any of them, or a folder without a picture.
         GhmdetError: `out` holds the pictures, which would be overwritten.
     """
-    own, found, folders = out.resolve(), dict[Path, Path](), list[Path]()
+    if not paths:
+        raise DataError("no picture is given: name pictures, or a folder of them")
+    if not any(os.path.lexists(path) for path in paths):
+        raise DataError(f"{paths[0]}: no such picture or folder")
+    own, found, folders = Path(os.path.realpath(out)), dict[Path, Path](), list[Path]()
     for path in paths:
-        if not path.exists():
-            raise DataError(f"{path}: no such picture or folder")
-        folders.append(path if path.is_dir() else path.parent)
-        if folders[-1].resolve().is_relative_to(own):
+        is_folder = os.path.isdir(path)  # noqa: PTH112 - a name too long for a disk is none
+        folders.append(path if is_folder else path.parent)
+        if Path(os.path.realpath(folders[-1])).is_relative_to(own):
             raise GhmdetError(
                 f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
             )
-        inside = [Path(file) for file in Tree(path).pictures(str(path))]  # as in data sets: no hidden ones
-        files = [file for file in inside if not file.resolve().is_relative_to(own)] or [path]
-        if files[0].is_dir():
+        inside = [Path(file) for file in Tree(path).pictures(str(path))] if is_folder else [path]
+        files = [file for file in inside if not Path(os.path.realpath(file)).is_relative_to(own)]
+        if not files:
             raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
         found = {_upright(file): file for file in files} | found
-    if not folders:
-        raise DataError("no picture is given: name pictures, or a folder of them")
     root = Path(os.path.commonpath([_upright(folder) for folder in folders]))
     return {place.relative_to(root): found[place] for place in sorted(found)}
 
@@ -151,7 +226,7 @@ def _upright(path: Path) -> Path:
 def drawing_names(names: Sequence[Path]) -> list[Path]:
     """Names for the drawings of pictures, no two alike: a JPEG keeps its own, others get `.jpg` added.
 
-    It is added once more where a picture has that name.
+    It is added once more where a picture has that name. One that is too long for a disk then is cut.
 
     >>> [name.as_posix() for name in drawing_names([Path("a.png"), Path("a.png.jpg"), Path("b/c.JPEG")])]
     ['a.png.jpg.jpg', 'a.png.jpg', 'b/c.JPEG']
@@ -162,24 +237,32 @@ def drawing_names(names: Sequence[Path]) -> list[Path]:
         drawing = name
         while drawing.suffix.lower() not in JPEG or (drawing != name and drawing in taken):
             drawing = drawing.with_name(f"{drawing.name}.jpg")
+        if len(os.fsencode(drawing.name)) > LONGEST_NAME:
+            drawing = name.with_name(f"{name.name[:40]}~{zlib.crc32(os.fsencode(name.name)):08x}.jpg")
         taken.add(drawing)
         drawings.append(drawing)
     return drawings
 
 
-def remove_drawings(out: Path, drawings: Sequence[Path]) -> int:
-    """Remove what an earlier predict left in `out`; how many drawings that was.
+def earlier_drawings(out: Path, drawings: Set[Path]) -> list[Path]:
+    """The drawings in `out` that an earlier predict left.
 
     Raises:
         GhmdetError: there is a file that no predict drew where one of `drawings` would be.
     """
     there = [file for file in out.rglob("*") if file.suffix.lower() in JPEG and file.is_file()]
     old = [file for file in there if _is_drawing(file)]
-    if strangers := set(there) & set(drawings) - set(old):
+    if strangers := set(there) & drawings - set(old):
         raise GhmdetError(
             f"{min(strangers)}: would be overwritten, and is no drawing of `ghmdet predict`: give another --out"
         )
-    (out / "predictions.json").unlink(missing_ok=True)
+    return old
+
+
+def remove_drawings(out: Path, old: Set[Path]) -> int:
+    """Remove `old` drawings in `out`, with what else an earlier predict left; how many drawings that was."""
+    for name in ("predictions.json", FAILED):
+        (out / name).unlink(missing_ok=True)
     for file in old:
         file.unlink()
         with suppress(OSError):  # until a folder is not empty

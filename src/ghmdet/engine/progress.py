@@ -1,14 +1,10 @@
-"""Progress bars, where there is a terminal to draw them on, and the signal that stops a run."""
+"""Progress bars, where there is a terminal to draw them on."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -32,25 +28,3 @@ def progress_bar(*, show: bool) -> Iterator[Callable[[float, str], None]]:
     with Progress(*columns, transient=True, disable=not show or not sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda share, about: bar.update(task, completed=share, description=about)
-
-
-class StopSignal:
-    """Turns the first interrupt or termination signal into a wish that the loop grants after its step."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to take
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self.before[number])  # a second one stops at once

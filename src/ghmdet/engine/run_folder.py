@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ghmdet.data.coco import load_json
 from ghmdet.errors import GhmdetError
@@ -109,13 +109,9 @@ class CsvLog:
         self.also: Callable[[dict[str, Any]], None] = lambda row: None
         """Takes each row that is added."""
 
-    def cut_back(self, keep_until_step: int = 0) -> None:
-        """Begin the file anew, or keep its rows up to and including a step."""
-        kept = (
-            [row for row in read_rows(self.path) if int(row["step"]) <= keep_until_step]
-            if keep_until_step
-            else []
-        )
+    def cut_back(self, until: int = 0, column: str = "step") -> None:
+        """Begin the file anew, or keep its rows up to and including a value of a column."""
+        kept = [row for row in read_rows(self.path) if int(row[column]) <= until] if until else []
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
@@ -130,11 +126,19 @@ class CsvLog:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """All rows of a CSV by their columns, as text; none where there is no file."""
+    """All whole rows of a run's CSV by their columns, as text; none where there is no file.
+
+    A power cut can leave half a row, or zeros, at the end.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
+    return [
+        row
+        for row in rows
+        if None not in (*row, *row.values()) and row["step"].isdecimal() and row["epoch"].isdecimal()
+    ]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -152,23 +156,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def write_predictions(
-    path: Path, results: Iterable[Mapping[str, Any]], truth: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Write COCO results as JSON, a detection a line, each with its picture's and its class's name; gives them back.
+def write_predictions(path: Path, results: Iterable[Mapping[str, Any]], truth: Mapping[str, Any]) -> int:
+    """Write COCO results as JSON, a detection a line, with the names of its picture and class; how many those were.
 
     truth: COCO annotations, of which only the images and the categories are read.
     """
     file_names = {image["id"]: image["file_name"] for image in truth["images"]}
     classes = {category["id"]: category["name"] for category in truth["categories"]}
-    named = [
-        {"file_name": file_names[one["image_id"]], "category_name": classes[one["category_id"]], **one}
-        for one in results
-    ]
-    lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in named)
-    # A file's name that is no UTF-8 cannot be written as it is.
-    write_atomic(path, f"[\n{lines}\n]\n".encode(errors="backslashreplace"))
-    return named
+    count = 0
+
+    def write(file: IO[bytes]) -> None:
+        nonlocal count
+        for one in results:
+            names = {"file_name": file_names[one["image_id"]], "category_name": classes[one["category_id"]]}
+            line = json.dumps({**names, **one}, ensure_ascii=False)
+            # A file's name that is no UTF-8 cannot be written as it is.
+            file.write((",\n" if count else "[\n").encode() + line.encode(errors="backslashreplace"))
+            count += 1
+        file.write(b"\n]\n" if count else b"[\n\n]\n")
+
+    write_atomic(path, write)
+    return count
 
 
 def draw_curves(folder: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +18,22 @@ from torch import Tensor
 
 from ghmdet.draw import draw_batch, undrawable
 from ghmdet.engine.budget import END, Budget, in_words
-from ghmdet.engine.checkpoint import Progress, restore, run_arguments, save_checkpoint
+from ghmdet.engine.checkpoint import PREVIOUS, Progress, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
 from ghmdet.engine.detect import detect
 from ghmdet.engine.device import peak_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine, warmup_drops
-from ghmdet.engine.progress import StopSignal, progress_bar
-from ghmdet.engine.run_folder import DIVERGED, CsvLog, draw_curves, provenance, write_json
+from ghmdet.engine.progress import progress_bar
+from ghmdet.engine.run_folder import DIVERGED, CsvLog, default_folder, draw_curves, provenance, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import Metrics, score
-from ghmdet.files import write_atomic
+from ghmdet.files import hold, write_atomic
 from ghmdet.models import ModelConfig, RetinaNet, load_weights, model_state
+from ghmdet.signals import StopSignal
 
 if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
@@ -73,8 +76,15 @@ def train(
         NonFiniteLoss: training diverged; `last.pt` and `best.pt` are those of before.
         KeyboardInterrupt: stopped by a signal, after `last.pt` was written.
     """
-    run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, started_at=started_at)
-    trainer = Trainer(run, figures, reports=make_report is not None)
+    out = default_folder(Path(data), resume=resume) if out is None else Path(out)
+    with hold(out) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, started_at=started_at)
+        return _run(Trainer(run, figures, reports=make_report is not None), make_report)
+
+
+def _run(trainer: Trainer, make_report: Callable[[Path], object] | None) -> Progress:
+    """Train to the end, and make the report if there is time for it."""
+    run = trainer.run
     try:
         progress = trainer.fit()
     except NonFiniteLoss as error:
@@ -84,7 +94,12 @@ def train(
     if make_report and not trainer.budget.can_report:
         run.say(f"no report, to end within the budget: ghmdet report {run.folder}")
     elif make_report and run.main:
-        make_report(run.folder)
+        try:
+            make_report(run.folder)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped in the report; to make it: ghmdet report {run.folder}"
+            ) from None
     if run.config.budget:
         late = ", too late" if run.seconds > trainer.budget.seconds else ""
         epochs = progress.step / trainer.data.steps_per_epoch
@@ -175,7 +190,7 @@ class Trainer:
             write_json(run.folder / "run.json", provenance(arguments) | labels)
         (run.folder / DIVERGED).unlink(missing_ok=True)
         self.losses.cut_back(step)
-        self.validations.cut_back(step)
+        self.validations.cut_back(self.progress.validated_epoch, "epoch")
         self.spectrum.continue_from(self.progress.epoch)
         if run.config.tensorboard:
             from ghmdet.engine.board import Board
@@ -192,7 +207,7 @@ class Trainer:
             while True:
                 if self._validation_due():
                     show(self.position / self.course, "validating")
-                    self._validate()
+                    self._validate(stop)
                     self._save()
                     self.budget.validated(time.monotonic() - ended)
                 if self.over or self._gave_up():
@@ -281,7 +296,7 @@ class Trainer:
             return True
         return progress.epoch - progress.validated_epoch >= every if every else self.budget.validation_due
 
-    def _validate(self) -> None:
+    def _validate(self, stop: StopSignal) -> None:
         """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
         run, progress, folder, val = self.run, self.progress, self.run.folder, self.data.val
         # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
@@ -295,6 +310,7 @@ class Trainer:
             workers=run.workers,
             rank=run.accelerator.process_index,
             world_size=run.accelerator.num_processes,
+            advance=partial(self._end_validation, stop),
         )
         results = gather_object(mine)
         found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
@@ -321,6 +337,12 @@ class Trainer:
             f"epoch {progress.epoch}{f'/{self.epochs}' if self.epochs else ''}: AP {AP:.3f}, AP50 {found.AP50 or 0:.3f}"
             f" (best {progress.best_AP:.3f}), {progress.seconds / 60:.1f} min"
         )
+
+    def _end_validation(self, stop: StopSignal, pictures: int) -> None:
+        if stop.asked:  # the epoch was saved
+            raise KeyboardInterrupt(
+                f"stopped in the validation of epoch {self.progress.epoch}; the same command with --resume continues"
+            )
 
     def _gave_up(self) -> bool:
         stale, patience = self.progress.validated_epoch - self.progress.best_epoch, self.run.config.patience
@@ -362,7 +384,8 @@ class Trainer:
         state = about | {name: part.state_dict() for name, part in self.parts.items()}
         state["rng"] = torch.get_rng_state()
         if self.run.main:
-            save_checkpoint(self.run.folder / "last.pt", self._detector_state() | {"training": state})
+            last = self.run.folder / "last.pt"
+            save_checkpoint(last, self._detector_state() | {"training": state}, keep=last.with_name(PREVIOUS))
         self.saved_at = time.monotonic()
 
     def _detector_state(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -155,16 +156,20 @@ def fitting(own: Mapping[str, Tensor], given: Mapping[str, Any], *, exact: bool 
     """Those of the given weights that a network has as its `own`: for `load_state_dict(.., strict=False)`.
 
     A missing `num_batches_tracked` is no fault: frozen and old batch norms have none, and inference needs none.
-    Raises CheckpointError naming the first weight that is missing, of another shape, or, if `exact`, unknown.
+    Raises CheckpointError naming the first weight that is missing, misshapen, not finite or, if `exact`, unknown.
     """
     for name, value in own.items():
         if name not in given:
             if not name.endswith("num_batches_tracked"):
                 raise CheckpointError(f"'{name}' is missing")
-        elif given[name].shape != value.shape:
-            raise CheckpointError(
-                f"'{name}' is {list(given[name].shape)} where {list(value.shape)} is needed"
-            )
+            continue
+        tensor = given[name]
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise CheckpointError(f"'{name}' is no dense tensor")
+        if tensor.shape != value.shape:
+            raise CheckpointError(f"'{name}' is {list(tensor.shape)} where {list(value.shape)} is needed")
+        if tensor.is_complex() or not tensor.isfinite().all():
+            raise CheckpointError(f"'{name}' holds values that are no finite numbers")
     unknown = next((name for name in given if name not in own), None)
     if exact and unknown is not None:
         raise CheckpointError(f"'{unknown}' is unknown")
@@ -175,7 +180,7 @@ def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(classes)
     if isinstance(classes, str) or not names:
         raise GhmdetError(f"classes must be a list of at least one name, got {classes!r}")
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise GhmdetError(f"class '{twice}' is named twice; every class needs its own name")
     return names

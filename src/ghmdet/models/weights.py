@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,14 @@ def read_state(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: {what}: give the path of a checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip()
     except Exception as error:  # damaged files raise whatever the reader happened to trip over
         # Not the reader's words: they propose to run the code in the file.
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__}): give another"
         ) from error
+    if damaged:  # torch looks at no checksum
+        raise CheckpointError(f"{path}: damaged (the checksum of {damaged} does not fit): give another")
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
     return state

@@ -24,6 +24,7 @@ from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
+from ghmdet.files import hold
 from ghmdet.models import ModelConfig
 from ghmdet.models.preprocess import resized_size
 from ghmdet.report import figures
@@ -85,17 +86,18 @@ def write_spectrum(
         GhmdetError: the device is not there.
     """
     part, _, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
-    measured.spectrum.save(out / "spectrum.npz")
     drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
     if findings.reliability:
         drawn["reliability"] = figures.draw_reliability(findings.reliability)
-    for name, figure in drawn.items():
-        figures.save_figure(figure, out / name)
     about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
-    write_json(
-        out / "spectrum.json",
-        about | {"in_words": summary.sentences} | summary.numbers | {"made": provenance(about)},
-    )
+    with hold(out):
+        measured.spectrum.save(out / "spectrum.npz")
+        for name, figure in drawn.items():
+            figures.save_figure(figure, out / name)
+        write_json(
+            out / "spectrum.json",
+            about | {"in_words": summary.sentences} | summary.numbers | {"made": provenance(about)},
+        )
     for sentence in summary.sentences:
         say(sentence)
     say(f"written: {out / 'spectrum.npz'}, {out / 'spectrum.json'}, {', '.join(drawn)} (each .svg and .png)")
@@ -130,6 +132,14 @@ def inspect_run(
         GhmdetError: run.json is missing or names data that is not there; the device is not there.
     """
     choose_device(device)
+    require_run(run)
+    with hold(run / "inspection"):
+        return _inspect(run, data, split, device, say)
+
+
+def _inspect(
+    run: Path, data: Path | str | None, split: str | None, device: str, say: Callable[[str], None]
+) -> Inspection:
     checkpoint, out = run / "best.pt", run / "inspection"
     made = require_run(run)
     arguments = made["arguments"]

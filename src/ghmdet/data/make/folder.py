@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ghmdet.errors import DataError
+from ghmdet.files import LOCK, hold
 
 UNFINISHED = ".unfinished"
 
@@ -26,11 +27,16 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file: give a folder to write the data set into")
-    found = {entry.name for entry in out.iterdir()} - {UNFINISHED} if out.is_dir() else {marker}
-    if found and marker not in found:
-        raise DataError(
-            f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
-        )
+    with hold(out):
+        found = {entry.name for entry in out.iterdir()} - {UNFINISHED, LOCK}
+        if found and marker not in found:
+            raise DataError(
+                f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
+            )
+        yield from _built(out)
+
+
+def _built(out: Path) -> Iterator[Path]:
     building = out / UNFINISHED
     shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
     building.mkdir(parents=True)

@@ -1,0 +1,52 @@
+"""What signals that ask a command to end do: interrupt, termination, and the terminal's going away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """While nothing is begun, as during imports: no exception, which a library may print or swallow."""
+    os.write(2, b"ghmdet: stopped\n")
+    os._exit(130)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt: what is being written is put away, and the command says how to go on."""
+    raise KeyboardInterrupt
+
+
+def on_stop(handler: Any) -> None:
+    """Let `handler` take each of `STOPS` that is not ignored, as SIGHUP is under nohup."""
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to take
+        for number in STOPS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+class StopSignal:
+    """Turns the first signal to stop into a wish that the loop grants after its step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        self.before = {number: signal.getsignal(number) for number in STOPS}
+        on_stop(self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(ValueError):
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self.before[number])  # a second one stops at once
