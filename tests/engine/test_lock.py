@@ -100,6 +100,7 @@ def test_every_command_that_writes_a_folder_is_refused_one_that_is_held(
         ["spectrum", best, squares],
         ["compare", squares, "--weights-grid=none"],
         ["demo"],
+        ["audit", squares, f"--checkpoint={best}"],
         ["data", "synth"],
         ["data", "split", squares],
         ["data", "thin", squares, "--keep=red=.5"],

@@ -8,6 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, read_json, same_data, write_json
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, Range
-from ghmdet.files import write_atomic
+from ghmdet.files import hold, write_atomic
 
 COLUMNS = ("id", "picture", "kind", "label", "class", "box", "new_class", "new_box", "score", "g", "gr")
 
@@ -73,8 +74,6 @@ def write_audit(
     """
     Range(0, 100_000).check("review", review)
     config = config or FoldConfig()
-    if out.is_file():
-        raise GhmdetError(f"--out {out} is a file: give a folder")
     if sum(each is not None for each in (checkpoint, results, folds)) > 1:
         raise GhmdetError("give one of --checkpoint, --results and --folds")
     if (checkpoint or results) and (given := settings(config).keys() - {"device"}):
@@ -82,24 +81,25 @@ def write_audit(
     if not list_commands:  # other hosts may have other devices
         choose_device(config.device)
     learnt = False
-    if checkpoint:
-        how = f"the detector {checkpoint}"
-        part, found, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
-    else:
-        part = _read(data, split or "train", say=lambda line: None if list_commands else say(line))
-        if results:
-            how = f"the detections {results}"
-            found = audit(_detections(results), part)
+    with nullcontext() if list_commands else hold(out):
+        if checkpoint:
+            how = f"the detector {checkpoint}"
+            part, found, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
         else:
-            how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
-            runs = plan(part, out, folds or 3, config, (lambda line: None) if list_commands else say)
-            if list_commands:
-                for command in commands(runs):
-                    say(command)
-                return []
-            train_all(runs, say)
-            found = rank(judge_folds(runs, config.device), part)
-    write(out, part, found, {"data": str(data.absolute()), "judged_by": how, "learnt": learnt}, review)
+            part = _read(data, split or "train", say=lambda line: None if list_commands else say(line))
+            if results:
+                how = f"the detections {results}"
+                found = audit(_detections(results), part)
+            else:
+                how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
+                runs = plan(part, out, folds or 3, config, (lambda line: None) if list_commands else say)
+                if list_commands:
+                    for command in commands(runs):
+                        say(command)
+                    return []
+                train_all(runs, say)
+                found = rank(judge_folds(runs, config.device), part)
+        write(out, part, found, {"data": str(data.absolute()), "judged_by": how, "learnt": learnt}, review)
     counts = Counter(one.kind for one in found)
     say(f"{len(found)} suspicions: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS)}")
     if learnt:
