@@ -21,10 +21,10 @@ from ghmdet.audit.folds import Fold
 from ghmdet.cli import main
 from ghmdet.data import read_data
 from ghmdet.engine.detect import Detector, detect
-from ghmdet.engine.progress import StopSignal
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.signals import StopSignal
 
 CONFIG = FoldConfig(**vars(replace(TINY, epochs=1)))
 
