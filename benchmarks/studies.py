@@ -47,7 +47,7 @@ MORE_ARMS = ("focal-per-class", "ce-per-class")
 BOX_ARMS = ("smooth-l1", "asl1", "ghm-r")
 """Beside giou, which all others have; where boxes are shifted."""
 DIALS = {
-    "foreground": (4.0, 0.02, 16.0, 0.25, 1.0, 0.06),
+    "foreground": (4.0, 0.02, 0.06, 1.0, 16.0, 0.25),
     "class_imbalance": (1.0, 3.0, 10.0, 30.0, 100.0),
     "hard_share": (0.1, 0.03, 0.01, 0.003),
 }
@@ -60,24 +60,30 @@ RECIPES = {
     "dials": Recipe("nano", 200, 8, 3e-3, versions=2, hflip=0.5, vflip=0.0, size=160),
     "noise": Recipe("nano", 200, 8, 3e-3, versions=6, hflip=0.5, vflip=0.5, size=192),
 }
+WEIGHED = (("dials", "foreground", 0.25), ("dials", "class_imbalance", 100.0), ("noise", "class", 0.2))
+FACTORS = (0.0625, 0.25, 4.0)
+"""Where other weights of the class loss are tried, and which, in the losses' own. There `MORE_ARMS` come early, too."""
 LOOSE = 0.005
 """A lower score threshold than the product's: a loss that scores all low still shows what it can tell apart."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: of a dial's value, or of a kind and share of wrong labels."""
+    """One run: of a dial's value, or of a kind and share of wrong labels; at so many times the loss's own weight."""
 
     study: str
     what: str
     value: float
     arm: str
     seed: int
+    factor: float = 1.0
 
     @property
     def key(self) -> dict[str, Any]:
         """What tells its row from others."""
-        return vars(self) | {"recipe": RECIPES[self.study].values()}
+        own = self.factor * (CLS_LOSSES | BOX_LOSSES)[self.arm]
+        asked = {name: value for name, value in vars(self).items() if name != "factor"}
+        return asked | {"weight": round(own, 6), "recipe": RECIPES[self.study].values()}
 
 
 def plan(seeds: int) -> list[Job]:
@@ -89,21 +95,28 @@ def plan(seeds: int) -> list[Job]:
         rest += [(dial, value) for value in values if (dial, value) not in ends + middle]
     spoilt = {share: [(kind, share) for kind in NOISES] for share in (0.2, 0.4, 0.1)}
     stages = [
-        {"dials": ends, "noise": [("clean", 0.0), *spoilt[0.2]]},
+        {"dials": ends[2:3], "noise": spoilt[0.2][:1]},
+        {"noise": [("clean", 0.0)], "dials": ends[1::-1]},
+        {"noise": spoilt[0.2][1:], "dials": ends[3:]},
         {"dials": middle, "noise": spoilt[0.4]},
         {"dials": rest, "noise": spoilt[0.1]},
     ]
     found: list[Job] = []
     for arms, seed, stage in sorted(
-        ((arms, seed, stage) for arms in range(2) for seed in range(seeds) for stage in range(3)),
-        key=lambda each: (each[0], each[1] + 2 * each[2], each[1]),
+        ((arms, seed, stage) for arms in range(2) for seed in range(seeds) for stage in range(len(stages))),
+        key=lambda each: (each[0], each[1] + 2 * max(0, each[2] - 1), each[1], each[2]),
     ):
         for study, points in stages[stage].items():
             for what, value in points:
                 boxes = BOX_ARMS if what in ("clean", "shifted") else ()
                 names = (*MORE_ARMS, *boxes) if arms else ARMS
                 found += [Job(study, what, value, arm, seed) for arm in names]
-    return found
+    core = [job for job in found if job.arm in ARMS]
+    controls = [Job(*place, arm, 0) for place in WEIGHED for arm in MORE_ARMS]
+    weights = [Job(*place, arm, 0, factor) for place in WEIGHED for arm in ARMS for factor in FACTORS]
+    of_seed = len(ARMS) * sum(len(points) for stage in stages[:2] for points in stage.values())
+    ordered = core[:of_seed] + controls + core[of_seed : 3 * of_seed] + weights + core[3 * of_seed :] + found
+    return list(dict.fromkeys(ordered))
 
 
 class Dialled:
@@ -248,12 +261,13 @@ def run(job: Job, data: Dialled | Spoilt) -> dict[str, Any]:
     """Train and judge: the row."""
     cpu = time.process_time()
     box = job.arm if job.arm in BOX_LOSSES else "giou"
-    loss = LossConfig(job.arm if job.arm in CLS_LOSSES else "ghm-c", box)
+    weight = job.key["weight"]
+    loss = LossConfig("ghm-c", box) if job.arm in BOX_LOSSES else LossConfig(job.arm, box, weight)
     proxy = data.proxy
     model = proxy.trained(proxy.config, loss, job.seed, proxy.all)
     found = {"AP": 0.0, "diverged": True} if model is None else data.figures(model)
     made = {"cpu_seconds": round(time.process_time() - cpu, 1), "machine": machine(), "date": today()}
-    return job.key | {"weight": (CLS_LOSSES | BOX_LOSSES)[job.arm]} | found | made
+    return job.key | found | made
 
 
 def main() -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from engine_cases import TINY
 from ghmdet.cli import app
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.optim import warmup_drops
+from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import TrainConfig
-from ghmdet.engine.train import Trainer
+from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
 from ghmdet.recipes import RECIPES, recipe_text
 
@@ -123,6 +127,30 @@ def test_two_steps_of_each_recipe(name: str, of_80_classes: Path, tmp_path: Path
     assert all(value.isfinite().all() for value in after)
     assert any(
         not torch.equal(old, new) for old, new in zip(before, trainer.model.head.parameters(), strict=True)
+    )
+
+
+def test_a_run_with_sgd_and_drops_that_was_stopped_continues_to_the_same_numbers(
+    squares: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, optimizer="sgd", drops=(1,), epochs=2, val_every=2, lr=0.01)
+
+    class Stopped(Trainer):
+        def _step(self, *batch: Any) -> bool:
+            if self.progress.step == 4:
+                raise KeyboardInterrupt
+            return super()._step(*batch)
+
+    def column(folder: str, name: str) -> list[str]:
+        return [row[name] for row in read_rows(tmp_path / folder / "log.csv")]
+
+    train(squares, tmp_path / "whole", config, say=lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        Stopped(begin_run(squares, tmp_path / "cut", config, say=lambda line: None)).fit()
+    train(squares, tmp_path / "cut", config, resume=True, say=lambda line: None)
+    assert column("whole", "loss") == column("cut", "loss")
+    assert [float(rate) for rate in column("whole", "lr")] == pytest.approx(
+        [0.01 / 3, 0.01, 0.01] + [0.001] * 3
     )
 
 

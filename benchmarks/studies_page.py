@@ -1,0 +1,377 @@
+"""Draw docs/studies.md and its figures from the rows of studies.py.
+
+python benchmarks/studies_page.py
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from ghmdet.models import BOX_LOSSES, CLS_LOSSES
+from rows import all_rows
+from studies import DIALS, FACTORS, NOISES, WEIGHED
+
+Row = dict[str, Any]
+Cell = dict[str, dict[int, float]]
+"""The figures of one setting: by arm, by seed."""
+
+DOCS = Path(__file__).parent.parent / "docs"
+COLOURS = {
+    "ghm-c": "#e4572e",
+    "ce": "#30343b",
+    "ohem": "#1b9aaa",
+    "focal": "#6a4c93",
+    "ghm-c-published": "#f2a65a",
+    "ohem-per-class": "#76c3cc",
+    "focal-per-class": "#b39ccf",
+    "ce-per-class": "#9aa0a8",
+    "giou": "#e4572e",
+    "smooth-l1": "#30343b",
+    "asl1": "#1b9aaa",
+    "ghm-r": "#6a4c93",
+}
+BOXES = ("smooth-l1", "asl1", "ghm-r")
+TITLES = {
+    "foreground": ("Background to objects", "background anchors for each of an object", "AP"),
+    "class_imbalance": (
+        "One class to the other",
+        "boxes of the common class for each of the rare",
+        "AP of the rare class",
+    ),
+    "hard_share": ("Easy to hard", "usual objects for each unusual one", "AP of the unusual"),
+}
+
+HEAD = """# What imbalance and wrong labels do to each loss
+
+This page is drawn from `benchmarks/results/study_dials.jsonl` and `study_noise.jsonl` by `python
+benchmarks/studies_page.py`; nothing in it is typed by hand. [choosing.md](choosing.md) says what follows from it. The
+runs were made by
+
+    {command}
+
+on {machine}, {dates}: {count} runs, {seconds:.0f} s of a core each. Only neck and head learn, for 200 steps of 8
+pictures, on features of a frozen backbone; each loss has its default weight, which was chosen on clean blood cells and
+not for these sets. So AP is below that of a whole training, and an order found here is to be confirmed by one.
+
+A seed draws the set (or its wrong labels), the first weights and the batches, alike for all losses. Differences are
+those within a seed. The intervals are 95 % intervals over seeds (Student's t, with the deviation that the losses of a
+setting have in common); a cell of one seed has none. **Bold** is a difference whose interval excludes 0; of many,
+some do by chance. The judged pictures are always the same, and their chance is not in the intervals.
+"""
+
+DIALS_TEXT = """
+## Dials
+
+`ghmdet data synth` draws 400 scenes of 160 x 120 pixels with two classes equally common, four objects in a picture, a
+tenth of them of unusual look, and six other things; one dial is turned at a time. All are judged on 200 scenes in which
+both classes are equally common and half of the objects are of unusual look, by the AP of what was rare in training:
+objects; the second class; the unusual ones.
+
+![AP of what is rare over its rarity, by loss](images/studies/dials.svg)
+"""
+
+NOISE_TEXT = """
+## Wrong labels
+
+The 205 training pictures of the blood cells at 192 pixels; `ghmdet data spoil` gave a share of their boxes another
+class, no label, a place half a box away, or one of the three ("mixed"). The validation part is as published.
+
+![AP over the share of wrong labels, by loss](images/studies/noise.svg)
+"""
+
+WEIGHTS_TEXT = """
+## Other weights of the class loss
+
+The class loss at several times its default weight, one seed, at settings where the losses differ. The best of a row is
+bold; chosen on the judged pictures, it flatters each loss alike.
+"""
+
+WRONG_TEXT = """
+### Where the wrong examples lie
+
+An example is an anchor and a class. It is wrong where its target would be another with the true labels: taught as an
+object that is not there, or as background where an object is. At the end of training, on the training pictures as they
+are, *g* = |p − target|, averaged over the seeds:
+
+![Wrong examples over g, by loss](images/studies/wrong.svg)
+
+The last two columns are the wrong examples' share of the class loss's whole gradient (the sum of its sizes over all
+examples), and of that part of it which comes from g ≥ .9.
+"""
+
+
+def figure(value: float) -> str:
+    """.512 for 0.512, and the minus sign kept."""
+    return f"{value:.3f}".replace("0.", ".", 1)
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + figure(value)
+
+
+def half_width(groups: Iterable[Iterable[float]], seeds: int) -> float | None:
+    """Half of the 95 % interval of a mean over `seeds`, from the deviation within all groups; None for one seed."""
+    arrays = [np.array(list(group)) for group in groups]
+    freedom = sum(len(group) - 1 for group in arrays)
+    if seeds < 2 or freedom < 1:
+        return None
+    deviation = np.sqrt(sum(((group - group.mean()) ** 2).sum() for group in arrays) / freedom)
+    t = np.quantile(np.random.default_rng(0).standard_t(freedom, 400_000), 0.975)
+    return float(t * deviation / np.sqrt(seeds))
+
+
+def differences(cell: Cell, base: str) -> dict[str, list[float]]:
+    """What each arm has more than the base, seed by seed."""
+    own = cell.get(base, {})
+    return {
+        arm: [found[seed] - own[seed] for seed in sorted(found.keys() & own.keys())]
+        for arm, found in cell.items()
+        if arm != base and found.keys() & own.keys()
+    }
+
+
+def cells(rows: list[Row], value: Callable[[Row], float]) -> dict[tuple[str, float], Cell]:
+    """The figures of each setting."""
+    found: dict[tuple[str, float], Cell] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        found[row["what"], row["value"]][row["arm"]][row["seed"]] = value(row)
+    return found
+
+
+def table(columns: dict[str, Cell], base: str, what: str) -> list[str]:
+    """Lines of a table: an arm a row, a setting a column; the mean, and what it has more than the base."""
+    arms = [arm for arm in COLOURS if any(arm in cell for cell in columns.values())]
+    lines = ["", f"| {what} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for arm in arms:
+        texts = []
+        for cell in columns.values():
+            if arm not in cell:
+                texts.append("")
+                continue
+            text = figure(fmean(cell[arm].values()))
+            paired = differences(cell, base)
+            if arm in paired:
+                half = half_width(paired.values(), len(paired[arm]))
+                mean = fmean(paired[arm])
+                clear = half is not None and abs(mean) > half
+                text += f" ({'**' if clear else ''}{signed(mean)}{'**' if clear else ''}"
+                text += (f" ± {figure(half)}" if half is not None else "") + ")"
+            texts.append(text)
+        lines.append(f"| `{arm}` | " + " | ".join(texts) + " |")
+    return lines
+
+
+def curve(
+    axes: Any, points: dict[float, Cell], arms: Iterable[str], names: dict[str, str] | None = None
+) -> None:
+    """AP over x with its intervals, an arm a line."""
+    for arm in arms:
+        found = {x: cell[arm] for x, cell in sorted(points.items()) if arm in cell}
+        if not found:
+            continue
+        means = [fmean(seeds.values()) for seeds in found.values()]
+        halves = [
+            half_width((one.values() for one in points[x].values()), len(seeds)) or 0.0
+            for x, seeds in found.items()
+        ]
+        axes.errorbar(
+            list(found), means, halves, label=(names or {}).get(arm, arm), color=COLOURS[arm], marker="o", markersize=3,
+            linewidth=1.2, elinewidth=0.8, capsize=2,
+        )  # fmt: skip
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def dials_section(rows: list[Row]) -> list[str]:
+    base = ("foreground", DIALS["foreground"][0])
+    measures: dict[str, Callable[[Row], float]] = {
+        "foreground": lambda row: row["AP"],
+        "class_imbalance": lambda row: row["per_class"]["bus"] if "per_class" in row else 0.0,
+        "hard_share": lambda row: row.get("AP hard", 0.0),
+    }
+    about = {(row["what"], row["value"]): row for row in rows if "boxes" in row}
+    shown = Figure(figsize=(11.5, 3.8), layout="constrained")
+    lines = [DIALS_TEXT]
+    for axes, (dial, measure) in zip(shown.subplots(1, 3), measures.items(), strict=True):
+        found = cells(rows, measure)
+        points: dict[float, Cell] = {}
+        columns: dict[str, Cell] = {}
+        for value in sorted(DIALS[dial], reverse=dial != "class_imbalance"):
+            place = base if value == DIALS[dial][0] else (dial, value)
+            if place not in found:
+                continue
+            boxes, hard = about[place]["boxes"], about[place]["hard"]
+            count = sum(boxes.values())
+            ratio, head = {
+                "foreground": (about[place]["background per positive"], f"{count} objects"),
+                "class_imbalance": (value, f"{value:g} : 1, {boxes['bus']} of the rare"),
+                "hard_share": ((1 - value) / value, f"{value:.1%}, {hard} unusual"),
+            }[dial]
+            if dial == "foreground":
+                head += f", {ratio} : 1"
+            points[ratio] = columns[head] = found[place]
+        title, x, y = TITLES[dial]
+        curve(axes, points, COLOURS)
+        axes.set(xscale="log", title=title, xlabel=x, ylabel=y, ylim=(0, None))
+        lines += [
+            f"\n### {title}\n",
+            f"{y}, and in brackets minus `ghm-c`'s; counts are those of seed 0.",
+            *table(columns, "ghm-c", "loss"),
+        ]
+    shown.get_axes()[0].legend(frameon=False, fontsize=8)
+    save(shown, "dials")
+    gain = max(rows, key=lambda row: row.get("AP loose", 0.0) - row["AP"])
+    lines.append(
+        "\nA detector keeps what scores above .05. With .005 instead, AP of all objects is at most"
+        f" {figure(gain['AP loose'] - gain['AP'])} higher (`{gain['arm']}`, {gain['what']} {gain['value']:g})."
+    )
+    return lines
+
+
+def noise_section(rows: list[Row]) -> list[str]:
+    found = cells(rows, lambda row: row["AP"])
+    if ("clean", 0.0) not in found:
+        return []
+    clean = found["clean", 0.0]
+    shown = Figure(figsize=(11.5, 3.6), layout="constrained")
+    lines = [NOISE_TEXT]
+    for axes, kind in zip(shown.subplots(1, 4, sharey=True), NOISES, strict=True):
+        points = {0.0: clean} | {100 * value: cell for (what, value), cell in found.items() if what == kind}
+        curve(axes, points, [arm for arm in COLOURS if arm not in BOXES])
+        axes.set(title=kind, xlabel="wrong training labels, %")
+    shown.get_axes()[0].set_ylabel("AP on clean labels")
+    shown.get_axes()[0].legend(frameon=False, fontsize=7)
+    save(shown, "noise")
+    for share in sorted({value for _, value in found} - {0.0}):
+        columns = {"clean": clean} | {kind: found[kind, share] for kind in NOISES if (kind, share) in found}
+        of_class = {
+            head: {arm: seeds for arm, seeds in cell.items() if arm not in BOXES}
+            for head, cell in columns.items()
+        }
+        lines += [
+            f"\n### {share:.0%} of the labels wrong\n",
+            "AP, and in brackets minus `ghm-c`'s.",
+            *table(of_class, "ghm-c", "loss"),
+        ]
+    columns = {"clean": clean} | {
+        f"{share:.0%} shifted": cell for (what, share), cell in sorted(found.items()) if what == "shifted"
+    }
+    boxes = {
+        head: {("giou" if arm == "ghm-c" else arm): cell[arm] for arm in ("ghm-c", *BOXES) if arm in cell}
+        for head, cell in columns.items()
+    }
+    if any(len(cell) > 1 for cell in boxes.values()):
+        lines += [
+            "\n### Box losses, where boxes are shifted\n",
+            "With `ghm-c` for the classes; AP, and in brackets minus `giou`'s.",
+        ]
+        lines += table(boxes, "giou", "box loss")
+    return lines + wrong_section(rows)
+
+
+def wrong_section(rows: list[Row]) -> list[str]:
+    """Where the wrong examples lie: means over the seeds of the runs with 20 % wrong labels."""
+    spoilt = [row for row in rows if row["value"] == 0.2 and "examples" in row and row["arm"] not in BOXES]
+    if not spoilt:
+        return []
+    kinds = [kind for kind in ("class", "missing", "shifted") if any(row["what"] == kind for row in spoilt)]
+    shown = Figure(figsize=(3.8 * len(kinds), 3.6), layout="constrained")
+    centres = (np.arange(10) + 0.5) / 10
+    lines = [
+        WRONG_TEXT,
+        "| 20 % wrong | loss | wrong examples at g ≥ .9 | at g < .5 | of all at g ≥ .9, wrong |"
+        " share of the gradient | and of that at g ≥ .9 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for axes, kind in zip(np.atleast_1d(shown.subplots(1, len(kinds))), kinds, strict=True):
+        for arm in COLOURS:
+            mine = [row for row in spoilt if (row["what"], row["arm"]) == (kind, arm)]
+            if not mine:
+                continue
+            examples, gradient = (
+                {name: np.mean([row[key][name] for row in mine], axis=0) for name in mine[0][key]}
+                for key in ("examples", "gradient")
+            )
+            wrong = examples["wrong objects"] + examples["wrong background"]
+            pull = gradient["wrong objects"] + gradient["wrong background"]
+            axes.plot(centres, wrong / wrong.sum(), color=COLOURS[arm], label=arm, marker="o", markersize=2.5)
+            lines.append(
+                f"| {kind} | `{arm}` | {wrong[9] / wrong.sum():.0%} | {wrong[:5].sum() / wrong.sum():.0%} |"
+                f" {wrong[9] / examples['all'][9]:.0%} | {pull.sum():.1%} |"
+                f" {pull[9] / max(gradient['all'][9], 1e-12):.0%}  |"
+            )
+        axes.set(title=f"{kind}, 20 %", xlabel="g", ylim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    first = shown.get_axes()[0]
+    first.set_ylabel("share of the wrong examples")
+    first.legend(frameon=False, fontsize=7)
+    save(shown, "wrong")
+    return lines
+
+
+def weights_section(rows: list[Row]) -> list[str]:
+    """AP at each weight that was tried, where the losses differ; of the rare class where one is."""
+    lines: list[str] = []
+    factors = sorted({*FACTORS, 1.0})
+    for _, what, value in WEIGHED:
+        rare = what == "class_imbalance"
+        tried: dict[str, dict[float, float]] = defaultdict(dict)
+        for row in rows:
+            if (row["what"], row["value"], row["seed"]) == (what, value, 0) and row["arm"] in CLS_LOSSES:
+                factor = min(factors, key=lambda one, row=row: abs(one - row["weight"] / own_weight(row)))  # type: ignore[misc]
+                tried[row["arm"]][factor] = row["per_class"]["bus"] if rare else row["AP"]
+        if not any(len(one) > 1 for one in tried.values()):
+            continue
+        lines += [f"\n### {what} {value:g}: {'AP of the rare class' if rare else 'AP'}\n"]
+        lines += ["| loss | " + " | ".join(f"x {factor:g}" for factor in factors) + " |"]
+        lines += ["|---" * (len(factors) + 1) + "|"]
+        for arm, found in tried.items():
+            texts = [figure(found[factor]) if factor in found else "" for factor in factors]
+            texts[factors.index(max(found, key=lambda factor: found[factor]))] = (
+                f"**{figure(max(found.values()))}**"
+            )
+            lines.append(f"| `{arm}` | " + " | ".join(texts) + " |")
+    return [WEIGHTS_TEXT, *lines] if lines else []
+
+
+def own_weight(row: Row) -> float:
+    return (CLS_LOSSES | BOX_LOSSES)[row["arm"]]
+
+
+def save(shown: Figure, name: str) -> None:
+    folder = DOCS / "images" / "studies"
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": name}):
+        shown.savefig(folder / f"{name}.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    every = {study: all_rows(f"study_{study}") for study in ("dials", "noise")}
+    rows = every["dials"] + every["noise"]
+    dials, noise = ([row for row in found if row["weight"] == own_weight(row)] for found in every.values())
+    dates = sorted({row["date"] for row in rows})
+    head = HEAD.format(
+        command="python benchmarks/studies.py DATA/bccd --work FOLDER",
+        machine=rows[-1]["machine"],
+        dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])),
+        count=len(rows),
+        seconds=fmean(row["cpu_seconds"] for row in rows),
+    )
+    page = DOCS / "studies.md"
+    page.write_text(
+        "\n".join([head, *dials_section(dials), *noise_section(noise), *weights_section(rows)]) + "\n",
+        encoding="utf-8",
+    )
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
