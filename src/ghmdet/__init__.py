@@ -15,10 +15,20 @@ if TYPE_CHECKING:
     from ghmdet.functional import RegionCounts
     from ghmdet.losses import GHMC, GHMR, SoftmaxGHMC
     from ghmdet.spectrum import GradientSpectrum
+    from ghmdet.watching import watch
 
 STARTED_AT = time.monotonic()
 """When this process began, as near as Python can tell: what takes time is imported later."""
-__all__ = ["GHMC", "GHMR", "Detector", "GradientSpectrum", "RegionCounts", "SoftmaxGHMC", "functional"]
+__all__ = [
+    "GHMC",
+    "GHMR",
+    "Detector",
+    "GradientSpectrum",
+    "RegionCounts",
+    "SoftmaxGHMC",
+    "functional",
+    "watch",
+]
 
 _HOMES = {
     "Detector": "engine.detect",
@@ -27,6 +37,7 @@ _HOMES = {
     "GradientSpectrum": "spectrum",
     "RegionCounts": "functional",
     "SoftmaxGHMC": "losses",
+    "watch": "watching",
 }
 
 

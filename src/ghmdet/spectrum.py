@@ -343,10 +343,28 @@ class SpectrumSums:
         )
         levels, rows = level.expand(labels.shape).flatten(), labels.flatten()
         self._add_boxes(differences.flatten(0, 1), rows, levels)
-        size = max(1, (BLOCK if logits.is_cpu else DEVICE_BLOCK) // len(self.classes))
-        for start in range(0, len(rows), size):
-            block = slice(start, start + size)
-            self._add_examples(logits.flatten(0, 1)[block].float(), rows[block], levels[block])
+        flat = logits.flatten(0, 1)
+        for block in self._blocks(flat):
+            self._add_examples(flat[block].float(), rows[block], levels[block])
+
+    @torch.no_grad()
+    def add_labels(self, logits: Tensor, labels: Tensor) -> None:
+        """Count sigmoid logits [n, K] against labels [n], as `add` does, of the first level and without boxes."""
+        level = torch.zeros_like(labels, dtype=torch.int32)
+        for block in self._blocks(logits):
+            self._add_examples(logits[block].float(), labels[block], level[block])
+
+    @torch.no_grad()
+    def add_norms(self, norm: Tensor, kind: Tensor, row: Tensor) -> None:
+        """Count gradient norms of the first level, each of a kind (2: not counted) and a class; all three [n, c]."""
+        for block in self._blocks(norm):
+            first = (kind[block] * len(self.classes) + row[block]) * (len(self.strides) * REGIONS)
+            level = torch.zeros(len(first), dtype=torch.int32, device=norm.device)
+            self._add("examples", "gradient", first.int(), level, norm[block].float())
+
+    def _blocks(self, rows: Tensor) -> list[slice]:
+        size = max(1, (BLOCK if rows.is_cpu else DEVICE_BLOCK) // max(rows.shape[1], 1))
+        return [slice(start, start + size) for start in range(0, len(rows), size)]
 
     def _add_examples(self, logits: Tensor, label: Tensor, level: Tensor) -> None:
         k = len(self.classes)

@@ -87,6 +87,17 @@ def write_report(
     return out
 
 
+def write_gradient_page(spectrum: SpectrumCounts, out: Path, name: str) -> Path:
+    """Write a report's sections on what training saw, of any model's spectrum, as one HTML page; the file.
+
+    name: what the model is called.
+    """
+    shown = {"name": name, "key": "r1", "training": _training(spectrum, "", "r1")}
+    page = templates().get_template("page.html.jinja")
+    write_atomic(out, page.render(runs=[shown], together={}, pullers=PULLERS).lstrip())
+    return out
+
+
 def _inspect(
     run: Path, data: Path | None, split: str | None, device: str, say: Callable[[str], None]
 ) -> tuple[Inspection | None, str]:

@@ -1,0 +1,167 @@
+"""`ghmdet.watch` against counts by hand, and the page that it writes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ghmdet
+from ghmdet.spectrum import SpectrumCounts
+
+NAMES = ("ant", "bee", "cat")
+
+
+def by_hand(examples):
+    """[2, K, M] counts and sums of (kind, class, g)."""
+    counts, sums = np.zeros((2, 3, 30), int), np.zeros((2, 3, 30))
+    for kind, k, g in examples:
+        region = min(int(g * 30), 29)
+        counts[kind, k, region] += 1
+        sums[kind, k, region] += g
+    return counts, sums
+
+
+def assert_counted(spectrum: SpectrumCounts, examples) -> None:
+    counts, sums = by_hand(examples)
+    assert (spectrum.examples[-1].sum(axis=2) == counts).all()
+    np.testing.assert_allclose(spectrum.gradient[-1].sum(axis=2), sums, atol=1e-5)
+
+
+def sigmoid_batch(*shape: int):
+    torch.manual_seed(0)
+    logits = torch.randn(shape) * 3
+    return logits, torch.randint(-1, 4, shape[:1] + shape[2:])
+
+
+def sigmoid_examples(logits, labels):
+    rows, found = logits.double().movedim(1, -1).reshape(-1, 3), []
+    for p, label in zip(rows.sigmoid().tolist(), labels.flatten().tolist(), strict=True):
+        found += [(int(label == k), k, abs(p[k] - (label == k))) for k in range(3) if label >= 0]
+    return found
+
+
+@pytest.mark.parametrize("shape", [(70, 3), (2, 3, 5, 7), (0, 3)])
+def test_sigmoid_scores_are_counted_as_labels_as_targets_and_as_levels(shape):
+    logits, labels = sigmoid_batch(*shape)
+    examples = sigmoid_examples(logits, labels)
+    one_hot = nn.functional.one_hot(labels.clamp_min(0), 4)[..., :3].movedim(-1, 1)
+    calls = {
+        "labels": (logits, labels),
+        "ignored": (logits, labels.where(labels >= 0, 255)),
+        "masked": (logits, labels.clamp_min(0), labels >= 0),
+        "targets": (logits, one_hot, labels >= 0),
+        "targets, masked one by one": (
+            logits,
+            one_hot.float(),
+            (labels >= 0).unsqueeze(1).expand(logits.shape),
+        ),
+        "levels": ([logits[:1], logits[1:]], [labels[:1], labels[1:]]),
+        "double": (logits.double(), labels),
+    }
+    for call in calls.values():
+        watch = ghmdet.watch(NAMES, ignore_index=255)
+        watch(*call)
+        assert_counted(watch.end_epoch(), examples)
+
+
+@pytest.mark.parametrize("background", [None, 0, 1, -1])
+def test_softmax_scores_are_counted_with_background_for_what_it_is_taken_for(background):
+    torch.manual_seed(0)
+    outputs = 3 if background is None else 4
+    logits, labels = torch.randn(90, outputs) * 3, torch.randint(-1, outputs, (90,))
+    place = None if background is None else background % outputs
+    objects = [label for label in range(outputs) if label != place]
+    examples = []
+    for x, label in zip(logits.double(), labels.tolist(), strict=True):
+        if label < 0:
+            continue
+        g = float(1 - x.softmax(0)[label])
+        if label == place:
+            examples.append((0, int(x[objects].argmax()), g))
+        else:
+            examples.append((1, objects.index(label), g))
+    for call in (
+        (logits, labels),
+        (logits.T.reshape(1, outputs, 9, 10), labels.view(1, 9, 10)),
+        ([logits[:7], logits[7:]], [labels[:7], labels[7:]]),
+        (logits, labels.clamp_min(0), labels >= 0),
+    ):
+        watch = ghmdet.watch(NAMES, softmax=True, background=background)
+        watch(*call)
+        assert_counted(watch.end_epoch(), examples)
+
+
+def test_a_followed_loss_is_counted_in_training_only_and_gives_what_it_gave():
+    logits, labels = sigmoid_batch(50, 3)
+    watch, loss = ghmdet.watch(NAMES), ghmdet.GHMC()
+    expected = copy.deepcopy(loss)(logits, labels)
+    handle = watch.follow(loss)
+    assert torch.equal(loss(logits, labels), expected)
+    pickle.loads(pickle.dumps(copy.deepcopy(loss)))(logits, labels)  # a copy counts for itself
+    loss.eval()(logits, labels)
+    handle.remove()
+    loss.train()(logits, labels)
+    assert_counted(watch.end_epoch(), sigmoid_examples(logits, labels))
+
+    seen, torchs = ghmdet.watch(3, softmax=True), nn.CrossEntropyLoss()
+    seen.follow(torchs)
+    torchs(logits, labels.clamp(0, 2)).item()
+    assert seen.end_epoch().examples.sum() == 50
+    assert seen.classes == ("class 0", "class 1", "class 2")
+
+
+def test_the_page_shows_every_epoch_and_says_what_pulled(tmp_path):
+    watch = ghmdet.watch(["ant", "b<e>e", "cat"])
+    for scale in (0.0, 4.0):
+        labels = sigmoid_batch(50, 3)[1]
+        wanted = nn.functional.one_hot(labels.clamp_min(0), 4)[:, :3] * 2 - 1
+        watch(wanted * scale, labels)
+        if not scale:
+            watch.end_epoch()
+    page = watch.report(tmp_path / "page.html", name="My model").read_text()
+    values = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
+    assert values["epochs"] == [1, 2] and values["classes"] == ["all classes", "ant", "b<e>e", "cat"]
+    counted = int((labels >= 0).sum()) * 3
+    for epoch, region in ((0, 15), (1, 0)):  # all scores are .5, then all are right
+        found = np.array(values["counts"][epoch][0])
+        assert (10 ** (found.clip(0) / 1000) * (found >= 0)).sum() == pytest.approx(counted, rel=0.01)
+        assert (found[:, [r for r in range(30) if r != region]] == -1).all()
+    assert "<h1>My model</h1>" in page and "What training saw" in page and "pulled hardest" in page
+    for absent in ("validated", "How it was made", "checkpoint, on", "logged a step"):
+        assert absent not in page
+    assert "b<e>e" not in page.replace(re.search(r"<script type.*?</script>", page)[0], "")
+
+
+def test_nothing_seen_makes_a_page_too(tmp_path):
+    page = ghmdet.watch(NAMES).report(tmp_path / "page.html").read_text()
+    assert "What training saw" in page
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ghmdet.watch([]), "at least one"),
+        (lambda: ghmdet.watch(3, background=0), "softmax=True"),
+        (lambda: ghmdet.watch(3, softmax=True, background=4), "none of 4 labels"),
+        (lambda: ghmdet.watch(3)(torch.zeros(4, 5), torch.zeros(4).long()), r"\(4, 5\), where 3 classes"),
+        (lambda: ghmdet.watch(3)([[0.0] * 3], torch.zeros(4).long()), "logits are list"),
+        (lambda: ghmdet.watch(3)(torch.zeros(4, 3), torch.full((4,), 7)), "label 7 is outside"),
+        (lambda: broken().end_epoch(), "no numbers"),
+    ],
+)
+def test_a_mistake_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def broken():
+    watch = ghmdet.watch(3)
+    watch(torch.full((2, 3), float("nan")), torch.tensor([0, 3]))
+    return watch
