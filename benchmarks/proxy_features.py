@@ -15,8 +15,9 @@ from ghmdet.data import DetectionDataset
 from ghmdet.data.dataset import Draw
 from ghmdet.engine.device import Device
 from ghmdet.models import RetinaNet
-from ghmdet.models.preprocess import Batch, resized_size, scale_boxes
+from ghmdet.models.preprocess import Batch, scale_boxes
 from ghmdet.models.targets import AnchorTargets
+from ghmdet.pictures import resized_size
 
 
 class Features:

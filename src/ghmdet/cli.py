@@ -37,6 +37,7 @@ for parent, command, function in (
     (app, "train", "ghmdet.commands:train"),
     (app, "val", "ghmdet.engine.evaluate:validate"),
     (app, "predict", "ghmdet.engine.predict:predict"),
+    (app, "export", "ghmdet.engine.export:export"),
     (app, "score", "ghmdet.evaluation.score:score_files"),
     (app, "spectrum", "ghmdet.report.inspection:write_spectrum"),
     (app, "report", "ghmdet.report.page:write_report"),

@@ -10,8 +10,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models import preset
-from ghmdet.models.preprocess import make_batch, resized_size, scale_boxes
+from ghmdet.models.preprocess import make_batch, scale_boxes
 from ghmdet.models.targets import pad_targets
+from ghmdet.pictures import resized_size
 
 CPU = torch.device("cpu")
 

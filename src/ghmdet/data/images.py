@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ghmdet.data.records import DetectionData, Record
-from ghmdet.errors import DataError, GhmdetError
-from ghmdet.models.preprocess import resized_size
-
-ORIENTATION = 0x0112  # EXIF tag
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What sets a picture upright, by its EXIF orientation; those from 5 on turn it by 90 degrees."""
-CHECK = "list every such image with 'ghmdet data check'"
-MEND = f"remove its record; {CHECK}"
-
-
-def _endings() -> frozenset[str]:
-    """The endings that the installed Pillow decodes, in lower case with their dot."""
-    Image.init()
-    readers = {name: opened[0] for name, opened in Image.OPEN.items() if name != "MPEG"}  # its head alone
-    stubs = {
-        name
-        for name, reader in readers.items()
-        if inspect.isclass(reader) and issubclass(reader, ImageFile.StubImageFile)
-    }
-    known = Image.registered_extensions().items()
-    return frozenset(ending for ending, name in known if name in readers and name not in stubs)
-
-
-EXTENSIONS = _endings()
-
-
-@contextmanager
-def _errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a slightly corrupt EXIF block is no reason to talk
-            yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing image: put it there or {mend}") from None
-    except Exception as error:  # damaged files raise whatever the decoder happened to trip over
-        told = str(error).replace(repr(str(path)), "").replace(str(path), "")  # named already
-        reason = " ".join(told.split()).rstrip(" :") or type(error).__name__
-        raise DataError(f"{path}: unreadable image ({reason}): replace the file or {mend}") from error
+from ghmdet.errors import DataError
+from ghmdet.pictures import CHECK, errors_name_the_file, orientation, resized_size, upright_pixels
+from ghmdet.pictures import EXTENSIONS as EXTENSIONS
 
 
 def reason(error: DataError, path: Path) -> str:
@@ -72,22 +21,13 @@ def reason(error: DataError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").removesuffix(f"; {CHECK}")
 
 
-def _orientation(image: Image.Image) -> int:
-    """The picture's EXIF orientation; 1, upright, where it has none that exists or a block that cannot be read."""
-    try:
-        value = image.getexif().get(ORIENTATION)
-    except Exception:  # whatever the parser tripped over: the pixels are sound all the same
-        return 1
-    return value if isinstance(value, int) and value in TURNS else 1
-
-
 def _turned(image: Image.Image) -> bool:
-    return _orientation(image) >= 5
+    return orientation(image) >= 5
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from the file's header; raises DataError naming the file."""
-    with _errors_name_the_file(path), Image.open(path) as image:
+    with errors_name_the_file(path), Image.open(path) as image:
         width, height = image.size
         return (height, width) if _turned(image) else (width, height)
 
@@ -100,18 +40,6 @@ def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tupl
     return (fitted_width, fitted_height) if fitted_width < width else (width, height)
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
-        grey = np.asarray(image).astype(np.int64)
-        grey = (grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise GhmdetError("float pixels have no known range; save it with 8 or 16 bits")
-    if image.mode == "P":  # a palette may hide transparency, which Pillow converts by way of RGBA only
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
 def picture_tensor(image: Image.Image, most: int | None = None) -> Tensor:
     """A Pillow picture as uint8 [3, h, w] RGB, upright: of any mode, its EXIF orientation honoured.
 
@@ -119,11 +47,7 @@ def picture_tensor(image: Image.Image, most: int | None = None) -> Tensor:
 
     Raises GhmdetError for float pixels, and what Pillow raises when a picture that it has yet to decode is damaged.
     """
-    turn = TURNS.get(_orientation(image))
-    if most and (factor := max(image.size) // most) > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK"):
-        image = image.reduce(factor)
-    upright = image if turn is None else image.transpose(turn)
-    return torch.from_numpy(_rgb(upright)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(upright_pixels(image, most)).permute(2, 0, 1).contiguous()
 
 
 def read_picture(path: Path, most: int | None = None) -> tuple[Tensor, tuple[int, int]]:
@@ -131,7 +55,7 @@ def read_picture(path: Path, most: int | None = None) -> tuple[Tensor, tuple[int
 
     most: the longest side in pixels that it is given back with; a larger one is shrunk as it is decoded.
     """
-    with _errors_name_the_file(path, "leave it out"), Image.open(path) as image:
+    with errors_name_the_file(path, "leave it out"), Image.open(path) as image:
         width, height = image.size[::-1] if _turned(image) else image.size
         share = min(1.0, most / max(width, height)) if most else 1.0
         size = max(1, round(height * share)), max(1, round(width * share))
@@ -149,7 +73,7 @@ def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
     Raises DataError naming the file when it is missing, damaged, or not of the record's size.
     """
     width, height = shrunk_size(record.width, record.height, limits)
-    with _errors_name_the_file(record.path), Image.open(record.path) as image:
+    with errors_name_the_file(record.path), Image.open(record.path) as image:
         turned = _turned(image)
         found = image.size[::-1] if turned else image.size
         if found != (record.width, record.height):

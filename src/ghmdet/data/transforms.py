@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ghmdet.errors import GhmdetError
-from ghmdet.models.preprocess import resized_size
+from ghmdet.pictures import resized_size
 
 Target = dict[str, Any]
 MIN_SIDE = 1.0  # pixels: what is left of a box below this is dropped

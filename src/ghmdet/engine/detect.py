@@ -20,7 +20,7 @@ from ghmdet.engine.checkpoint import load_detector
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.errors import DataError
 from ghmdet.models import RetinaNet
-from ghmdet.models.preprocess import resized_size
+from ghmdet.pictures import resized_size
 
 Picture = Path | str | Image.Image | NDArray[np.uint8] | Tensor
 

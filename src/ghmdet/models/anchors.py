@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -28,7 +27,7 @@ def make_anchors(
     """
     # A tensor made under inference_mode could never be used in training, and this one is kept.
     with torch.inference_mode(False), torch.no_grad():
-        levels = _levels(config, height, width)
+        levels = level_anchors(config, height, width)
         return torch.cat(levels).to(device), tuple(len(level) for level in levels)
 
 
@@ -48,12 +47,12 @@ def anchors_inside(
     return torch.cat(levels, dim=1)
 
 
-def _levels(config: ModelConfig, height: int, width: int) -> list[Tensor]:
-    # Each level's anchors in a padded picture of height x width pixels, [rows * columns * S, 4].
+def level_anchors(config: ModelConfig, height: int, width: int) -> list[Tensor]:
+    """Each level's anchors in a padded picture of height x width pixels, [rows * columns * S, 4]."""
     levels = []
     for sizes, stride in zip(config.level_sizes, config.strides, strict=True):
         shapes = _shapes(sizes, config.anchor_ratios)
-        cells = [(side, math.ceil(side / stride)) for side in (height, width)]
+        cells = [(side, -(-side // stride)) for side in (height, width)]
         if config.anchor_rule == "torchvision":
             shapes = shapes.round()
             y, x = (torch.arange(n, dtype=torch.float32) * (side // n) for side, n in cells)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models.presets import ModelConfig
+from ghmdet.pictures import resized_size
 
 Size = tuple[int, int]
 
@@ -49,22 +50,6 @@ def make_batch(images: Sequence[Tensor], config: ModelConfig, device: torch.devi
         [F.pad(image, (0, width - w, 0, height - h)) for image, (h, w) in zip(scaled, sizes, strict=True)]
     )
     return Batch(batch, sizes, [_size(image) for image in images])
-
-
-def resized_size(height: int, width: int, min_size: int, max_size: int) -> Size:
-    """(height, width) in pixels that a picture is resized to: short side `min_size`, or long side `max_size` if first.
-
-    Rounded down as by torchvision's detectors, which leaves some sides one pixel short. A picture that has such a size
-    keeps it, so that a resized picture is not resampled once more.
-
-    >>> resized_size(480, 640, 288, 384), resized_size(107, 111, 240, 320), resized_size(239, 248, 240, 320)
-    ((288, 384), (239, 248), (239, 248))
-    """
-    short, long = sorted((height, width))
-    if short <= min_size and long <= max_size and (short >= min_size - 1 or long >= max_size - 1):
-        return height, width
-    scale = min(min_size / short, max_size / long)
-    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
 def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:

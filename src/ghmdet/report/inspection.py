@@ -26,7 +26,7 @@ from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds
 from ghmdet.evaluation.score import THRESHOLD
 from ghmdet.files import hold
 from ghmdet.models import ModelConfig
-from ghmdet.models.preprocess import resized_size
+from ghmdet.pictures import resized_size
 from ghmdet.report import figures
 from ghmdet.report.advice import SMALL, advise
 from ghmdet.report.run_files import read_course, require_run

@@ -1,0 +1,114 @@
+"""Pictures without PyTorch: which files are some, upright and in RGB, and the size that a detector looks at them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from ghmdet.errors import DataError, GhmdetError
+
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright, by its EXIF orientation; those from 5 on turn it by 90 degrees."""
+
+
+def _endings() -> frozenset[str]:
+    """The endings that the installed Pillow decodes, in lower case with their dot."""
+    Image.init()
+    readers = {name: opened[0] for name, opened in Image.OPEN.items() if name != "MPEG"}  # its head alone
+    stubs = {
+        name
+        for name, reader in readers.items()
+        if inspect.isclass(reader) and issubclass(reader, ImageFile.StubImageFile)
+    }
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in known if name in readers and name not in stubs)
+
+
+EXTENSIONS = _endings()
+CHECK = "list every such image with 'ghmdet data check'"
+MEND = f"remove its record; {CHECK}"
+
+
+@contextmanager
+def errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
+    """In the block, whatever a damaged picture file makes a decoder raise is a DataError with its name and `mend`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a slightly corrupt EXIF block is no reason to talk
+            yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing image: put it there or {mend}") from None
+    except Exception as error:  # damaged files raise whatever the decoder happened to trip over
+        told = str(error).replace(repr(str(path)), "").replace(str(path), "")  # named already
+        reason = " ".join(told.split()).rstrip(" :") or type(error).__name__
+        raise DataError(f"{path}: unreadable image ({reason}): replace the file or {mend}") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The picture's EXIF orientation; 1, upright, where it has none that exists or a block that cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # whatever the parser tripped over: the pixels are sound all the same
+        return 1
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels [h, w, 3] of a picture of any mode, not turned; raises GhmdetError for float pixels."""
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
+        grey = np.asarray(image).astype(np.int64)
+        grey = (grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise GhmdetError("float pixels have no known range; save it with 8 or 16 bits")
+    if image.mode == "P":  # a palette may hide transparency, which Pillow converts by way of RGBA only
+        image = image.convert("RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def upright_pixels(image: Image.Image, most: int | None = None) -> NDArray[np.uint8]:
+    """The RGB pixels [h, w, 3] of a picture of any mode, its EXIF orientation honoured.
+
+    most: one whose longer side is at least twice as many pixels is shrunk by a whole factor, to no less.
+
+    Raises GhmdetError for float pixels, and what Pillow raises when a picture that it has yet to decode is damaged.
+    """
+    turn = TURNS.get(orientation(image))
+    if most and (factor := max(image.size) // most) > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK"):
+        image = image.reduce(factor)
+    return rgb(image if turn is None else image.transpose(turn))
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) in pixels that a picture is resized to: short side `min_size`, or long side `max_size` if first.
+
+    Rounded down as by torchvision's detectors, which leaves some sides one pixel short. A picture that has such a size
+    keeps it, so that a resized picture is not resampled once more.
+
+    >>> resized_size(480, 640, 288, 384), resized_size(107, 111, 240, 320), resized_size(239, 248, 240, 320)
+    ((288, 384), (239, 248), (239, 248))
+    """
+    short, long = sorted((height, width))
+    if short <= min_size and long <= max_size and (short >= min_size - 1 or long >= max_size - 1):
+        return height, width
+    scale = min(min_size / short, max_size / long)
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))

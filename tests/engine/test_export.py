@@ -1,0 +1,150 @@
+"""`ghmdet export`: files that detect what PyTorch does, on pictures of several sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ghmdet import Detector, runtime
+from ghmdet.engine import export as module
+from ghmdet.engine.export import export
+from ghmdet.errors import DataError, GhmdetError
+
+SIDES = ((72, 96), (96, 72), (300, 400), (96, 96), (40, 400), (50, 20))
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def onnx(run: Path, said: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    return export(run / "best.pt", out=tmp_path_factory.mktemp("exported") / "squares.onnx", say=said.append)
+
+
+def pictures(folder: Path) -> list[NDArray[np.uint8]]:
+    whole = Image.open(folder / "images" / "val_0.png").convert("RGB")
+    return [np.asarray(whole.resize(size[::-1])) for size in SIDES]
+
+
+def test_it_detects_what_pytorch_does_on_pictures_of_several_sizes(
+    run: Path, squares: Path, onnx: Path
+) -> None:
+    theirs, own = (
+        runtime.Detector(onnx, threads=1),
+        Detector.load(run / "best.pt", device="cpu", precision="fp32"),
+    )
+    assert (
+        (theirs.classes, theirs.category_ids) == (own.classes, own.category_ids) == (("red", "blue"), (1, 2))
+    )
+    wanted, found = own.predict(pictures(squares)), theirs.predict(pictures(squares))
+    assert sum(len(one["scores"]) for one in wanted) > 50
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(other["labels"], one["labels"])
+        np.testing.assert_allclose(other["scores"], one["scores"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(other["boxes"], one["boxes"], rtol=0, atol=0.05)
+    assert theirs.predict(squares / "images" / "val_0.png")[0].keys() == {"boxes", "scores", "labels"}
+
+
+def test_it_says_how_alike_they_are_on_the_pictures_of_the_run_and_what_it_wrote(
+    squares: Path, onnx: Path, said: list[str]
+) -> None:
+    assert said[0].startswith(f"the same as PyTorch on 8 pictures of {squares}: boxes within ")
+    assert said[1].startswith(f"{onnx}: ")
+    assert said[1].endswith(" MB, detections of 2 classes, for pictures of any size")
+
+
+def test_its_metadata_say_how_to_use_it(run: Path, onnx: Path) -> None:
+    import onnx as library
+
+    model = library.load(str(onnx))
+    (entry,) = [one for one in model.metadata_props if one.key == "ghmdet"]
+    values, config = json.loads(entry.value), Detector.load(run / "best.pt").model.config
+    assert values["classes"] == ["red", "blue"]
+    for name in (
+        "min_size",
+        "max_size",
+        "size_divisible",
+        "antialias",
+        "score_threshold",
+        "nms_iou",
+        "soft_nms",
+    ):
+        assert values[name] == getattr(config, name)
+    assert (tuple(values["mean"]), tuple(values["std"])) == (config.mean, config.std)
+    names = [[one.name for one in side] for side in (model.graph.input, model.graph.output)]
+    assert names == [["images", "size"], ["boxes", "scores", "labels"]]
+    library.checker.check_model(model)
+
+
+def test_it_is_used_without_torch(onnx: Path, squares: Path) -> None:
+    picture = squares / "images" / "val_0.png"
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'timm', 'accelerate', 'matplotlib'))\n"
+        "from ghmdet.runtime import Detector\n"
+        f"print(len(Detector({str(onnx)!r}).predict({str(picture)!r})[0]['scores']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(done.stdout) == len(runtime.Detector(onnx).predict(picture)[0]["scores"]), done.stderr
+
+
+def test_a_torch_program_is_compared_too_and_takes_any_size(run: Path, squares: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    file = export(run / "best.pt", out=tmp_path / "squares.pt2", format="torch", raw=True, say=said.append)
+    assert "box offsets within" in said[0] and "logits and box offsets of 2 classes" in said[1]
+    kept = {"ghmdet": ""}
+    program = torch.export.load(file, extra_files=kept)
+    about = runtime.About(**json.loads(kept["ghmdet"]))
+    assert about.outputs == "raw"
+    own = Detector.load(run / "best.pt", device="cpu", precision="fp32").model
+    for picture in pictures(squares)[:4]:
+        batch, _ = runtime.prepare(picture, about)
+        found = program.module()(torch.from_numpy(batch))
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                tuple(found), own.forward_raw(torch.from_numpy(batch)), rtol=0, atol=1e-4
+            )
+
+
+def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
+    detector = Detector.load(run / "best.pt", device="cpu", precision="fp32")
+    about = module.describe(detector, raw=False)
+    image = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    found = detector.predict(image)[0]
+    right = tuple(found[name].numpy() for name in ("boxes", "scores", "labels"))
+    assert len(right[1]) > 3
+    assert module.compare(detector, lambda _: right, about, [image]) == (0, 0)
+    moved = right[0] + np.float32(0.6)
+    for wrong in (
+        (moved, *right[1:]),
+        (right[0], right[1] + 0.002, right[2]),
+        (*right[:2], 1 - right[2]),
+        tuple(part[1:] for part in right),
+        tuple(np.concatenate((part, part[:1])) for part in right),
+    ):
+        with pytest.raises(GhmdetError, match="not exported: the file would not detect what PyTorch does"):
+            module.compare(detector, lambda _, wrong=wrong: wrong, about, [image])
+
+
+def test_a_missing_package_and_a_folder_without_pictures_are_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="no pictures here"):
+        export(run / "best.pt", out=tmp_path / "x.pt2", format="torch", pictures=tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", dataclasses)
+    with pytest.raises(GhmdetError, match=r"needs onnxscript: pip install 'ghmdet\[export\]'"):
+        export(run / "best.pt", out=tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
