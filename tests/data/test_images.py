@@ -119,12 +119,12 @@ def test_picture_file_and_picture_in_memory_are_read_as_a_record_is(tmp_path: Pa
     Image.fromarray(gradient().astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("turned.jpg", "deep.png"):
         path = tmp_path / name
-        pixels = read_picture(path)
+        pixels = read_picture(path)[0]
         assert pixels.dtype == torch.uint8 and pixels.shape == (3, 16, 32) and pixels.is_contiguous()
         assert torch.equal(pixels, load_image(record(path, 32, 16)))
         with Image.open(path) as image:
             assert torch.equal(pixels, picture_tensor(image))
-    assert 200 < int(read_picture(tmp_path / "deep.png").max()) <= 216  # not clipped to white
+    assert 200 < int(read_picture(tmp_path / "deep.png")[0].max()) <= 216  # not clipped to white
     with pytest.raises(DataError, match=r"no\.jpg: missing image"):
         read_picture(tmp_path / "no.jpg")
     with pytest.raises(GhmdetError, match="float pixels have no known range"):

@@ -49,7 +49,7 @@ def test_an_exif_orientation_that_does_not_exist_turns_nothing(
     tags, path = Image.Exif(), tmp_path / f"a{ending}"
     tags[0x0112] = value
     Image.new("RGB", (20, 10)).save(path, exif=tags)
-    assert image_size(path) == (20, 10) and read_picture(path).shape == (3, 10, 20)
+    assert image_size(path) == (20, 10) and read_picture(path)[0].shape == (3, 10, 20)
 
 
 def _block(kind: int, value: bytes) -> bytes:
@@ -64,7 +64,7 @@ def _block(kind: int, value: bytes) -> bytes:
 def test_an_exif_orientation_that_is_no_number_turns_nothing(tmp_path: Path, block: bytes) -> None:
     path = tmp_path / "a.jpg"
     Image.new("RGB", (20, 10)).save(path, exif=block)
-    assert image_size(path) == (20, 10) and read_picture(path).shape == (3, 10, 20)
+    assert image_size(path) == (20, 10) and read_picture(path)[0].shape == (3, 10, 20)
 
 
 def test_every_ending_that_pillow_decodes_is_a_picture(tmp_path: Path) -> None:
