@@ -65,6 +65,8 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
     assert len(judged[0] | judged[1]) == 12 and judged[0].isdisjoint(judged[1])
     assert found and len(read(tmp_path / "a")["items"]) == len(found)
     assert "open" in said[-1]
+    (words,) = (line for line in said if line.startswith("the folds' detectors agree with the labels"))
+    assert words.endswith("train longer (--epochs) or on larger pictures (--size)")  # after one epoch
     again = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
     assert len(in_process) == 2 and again == found
     with pytest.raises(GhmdetError, match=r"other settings: epochs 2 \(there 1\)"):
