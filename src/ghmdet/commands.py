@@ -12,6 +12,7 @@ from ghmdet import STARTED_AT
 from ghmdet.data import check_data, format_problems, has_errors, make
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
+from ghmdet.engine.checkpoint import PREVIOUS
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import default_folder
 from ghmdet.engine.settings import TrainConfig
@@ -29,6 +30,7 @@ def train(
     out: Path | None = None,
     recipe: str | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
+    accept_changed_data: Annotated[bool, Parameter(negative=())] = False,
     report: bool = True,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
 ) -> int:
@@ -41,6 +43,8 @@ def train(
         recipe: Settings that go together, printed: small_data, long_tail, noisy_labels, coco_r50_ghm or coco_r50_focal;
             options given beside it override them.
         resume: Continue the run in `out`, by default the last one of this data set, exactly where it stopped.
+        accept_changed_data: With `--resume`: go on although pictures or labels are not as they were when the run was
+            interrupted; `run.json` says so then.
         report: End with `report.html`: what the run did, saw and gets wrong. Without it the exit status says nothing of
             what was learnt, as suits one of many runs.
     """
@@ -49,7 +53,7 @@ def train(
     main = os.environ.get("RANK", "0") == "0"
     if main and recipe:
         print(recipe_text(recipe))
-    if main and resume and not (out / "last.pt").exists():
+    if main and resume and not any((out / name).exists() for name in ("last.pt", PREVIOUS)):
         print(f"nothing to resume in {out}: a new run begins")
     if main and config.ohem_ratio != TrainConfig.ohem_ratio and not config.cls_loss.startswith("ohem"):
         print(f"--ohem-ratio {config.ohem_ratio:g} does nothing with --cls-loss {config.cls_loss}")
@@ -59,6 +63,7 @@ def train(
         out,
         config,
         resume=resume,
+        accept_changed_data=accept_changed_data,
         started_at=STARTED_AT,
         figures={"examples": draw_examples, "shares": draw_shares},
         make_report=(lambda folder: reported.append(write_report([folder], device=config.device)))

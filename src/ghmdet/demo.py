@@ -45,8 +45,8 @@ def _demo(out: Path, seed: int, say: Callable[[str], None]) -> Metrics:
         raise GhmdetError(f"{out} holds something else ({min(strangers)}): give a new folder")
     config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
     # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
-    saved_run(out / "data", out / "run", config, resume=True)
-    say(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed)))
+    if not saved_run(out / "data", out / "run", config, resume=True):
+        say(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed)))
     train(out / "data", out / "run", config, resume=True, say=say)
     metrics = validate(out / "run" / "best.pt", out / "data", say=say)
     results = json.loads((out / "run" / "val" / "predictions.json").read_text(encoding="utf-8"))

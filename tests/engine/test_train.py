@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,8 +242,65 @@ def test_resume_refuses_other_data(squares: Path, run: Path, tmp_path: Path) -> 
     annotations = copy / "annotations" / "instances_train.json"
     annotations.write_text(annotations.read_text().replace('"blue"', '"green"'))
     shutil.copytree(run, tmp_path / "run")
-    with pytest.raises(GhmdetError, match=r"cannot resume .* on other data.*green"):
+    with pytest.raises(
+        GhmdetError, match=r"cannot resume on other classes: red, green \(the run has red, blue\)"
+    ):
         train(copy, tmp_path / "run", TINY, resume=True, say=lambda line: None)
+
+
+def test_what_changed_in_the_data_is_named_and_accepted_only_when_asked_for(
+    squares: Path, tmp_path: Path
+) -> None:
+    copy, out = tmp_path / "squares", tmp_path / "run"
+    shutil.copytree(squares, copy)
+    short = replace(TINY, epochs=1, val_every=1)
+    train(copy, out, short, say=lambda line: None)
+    train(copy, out, short, resume=True, say=lambda line: None)
+    shutil.move(copy, tmp_path / "moved")  # another place is no other data
+    train(tmp_path / "moved", out, short, resume=True, say=lambda line: None)
+    moved = tmp_path / "moved"
+    labels = {part: moved / "annotations" / f"instances_{part}.json" for part in ("train", "val")}
+    whole = {part: file.read_text() for part, file in labels.items()}
+
+    def moved_box(truth: dict[str, Any]) -> None:
+        truth["annotations"][3]["bbox"][0] += 1
+
+    def fewer_labels(truth: dict[str, Any]) -> None:
+        truth["annotations"].pop()
+
+    for part, change, said in (
+        ("train", moved_box, r"pictures of train: 1 with other labels or new \(train_1\.png\): put it back"),
+        ("val", fewer_labels, r"pictures of val: 1 with other labels or new \(val_3\.png\): put it back"),
+    ):
+        truth = json.loads(whole[part])
+        change(truth)
+        labels[part].write_text(json.dumps(truth))
+        with pytest.raises(GhmdetError, match=said):
+            train(moved, out, short, resume=True, say=lambda line: None)
+        labels[part].write_text(whole[part])
+    os.utime(moved / "images" / "val_2.png", (1, 1))  # as another picture under the name
+    with pytest.raises(
+        GhmdetError, match=r"1 whose file has another size or time \(val_2\.png\): .*--accept-changed"
+    ):
+        train(moved, out, short, resume=True, say=lambda line: None)
+    assert "changed_data" not in json.loads((out / "run.json").read_text())
+    train(moved, out, short, resume=True, accept_changed_data=True, say=lambda line: None)
+    what = ["pictures of val: 1 whose file has another size or time (val_2.png)"]
+    assert json.loads((out / "run.json").read_text())["changed_data"] == [{"step": 3, "what": what}]
+
+
+def test_a_run_of_an_earlier_version_is_resumed_by_the_number_of_its_pictures(
+    squares: Path, run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    state = dict(load_checkpoint(tmp_path / "run" / "last.pt"))
+    del state["training"]["fingerprints"]
+    save_checkpoint(tmp_path / "run" / "last.pt", state)
+    train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
+    state["training"]["content"]["boxes"] = 23
+    save_checkpoint(tmp_path / "run" / "last.pt", state)
+    with pytest.raises(GhmdetError, match=r"on other data: 24 boxes \(the run has 23\): put it back"):
+        train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
 
 
 def test_a_missing_validation_picture_is_met_before_training(squares: Path, tmp_path: Path) -> None:

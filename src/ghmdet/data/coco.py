@@ -38,6 +38,8 @@ FILES = (
     ONE_PART,
 )
 """Where a folder's annotation files lie: the first of these that any file fits."""
+HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Half characters that stand for no byte of a file's name, which is \\udc80 to \\udcff (PEP 383)."""
 NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -147,8 +149,8 @@ def load_json(file: Path) -> Any:
     text = read_text(file)
     try:
         content = json.loads(text)
-        if re.search(r"\\u[dD][89a-fA-F]", text):  # maybe half a character, which nothing can print
-            content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # maybe half a character, or a byte of a file's name
+            content = json.loads(HALVES.sub("?", json.dumps(content, ensure_ascii=False)))
         return content
     except json.JSONDecodeError as error:
         flawed = f" at line {error.lineno}, column {error.colno} ({error.msg})"

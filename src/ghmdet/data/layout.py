@@ -70,7 +70,7 @@ def class_name(name: object, where: Path | str) -> str:
     """A class's name as text; raises DataError where it is neither text nor a number."""
     if isinstance(name, bool) or not isinstance(name, (str, int, float)):
         raise DataError(f"{where}: {shown(name)} is no name of a class: write text")
-    return str(name).strip()
+    return str(name).encode(errors="replace").decode().strip()  # a half character cannot be drawn or printed
 
 
 def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class RunContext:
 
     data: the data set. folder: where its files go. saved: the training state that it goes on from, if it was
     interrupted. started_at: the reading of `time.monotonic()` from which its time counts. say: takes each line meant
-    for the user, on rank 0.
+    for the user, on rank 0. accept_changed_data: whether it goes on with data that is not as it was.
     """
 
     data: Path
@@ -38,6 +38,7 @@ class RunContext:
     accelerator: Accelerator
     started_at: float
     say: Callable[[str], None]
+    accept_changed_data: bool = False
 
     @property
     def main(self) -> bool:
@@ -66,6 +67,7 @@ def begin_run(
     resume: bool = False,
     say: Callable[[str], None] = print,
     started_at: float | None = None,
+    accept_changed_data: bool = False,
 ) -> RunContext:
     """Check what was asked for, choose the device, join the other ranks and seed the generators (see `train`).
 
@@ -95,4 +97,6 @@ def begin_run(
     set_seed(config.seed)
     used = saved["place"]["seconds"] if saved else 0.0
     to_user = say if accelerator.is_main_process else lambda line: None
-    return RunContext(data, out, config, saved, device, accelerator, started_at - used, to_user)
+    return RunContext(
+        data, out, config, saved, device, accelerator, started_at - used, to_user, accept_changed_data
+    )

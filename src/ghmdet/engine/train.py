@@ -26,7 +26,15 @@ from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine, warmup_drops
 from ghmdet.engine.progress import progress_bar
-from ghmdet.engine.run_folder import DIVERGED, CsvLog, default_folder, draw_curves, provenance, write_json
+from ghmdet.engine.run_folder import (
+    DIVERGED,
+    CsvLog,
+    default_folder,
+    draw_curves,
+    provenance,
+    read_json,
+    write_json,
+)
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
 from ghmdet.engine.training_data import TrainingData
 from ghmdet.errors import GhmdetError
@@ -48,6 +56,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     resume: bool = False,
+    accept_changed_data: bool = False,
     say: Callable[[str], None] = print,
     started_at: float | None = None,
     figures: Mapping[str, Draw] | None = None,
@@ -66,6 +75,7 @@ def train(
             a new one, or the last one there to resume.
         config: the settings.
         resume: continue the run in `out` exactly where its `last.pt` stands, or begin it if there is none.
+        accept_changed_data: resume also where pictures or labels are not as they were; `run.json` says so then.
         say: takes each line meant for the user.
         started_at: the reading of `time.monotonic()` from which time counts; by default now.
         figures: by name, what draws the spectrum of an epoch for TensorBoard, if the run writes there.
@@ -78,7 +88,15 @@ def train(
     """
     out = default_folder(Path(data), resume=resume) if out is None else Path(out)
     with hold(out) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
-        run = begin_run(data, out, config or TrainConfig(), resume=resume, say=say, started_at=started_at)
+        run = begin_run(
+            data,
+            out,
+            config or TrainConfig(),
+            resume=resume,
+            say=say,
+            started_at=started_at,
+            accept_changed_data=accept_changed_data,
+        )
         return _run(Trainer(run, figures, reports=make_report is not None), make_report)
 
 
@@ -188,6 +206,11 @@ class Trainer:
             labels = {"training_boxes": self.data.train.boxes_per_class()}
             arguments = self.arguments | {"data": str(run.data.absolute())}  # found again from any folder
             write_json(run.folder / "run.json", provenance(arguments) | labels)
+        if self.data.changed:
+            made = read_json(run.folder / "run.json") or {}
+            made["changed_data"] = [*made.get("changed_data", []), {"step": step, "what": self.data.changed}]
+            write_json(run.folder / "run.json", made)
+            run.say(f"Warning: the data is not as it was: {'; '.join(self.data.changed)}")
         (run.folder / DIVERGED).unlink(missing_ok=True)
         self.losses.cut_back(step)
         self.validations.cut_back(self.progress.validated_epoch, "epoch")
@@ -216,7 +239,7 @@ class Trainer:
                 data.loader.set_epoch(progress.epoch, start_batch=progress.batch)
                 self.budget.continue_from(progress.step)
                 for images, targets in data.loader:
-                    if progress.batch == data.steps_per_epoch * config.accumulate:
+                    if progress.batch >= data.steps_per_epoch * config.accumulate:
                         break  # the batches that do not fill a step
                     if progress.epoch == progress.batch == 0 and run.main:
                         draw_batch(run.folder / "batch.jpg", images, targets, data.train.classes)
@@ -381,6 +404,7 @@ class Trainer:
         self.losses.read()
         self.progress.seconds = self.run.seconds
         about = {"arguments": self.arguments, "content": self.data.content, "place": asdict(self.progress)}
+        about["fingerprints"] = self.data.fingerprints
         state = about | {name: part.state_dict() for name, part in self.parts.items()}
         state["rng"] = torch.get_rng_state()
         if self.run.main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,7 @@ from ghmdet.data import (
     require_images,
     train_transforms,
 )
+from ghmdet.data.fingerprint import differences, fingerprint
 from ghmdet.data.images import load_image
 from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.engine.context import RunContext
@@ -79,11 +81,36 @@ class TrainingData:
                 f" fewer than --accumulate {config.accumulate}: give a smaller --batch-size or --accumulate"
             )
 
-        if run.saved and run.saved["content"] != self.content:
+        self.fingerprints = {part.split: fingerprint(part) for part in (self.train, self.val)}
+        self.changed = self._changes(run.saved) if run.saved else []
+        """What is not as it was when the run was interrupted, in words."""
+        if self.changed and not run.accept_changed_data:
             raise GhmdetError(
-                f"cannot resume {run.folder} on other data: it was trained on {run.saved['content']}, {data} has"
-                f" {self.content}"
+                f"cannot resume {run.folder} on other data: {'; '.join(self.changed)}: put it back as it was, or go on"
+                " with it as it is: --accept-changed-data"
             )
+
+    def _changes(self, saved: Mapping[str, Any]) -> list[str]:
+        """What differs from the data of a saved run; one of an earlier version knows only how much there was.
+
+        Raises:
+            GhmdetError: other classes, which nothing can accept.
+        """
+        if saved["content"]["classes"] != self.content["classes"]:
+            raise GhmdetError(
+                f"cannot resume on other classes: {', '.join(self.content['classes'])} (the run has"
+                f" {', '.join(saved['content']['classes'])}): train on from its weights in another folder, --weights"
+            )
+        told = [
+            f"{self.content[name]} {name} (the run has {saved['content'][name]})"
+            for name in ("pictures", "boxes")
+            if saved["content"][name] != self.content[name]
+        ]
+        for part in (self.train, self.val):
+            then = saved.get("fingerprints", {}).get(part.split)
+            if then is not None and (what := differences(part, self.fingerprints[part.split], then)):
+                told.append(what)
+        return told
 
     @property
     def content(self) -> dict[str, Any]:
