@@ -144,6 +144,14 @@ def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Pat
     assert sorted(path.name for path in (out / "crops").iterdir()) == [f"0000{i}.jpg" for i in (1, 2, 3)]
 
 
+def test_a_folder_of_something_else_stays_as_it_is(squares: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "crops").mkdir()
+    (tmp_path / "crops" / "mine.txt").write_text("kept")
+    with pytest.raises(GhmdetError, match="holds something else"):
+        write_audit(squares, out=tmp_path, checkpoint=run / "best.pt", say=str)
+    assert (tmp_path / "crops" / "mine.txt").read_text() == "kept"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

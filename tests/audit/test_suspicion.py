@@ -121,6 +121,22 @@ def test_labels_that_are_seen_raise_no_suspicion(tmp_path: Path) -> None:
     assert audit(seen((CAT, BOX, 0.97), (DOG, (101.0, 100.0, 150.0, 150.0), 0.9)), data) == []
 
 
+def test_pictures_without_labels_or_detections_are_judged_too(tmp_path: Path) -> None:
+    boxes = [(CAT, *BOX)]
+    content = coco_content(
+        [Picture("a.jpg", 200, 200, boxes), Picture("b.jpg", 200, 200), Picture("c.jpg", 200, 200)]
+    )
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        draw(tmp_path / name, 200, 200)
+    data = read_data(tmp_path / "train.json")
+    found = audit([one | {"image_id": 3} for one in seen((DOG, BOX, 0.9))], data)
+    assert [(one.picture, one.kind, one.score) for one in found] == [
+        (0, "spurious", 1.0),
+        (2, "missing", 0.9),
+    ]
+
+
 def test_crowds_are_neither_judged_nor_missing_labels(tmp_path: Path) -> None:
     data = labelled(tmp_path, (CAT, (100.0, 100.0, 200.0, 200.0)), (CAT, BOX), crowd=0)
     found = audit(seen((CAT, (110.0, 110.0, 150.0, 150.0), 0.9)), data)

@@ -134,13 +134,16 @@ class _Voc:
 
     def add(self, picture: Record) -> Any:
         self.rows(picture)
-        row = ElementTree.SubElement(self.roots[self.of[os.path.realpath(picture.path)]], "object")
+        root = self.roots[self.of[os.path.realpath(picture.path)]]
+        for last in root[-1:]:
+            last.tail = "\n\t"
+        row = ElementTree.SubElement(root, "object")
         for name, text in (("name", ""), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
             ElementTree.SubElement(row, name).text = text
         box = ElementTree.SubElement(row, "bndbox")
         for name in ("xmin", "ymin", "xmax", "ymax"):
             ElementTree.SubElement(box, name)
-        ElementTree.indent(row, level=1)
+        ElementTree.indent(row, "\t", level=1)
         row.tail = "\n"
         return row
 
