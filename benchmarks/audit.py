@@ -7,6 +7,9 @@ learn, and a row is appended to results/audit.jsonl: of each kind, and of all to
 the labels, precision of the first 50 and 200, and the share found in the first tenth as many items as there are boxes.
 A second label on an object is found with either of the two. The same command goes on where it was stopped.
 
+FOLDER/decisions.json accepts, of the first as many suspicions as errors were planted, those whose suggestion mends one:
+`ghmdet audit apply FOLDER --out MENDED` gives the set to train on beside FOLDER/data and DATA.
+
 Plain confidence: a label's score is 1 - the best score of a detection of its class at IoU .5, and a missing label's
 that of a detection that overlaps no label at IoU .5; for a kind of wrong label its list is all labels. hotcoco: the
 `label_errors` of its `image_diagnostics`, which has no other kinds than "missing" and "class".
@@ -23,7 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ghmdet.audit import KINDS
+from ghmdet.audit import KINDS, Suspicion
+from ghmdet.audit.command import write
 from ghmdet.audit.folds import plan, train_all
 from ghmdet.audit.suspicion import judge, rank
 from ghmdet.data import DetectionData, read_data
@@ -54,18 +58,20 @@ def corners(bbox: list[float]) -> list[float]:
     return [bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]]
 
 
-def find(items: list[Item], wrong: list[dict[str, Any]], classes: dict[int, int]) -> list[str | None]:
-    """The kind of planted error that each item finds, the likeliest first; each error is found once."""
+def find(
+    items: list[Item], wrong: list[dict[str, Any]], classes: dict[int, int]
+) -> list[dict[str, Any] | None]:
+    """The planted error that each item finds, the likeliest first; each error is found once."""
     left: dict[int, list[dict[str, Any]]] = {}
     for one in wrong:
         left.setdefault(one["image_id"], []).append(one)
-    found: list[str | None] = []
+    found: list[dict[str, Any] | None] = []
     for item in sorted(items, key=lambda one: -one.score):
         here = left.get(item.image, [])
         hit = next((one for one in here if fits(item, one, classes)), None)
         if hit:
             here.remove(hit)
-        found.append(hit["kind"] if hit else None)
+        found.append(hit)
     return found
 
 
@@ -81,12 +87,21 @@ def fits(item: Item, wrong: dict[str, Any], classes: dict[int, int]) -> bool:
     return bool(overlaps(np.array([box]), np.array([item.box]))[0, 0] >= least)
 
 
-def figures(found: list[str | None], kinds: set[str], planted: int, boxes: int) -> dict[str, float]:
+def mends(one: Suspicion, wrong: dict[str, Any], classes: dict[int, int]) -> bool:
+    """Whether the suggestion of a suspicion mends the error that it finds."""
+    if one.kind != wrong["kind"]:
+        return False
+    return one.kind != "class" or one.suggested.label == classes[wrong["true"]["category_id"]]
+
+
+def figures(
+    found: list[dict[str, Any] | None], kinds: set[str], planted: int, boxes: int
+) -> dict[str, float]:
     """How a list ranks the errors of some kinds, of which so many were planted among so many boxes.
 
     AUROC is among the labels, those that are not on the list behind all others and tied; none for missing labels.
     """
-    hit = np.array([kind in kinds for kind in found], dtype=float)
+    hit = np.array([one is not None and one["kind"] in kinds for one in found], dtype=float)
     precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
     told = {
         "AP": (precision * hit).sum() / max(planted, 1),
@@ -158,10 +173,12 @@ def main() -> None:
             rows = zip(found.scores[away], found.labels[away], found.boxes[away].tolist(), strict=True)
             plain += [Item(s, record.image_id, True, int(k), box) for s, k, box in rows]
     ours: dict[str, list[Item]] = {kind: [] for kind in KINDS}
-    for one in rank(judged, data):
+    ranked, whole = rank(judged, data), list[Item]()
+    for one in ranked:
         shown = one.given or one.suggested
         image = int(data.records.image_ids[one.picture])
-        ours[one.kind].append(Item(one.score, image, one.kind == "missing", shown.label, list(shown.box)))
+        whole.append(Item(one.score, image, one.kind == "missing", shown.label, list(shown.box)))
+        ours[one.kind].append(whole[-1])
 
     wrong = json.loads((spoiled / "wrong_labels.json").read_text())
     planted = Counter(one["kind"] for one in wrong)
@@ -177,12 +194,19 @@ def main() -> None:
             name: figures(find(items, wrong, classes), {kind}, planted[kind], boxes)
             for name, items in lists.items()
         }
-    whole, theirs = (list(chain.from_iterable(each.values())) for each in (ours, peer))
-    lists = {"audit": whole, "confidence": plain, "hotcoco": theirs}
+    lists = {"audit": whole, "confidence": plain, "hotcoco": list(chain.from_iterable(peer.values()))}
     row["all"] = {
         name: figures(find(items, wrong, classes), {*kinds, "missing"}, len(wrong), boxes)
         for name, items in lists.items()
     }
+    write(
+        options.out, data, ranked, {"data": str(spoiled.absolute()), "judged_by": "folds", "learnt": False}, 0
+    )
+    first = zip(range(1, len(wrong) + 1), ranked, find(whole, wrong, classes), strict=False)
+    right = [{"id": i, "decision": "accept"} for i, one, hit in first if hit and mends(one, hit, classes)]
+    audit = json.loads((options.out / "audit.json").read_text())["audit"]
+    (options.out / "decisions.json").write_text(json.dumps({"audit": audit, "decisions": right}))
+    row["accepted"] = len(right)
     append_row("audit", row | {"date": today()})
 
 

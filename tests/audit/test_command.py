@@ -69,6 +69,12 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
     assert words.endswith("train longer (--epochs) or on larger pictures (--size)")  # after one epoch
     again = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
     assert len(in_process) == 2 and again == found
+    plan = tmp_path / "a" / "folds" / "plan.json"
+    kept = json.loads(plan.read_text())
+    plan.write_text(json.dumps({name: value for name, value in kept.items() if name != "optimizer"}))
+    write_audit(
+        squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append
+    )  # of a version before it
     with pytest.raises(GhmdetError, match=r"other settings: epochs 2 \(there 1\)"):
         write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=2))
     with pytest.raises(GhmdetError, match=r"other settings: folds 3 \(there 2\)"):

@@ -72,7 +72,7 @@ def plan(
     now = json.loads(json.dumps({"folds": number} | kept))
     before = read_json(file)
     for name, value in now.items() if before else ():
-        if before and before.get(name) != value:
+        if before and before.get(name, value) != value:  # what has come since is as it was: by default
             there = f"{name} {value} (there {before.get(name)})"
             raise GhmdetError(f"{out} holds an audit with other settings: {there}: give another --out")
     runs = []
