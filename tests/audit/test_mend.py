@@ -167,6 +167,30 @@ def test_a_polygon_keeps_its_points_unless_it_is_moved(tmp_path: Path) -> None:
     assert text[0] == "1" + polygon[1:] and len(text) == 2 and len(text[1].split()) == 5
 
 
+def test_a_set_that_names_itself_by_an_absolute_path_is_not_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = "names: [cat, dog, emu]\ntrain: images/train\n"
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data.yaml").write_text(f"path: {tmp_path / 'set'}\n{names}")
+    audit, decisions = audited(tmp_path, write_yolo)
+    before = contents(tmp_path / "set")
+    assert apply(audit, decisions, tmp_path / "mended") == 2
+    error = capsys.readouterr().err
+    assert "its copy would still read" in error and error.count("\n") == 1
+    assert contents(tmp_path / "set") == before and not (tmp_path / "mended" / "labels").exists()
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "data.yaml").write_text(f"path: ../set\n{names}")
+    told = json.loads((audit / "audit.json").read_text())
+    (audit / "audit.json").write_text(json.dumps(told | {"data": str(tmp_path / "yaml")}))
+    for item in told["items"]:
+        item["picture"] = str(tmp_path / "set" / item["picture"])
+    (audit / "audit.json").write_text(json.dumps(told | {"data": str(tmp_path / "yaml" / "data.yaml")}))
+    assert apply(audit, decisions, tmp_path / "mended") == 2
+    assert "lies outside the data set" in capsys.readouterr().err
+    assert contents(tmp_path / "set") == before
+
+
 def test_what_cannot_be_applied_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audit, decisions = audited(tmp_path, write_coco)
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ghmdet.data import Record, read_data
+from ghmdet.data import Record
 from ghmdet.data.coco import load_json
 from ghmdet.data.collector import judge_box
 from ghmdet.data.images import EXTENSIONS
@@ -268,14 +268,21 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
         if not why:
             counts.update({item["new_class"]: 1} if item["new_class"] else {})
             counts.subtract({item["class"]: 1} if item["class"] else {})
+    texts = {file.absolute(): text for file, text in sheet.files().items()}
+    if elsewhere := next((file for file in texts if not file.is_relative_to(home)), None):
+        raise DataError(f"{elsewhere}: lies outside the data set {home}: audit the folder that holds both")
     with new_set(out, MARKER, "audit apply") as folder:
         shutil.copytree(home, folder, dirs_exist_ok=True, copy_function=_link)
-        for file, text in sheet.files().items():
-            write_atomic(folder / os.path.relpath(file.absolute(), home), text)
+        for file, text in texts.items():
+            write_atomic(folder / file.relative_to(home), text)
         log = {"made by": "ghmdet audit apply", "data": str(data), "audit": told["audit"]}
         write_atomic(folder / MARKER, json.dumps(log | {"done": done, "refused": refused}, indent=1) + "\n")
         copy = folder if source.tree.whole else folder / os.path.relpath(data.absolute(), home)
-        written = read_data(copy, split, classes=told["classes"]).boxes_per_class()
+        mended = DataSet(copy)
+        written = mended.read(mended.find(split), told["classes"]).boxes_per_class()
+        for used in map(Path, mended.tree.used):
+            if ending(str(used)) not in EXTENSIONS and not used.absolute().is_relative_to(folder.absolute()):
+                raise DataError(f"{data}: its copy would still read {used}: name it by a relative path there")
         if {k: v for k, v in written.items() if v} != {k: v for k, v in counts.items() if v}:
             raise DataError(
                 f"{data}: the copy reads as {written}, not as {dict(counts)}: is its label format mixed?"
