@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import os
 import sys
@@ -73,14 +74,19 @@ def main(arguments: list[str] | None = None) -> None:
     except FileExistsError as error:
         _fail(f"{error.filename}: is a file: give a folder", 2)
     except OSError as error:
-        _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+        full = ": make room and give the same command again (train: with --resume)"
+        mend = full if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}{mend}", 2)
     except KeyboardInterrupt as stopped:
         _fail(str(stopped) or "stopped", 130)
     _exit(result if isinstance(result, int) else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"ghmdet: {message}", file=sys.stderr)
+    plain = "".join(
+        one if one.isprintable() else repr(one)[1:-1] for one in message
+    )  # no codes for the terminal
+    print(f"ghmdet: {plain}", file=sys.stderr)
     _exit(status)
 
 

@@ -57,6 +57,11 @@ def write_atomic(
     except OSError as error:
         error.filename = str(path)
         raise
+    except RuntimeError as error:  # as torch's writer says that a disk is full
+        if isinstance(full := error.__context__, OSError):
+            full.filename = str(path)
+            raise full from None
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -165,7 +165,8 @@ class Collector:
         if not found and self.problems:
             raise DataError(f"{self.file}: no class (the first rejected: {self.problems[0]}): correct it")
         classes = checked_classes(sorted(found), self.file) if self._all else found
-        new_label = np.array([classes.index(name) for name in found], dtype=np.int32)
+        places = {name: label for label, name in enumerate(classes)}
+        new_label = np.array([places[name] for name in found], dtype=np.int32)
         records = Records(
             self._images,
             self._names,

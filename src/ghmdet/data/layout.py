@@ -40,6 +40,8 @@ def read_text(path: Path) -> str:
     Raises DataError naming it when it is missing, empty or not such text.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a device may never end
+            raise DataError(f"{path}: is neither a file nor a folder: give a file")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file: check the path") from None

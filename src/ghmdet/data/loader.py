@@ -141,7 +141,7 @@ def make_loader(
     if shuffle and min(batch_size, last) < world_size:
         raise GhmdetError(
             f"batches of {batch_size} and a last one of {last} cannot be shared by {world_size} processes: "
-            "choose another batch size, or drop the last batch"
+            "choose another batch size"
         )
     return DetectionLoader(
         dataset,

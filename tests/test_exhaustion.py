@@ -1,0 +1,187 @@
+"""Inputs that would exhaust a machine, or a reader's patience: refused or read in linear time, in words of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from ghmdet import Detector
+from ghmdet.cli import main
+from ghmdet.data import check_data, read_data
+from ghmdet.data.values import shown
+from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
+from ghmdet.errors import CheckpointError, DataError, GhmdetError
+from ghmdet.models import RetinaNet
+from ghmdet.models.presets import preset
+from ghmdet.models.weights import load_weights
+from small_sets import coco_content, three_pictures, write_coco, write_yolo
+
+BOMB = "names: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set", three_pictures())
+    pictures = tmp_path / "set" / "images" / "train"
+    os.mkfifo(pictures / "pipe.jpg")
+    os.mkfifo(tmp_path / "set" / "labels" / "train" / "pipe.txt")
+    (pictures / "zero.jpg").symlink_to("/dev/zero")
+    assert len(read_data(tmp_path / "set").records) == 3
+    check_data(tmp_path / "set")
+    (tmp_path / "set" / "data.yaml").write_text("train: /dev/zero\nnames: [a, b, c]\n")
+    with pytest.raises(DataError):
+        read_data(tmp_path / "set" / "data.yaml")
+    os.mkfifo(tmp_path / "instances_train.json")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read_data(tmp_path / "instances_train.json")
+    write_coco(tmp_path / "coco", three_pictures())
+    content = coco_content(three_pictures())
+    for name in ("/dev/zero", str(pictures / "pipe.jpg")):
+        content["images"][0] |= {"file_name": name, "width": 0}
+        (tmp_path / "coco" / "annotations" / "instances_train.json").write_text(json.dumps(content))
+        said = " ".join(map(str, check_data(tmp_path / "coco")))
+        assert "unreadable image (no file)" in said or "missing" in said
+
+
+def test_a_yaml_that_stands_for_millions_of_values_is_refused_at_once(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set", three_pictures())
+    for names in ("*a8", "{0: *a8, 1: b}"):
+        bomb = BOMB.replace("names", "k0") + f"train: images/train\nnames: {names}\n"
+        (tmp_path / "set" / "data.yaml").write_text(bomb)
+        began = time.process_time()
+        with pytest.raises(DataError) as raised:
+            read_data(tmp_path / "set" / "data.yaml")
+        assert time.process_time() - began < 2
+        assert len(str(raised.value)) < 500
+    nested: Any = "x"
+    for _ in range(40):
+        nested = [nested, nested, nested]
+    for value in (nested, {"a": nested}, [nested] * 3):
+        assert len(shown(value)) <= 60
+
+
+def test_many_categories_are_read_in_linear_time(tmp_path: Path) -> None:
+    write_coco(tmp_path, three_pictures())
+    content = coco_content(three_pictures())
+    took = []
+    for count in (10_000, 40_000):
+        content["categories"] = [{"id": i, "name": f"c{i}"} for i in range(1, count + 1)]
+        (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+        began = time.process_time()
+        assert len(read_data(tmp_path).classes) == count
+        took.append(time.process_time() - began)
+    assert took[1] < 8 * took[0] + 0.2  # quadratic: 16 times, and 10 s
+
+
+def test_what_a_name_may_hold_reaches_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["val", "\x1b[31m\x07\x9bred.pt", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert r"\x1b[31m\x07\x9bred.pt" in error and error.count("\n") == 1
+    assert all(one.isprintable() for one in error[:-1])
+
+
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from ghmdet import cli, files
+def val(*given):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    files.write_atomic(Path(sys.argv[1]), CONTENT)
+cli.app.command(val, name="fill")
+cli.main(["fill"])
+"""
+
+
+@pytest.mark.parametrize("content", ["lambda f: torch.save(torch.zeros(99_999), f)", "b'0' * 99_999"])
+def test_a_full_disk_is_named_with_the_file_and_how_to_go_on(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    file.write_text("before")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL.replace("CONTENT", content), str(file)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"ghmdet: {file}: File too large: make room and give the same command again (train: with --resume)\n"
+    )
+    assert file.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+NONSENSE: tuple[tuple[str, Any, str], ...] = (
+    ("version", 0, "format version 0, this ghmdet reads 1: no ghmdet wrote that"),
+    ("version", 2, "upgrade ghmdet"),
+    ("version", "1", "no ghmdet wrote that"),
+    ("config", [1], "'config' is a list"),
+    ("config", {1: 2}, "are no text"),
+    ("classes", [1, 2], "are no text"),
+    ("classes", {"red": 1}, "'classes' is a dict"),
+    ("classes", ["red", "red"], "named twice"),
+    ("model", {3: torch.zeros(1)}, "are no text"),
+    ("category_ids", [1], "category ids"),
+    ("category_ids", [1, 1], "category ids"),
+    ("category_ids", [1, "2"], "category ids"),
+    ("category_ids", 5, "category ids"),
+    *(
+        ("config", {name: value}, "does not fit together")
+        for name, value in (
+            ("channels", -1),
+            ("channels", "many"),
+            ("strides", []),
+            ("strides", [0, 0, 0]),
+            ("backbone", "no_such_network"),
+            ("head_layers", 10**12),
+            ("neck_channels", 10**12),
+            ("anchor_ratios", [float("nan")]),
+            ("unknown", 1),
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize(("part", "value", "said"), NONSENSE)
+def test_a_checkpoint_that_holds_nonsense_is_refused_in_one_line(
+    part: str, value: Any, said: str, run: Path, tmp_path: Path
+) -> None:
+    state = dict(load_checkpoint(run / "best.pt"))
+    state[part] = {**state[part], **value} if part == "config" and isinstance(value, dict) else value
+    save_checkpoint(tmp_path / "a.pt", state)
+    with pytest.raises(CheckpointError) as raised:
+        Detector.load(tmp_path / "a.pt", device="cpu")
+    text = str(raised.value)
+    assert text.startswith(f"{tmp_path / 'a.pt'}: ") and "\n" not in text
+    assert said in text
+
+
+def test_without_a_network_the_hub_is_not_asked_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    offline: list[bool] = []
+
+    def unreachable(*address: object, **options: object) -> None:
+        raise OSError("no network")
+
+    def create(*arguments: object, **options: object) -> None:
+        offline.append(constants.HF_HUB_OFFLINE)
+        raise RuntimeError("not in the cache")
+
+    model = RetinaNet(preset("r18"), ["a"])
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    monkeypatch.setattr(timm, "create_model", create)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(GhmdetError, match=r"no ImageNet weights .*go online once"):
+        load_weights(model, "auto")
+    assert offline == [True] and not constants.HF_HUB_OFFLINE
