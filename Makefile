@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest fuzz bench lint format clean
+.PHONY: demo test test-lowest fuzz soak bench lint format clean
 
 demo: .venv/installed
 	$(BIN)/ghmdet demo --out demo
@@ -17,6 +17,11 @@ test: lint
 # Damages small data sets of every layout, 20,000 times: the readers may refuse them, and never crash.
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz_readers.py --count 20000
+
+# Too long for `make test`: kills trainings while they run, and damages data sets 100,000 times.
+soak: .venv/installed
+	$(BIN)/python tests/soak.py --kills 30
+	$(BIN)/python tests/fuzz_readers.py --count 100000
 
 # Adds rows to benchmarks/results and draws docs/performance.md; the machine should have nothing else to do.
 bench: .venv/installed

@@ -21,60 +21,66 @@ class ModelConfig:
 
     backbone: str
     """Name of a timm model with features at strides 8, 16 and 32, with its weights' tag."""
-    channels: int = 256
+    channels: Annotated[int, Range(1, 8192)] = 256
     """Channels of the pyramid and of the head's towers."""
-    extra_levels: int = 2
+    extra_levels: Annotated[int, Range(0, 6)] = 2
     """Levels after P5: 1 gives P6, 2 gives P6 and P7."""
     extra_from: Literal["p5", "c5"] = "p5"
     """What P6 is computed from: the pyramid's P5, or the backbone's last feature."""
-    tower_depth: int = 4
+    tower_depth: Annotated[int, Range(0, 100)] = 4
     """3x3 convolutions in each of the two towers."""
-    norm_groups: int = 0
+    norm_groups: Annotated[int, Range(0, 8192)] = 0
     """Groups of the towers' GroupNorm; 0 leaves the norm out."""
-    prior: float = 0.01
+    prior: Annotated[float, Range(1e-9, 1.0)] = 0.01
     """Score that every anchor starts with."""
 
     anchor_base: Annotated[float, Range(0.01, 1000.0)] = 4.0
     """Side of the smallest square anchor in strides of its level."""
-    anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    anchor_scales: Annotated[tuple[float, ...], Range(0.001, 1000.0)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     anchor_ratios: Annotated[tuple[float, ...], Range(0.01, 100.0)] = (0.5, 1.0, 2.0)
     """Height over width."""
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None
     """Sides in pixels for each level, in place of base x stride x scales."""
     anchor_rule: Literal["centred", "torchvision"] = "centred"
     """"centred": at the middle of each cell. "torchvision": at its corner, rounded, with that library's strides."""
-    best_anchors: int = 0
+    best_anchors: Annotated[int, Range(0, 100_000)] = 0
     """Anchors that answer for each box: its so many best ones. At 0 those that overlap it by `positive_iou`, as in the
     article. See `ghmdet.models.targets`."""
-    positive_iou: float = 0.5
-    background_iou: float = 0.4
+    positive_iou: Annotated[float, Range(0.0, 1.0)] = 0.5
+    background_iou: Annotated[float, Range(0.0, 1.0)] = 0.4
     """Anchors that overlap a box so much without answering for it are ignored in training."""
 
-    min_size: int = 800
-    max_size: int = 1333
+    min_size: Annotated[int, Range(1, 65536)] = 800
+    max_size: Annotated[int, Range(1, 65536)] = 1333
     """Pictures are scaled until their short side is `min_size` or their long side `max_size`, whichever is first."""
-    size_divisible: int = 32
+    size_divisible: Annotated[int, Range(1, 4096)] = 32
     antialias: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[float, float, float], Range(-1000.0, 1000.0)] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[float, float, float], Range(1e-6, 1000.0)] = (0.229, 0.224, 0.225)
     """Those of ImageNet's pictures, as timm and torchvision have them."""
 
     freeze_batch_norm: bool = True
     """Keep the backbone's batch norm at the statistics and the affine that it was loaded with."""
-    batch_norm_eps: float = 1e-5
+    batch_norm_eps: Annotated[float, Range(0.0, 1.0)] = 1e-5
 
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
+    score_threshold: Annotated[float, Range(-1.0, 1.0)] = 0.05
+    nms_iou: Annotated[float, Range(0.0, 1.0)] = 0.5
     soft_nms: bool = False
     """Whether overlapping detections lower each other's scores and candidates vote on each box (`soften`)."""
-    topk_candidates: int = 1000
+    topk_candidates: Annotated[int, Range(1, 1 << 30)] = 1000
     """Candidates of each level that go into NMS."""
-    detections_per_image: int = 300
+    detections_per_image: Annotated[int, Range(1, 1 << 30)] = 300
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if not self.anchor_ratios:
-            raise GhmdetError("no anchor ratios: give at least one, height over width")
+        if missing := [
+            name for name, value in vars(self).items() if value is None and name != "anchor_sizes"
+        ]:
+            raise GhmdetError(f"{missing[0]} is missing")
+        if self.extra_from not in ("p5", "c5") or self.anchor_rule not in ("centred", "torchvision"):
+            raise GhmdetError(f"unknown extra_from '{self.extra_from}' or anchor_rule '{self.anchor_rule}'")
+        if not self.anchor_ratios or not self.anchor_scales:
+            raise GhmdetError("no anchor ratios or scales: give at least one of each")
         if self.anchor_sizes is not None and (
             len(self.anchor_sizes) != len(self.strides)
             or len({len(sizes) for sizes in self.anchor_sizes}) != 1
