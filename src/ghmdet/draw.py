@@ -8,22 +8,24 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torchvision.ops import box_convert
-from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 
-from ghmdet.data import DetectionData
-from ghmdet.data.images import load_image
 from ghmdet.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ghmdet.data import DetectionData
 
 LONGEST = 32  # letters of a class's name
 WIDE_FONTS = re.compile(r"DejaVu Sans$|.*(CJK|YaHei|Hei$|PingFang|Hiragino|Malgun)")
 """Names of fonts with more letters than Latin ones, as the usual systems have them."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Values: TypeAlias = "Tensor | NDArray[Any]"
 GAP, SHEET_FILL = 4, (24, 24, 27)
 THRESHOLD = 0.3  # the least score of a detection that is drawn on a sheet
 
@@ -40,7 +42,7 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_detections(
-    image: Image.Image | Tensor, boxes: Tensor, labels: Tensor, scores: Tensor | None, classes: Sequence[str]
+    image: Image.Image | Values, boxes: Values, labels: Values, scores: Values | None, classes: Sequence[str]
 ) -> Image.Image:
     """A copy of the picture with each box, its class and its score; lines and letters grow with the picture.
 
@@ -55,7 +57,7 @@ def draw_detections(
     draw = ImageDraw.Draw(canvas)
     line, letters = max(1, round(min(canvas.size) / 240)), max(10.0, min(canvas.size) / 32)
     pad = max(1, round(letters / 9))
-    order = torch.arange(len(boxes)) if scores is None else scores.cpu().argsort(stable=True)
+    order = np.arange(len(boxes)) if scores is None else np.argsort(_array(scores), kind="stable")
     rows = [(i, int(labels[i]), _inside(boxes[i].tolist(), canvas)) for i in order.tolist()]
     for _, label, box in rows:
         draw.rectangle(box, outline=class_colour(label), width=line)
@@ -103,8 +105,10 @@ def undrawable(classes: Sequence[str]) -> str:
 @lru_cache(maxsize=8)
 def _fonts(size: float) -> list[Font]:
     """Pillow's own font, then those of `WIDE_FONTS` that are installed."""
-    from matplotlib.font_manager import fontManager
-
+    try:
+        from matplotlib.font_manager import fontManager
+    except ImportError:  # not there where exported detectors are used without PyTorch
+        return [ImageFont.load_default(size)]
     files = {font.name: font.fname for font in fontManager.ttflist if WIDE_FONTS.match(font.name)}
     return [ImageFont.load_default(size), *(ImageFont.truetype(file, size) for file in files.values())]
 
@@ -113,16 +117,18 @@ def draw_results(
     data: DetectionData, results: Sequence[Mapping[str, Any]], pictures: int, columns: int = 1
 ) -> Image.Image:
     """A sheet of so many pictures of a data set: annotations left, right what scores .3 or more of COCO results."""
+    from ghmdet.data.images import load_image  # brings PyTorch, which the rest does without
+
     pairs = []
     for number in range(0, len(data.records), max(1, len(data.records) // pictures))[:pictures]:
         record = data.records[number]
         image = load_image(record)
         mine = [one for one in results if one["image_id"] == record.image_id and one["score"] >= THRESHOLD]
-        boxes = box_convert(torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4), "xywh", "xyxy")
-        labels = torch.tensor([data.category_ids.index(one["category_id"]) for one in mine])
-        scores = torch.tensor([one["score"] for one in mine])
-        given = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
-        truth = draw_detections(image, *given, None, data.classes)
+        boxes = np.array([one["bbox"] for one in mine], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([data.category_ids.index(one["category_id"]) for one in mine])
+        scores = np.array([one["score"] for one in mine], np.float32)
+        truth = draw_detections(image, record.boxes, record.labels, None, data.classes)
         found = draw_detections(image, boxes, labels, scores, data.classes)
         pairs.append(contact_sheet([truth, found], columns=2))
     return contact_sheet(pairs, columns)
@@ -143,7 +149,7 @@ def window_around(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int
     return left, top, side
 
 
-def draw_crop(image: Image.Image | Tensor, box: Sequence[float], label: int, side: int = 160) -> Image.Image:
+def draw_crop(image: Image.Image | Values, box: Sequence[float], label: int, side: int = 160) -> Image.Image:
     """A square of `side` pixels: a box [x1 y1 x2 y2] in pixels with its surroundings, in the colour of class `label`.
 
     It shows what `window_around` says, and is black below or beside a picture that is smaller.
@@ -189,13 +195,19 @@ def save_jpeg(picture: Image.Image, path: Path | str, quality: int = 90, comment
     return write_atomic(path, lambda file: picture.save(file, "JPEG", **options))
 
 
-def _picture(image: Image.Image | Tensor) -> Image.Image:
+def _picture(image: Image.Image | Values) -> Image.Image:
     """A copy, in RGB."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    pixels = image.float().clamp(0, 1) if image.is_floating_point() else image
-    picture: Image.Image = to_pil_image(to_dtype(pixels.cpu(), torch.uint8, scale=True))
-    return picture
+    pixels = _array(image)
+    if pixels.dtype != np.uint8:
+        pixels = (pixels.astype(np.float32).clip(0, 1) * np.float32(255.999)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """An array of an array or of a tensor on any device."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def _inside(box: Sequence[float], picture: Image.Image) -> list[float]:

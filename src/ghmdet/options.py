@@ -7,7 +7,11 @@ from typing import Any
 from cyclopts import App, ArgumentCollection, CoercionError, Parameter
 from cyclopts.config import Dict
 
+from ghmdet.errors import Range
 from ghmdet.recipes import recipe_settings
+
+BATCH_SIZE, WORKERS = Range(1, 10**6), Range(0, 1000)
+"""Pictures at a time, and processes that read them."""
 
 
 def parser(**more: Any) -> App:

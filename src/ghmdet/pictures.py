@@ -76,6 +76,23 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in TURNS else 1
 
 
+def reason(error: DataError, path: Path) -> str:
+    """The text of an error about a picture, for where the picture is named anyway."""
+    return str(error).removeprefix(f"{path}: ").removesuffix(f"; {CHECK}")
+
+
+def turned(image: Image.Image) -> bool:
+    """Whether its EXIF orientation swaps height and width."""
+    return orientation(image) >= 5
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of the upright picture, from the file's header; raises DataError naming the file."""
+    with errors_name_the_file(path), Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if turned(image) else (width, height)
+
+
 def rgb(image: Image.Image) -> NDArray[np.uint8]:
     """The pixels [h, w, 3] of a picture of any mode, not turned; raises GhmdetError for float pixels."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
@@ -100,6 +117,23 @@ def upright_pixels(image: Image.Image, most: int | None = None) -> NDArray[np.ui
     if most and (factor := max(image.size) // most) > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK"):
         image = image.reduce(factor)
     return rgb(image if turn is None else image.transpose(turn))
+
+
+def read_pixels(path: Path, most: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A picture file as [h, w, 3] RGB, upright, and its own (height, width); raises DataError naming the file.
+
+    most: the longest side in pixels that it is given back with; a larger one is shrunk as it is decoded.
+    """
+    with errors_name_the_file(path, "leave it out"), Image.open(path) as image:
+        width, height = image.size[::-1] if turned(image) else image.size
+        share = min(1.0, most / max(width, height)) if most else 1.0
+        size = max(1, round(height * share)), max(1, round(width * share))
+        if share < 1:
+            image.draft(None, size if turned(image) else size[::-1])
+        pixels = upright_pixels(image, most)
+        if pixels.shape[:2] != size:
+            pixels = np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+        return pixels, (height, width)
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ghmdet.errors import CheckpointError, DataError, GhmdetError, unknown_name
-from ghmdet.pictures import errors_name_the_file, resized_size, upright_pixels
+from ghmdet.pictures import read_pixels, resized_size, upright_pixels
 
 KEY, FORMAT = "ghmdet", 1
 """Where the metadata of an ONNX file has what `About` reads, and the version of how it is written."""
@@ -50,6 +50,13 @@ class About:
     detections_per_image: int
 
 
+class Device(NamedTuple):
+    """A device (cpu or cuda) and a precision."""
+
+    type: str
+    precision: str = "fp32"
+
+
 class Detector:
     """An exported detector, ready to look at pictures: what `ghmdet.Detector` is, but for PyTorch.
 
@@ -57,6 +64,7 @@ class Detector:
         about: what the file says of itself.
         classes: the name of each label.
         category_ids: the COCO category id of each label.
+        device: where it is computed.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Detector:
                 f"{name}: no ONNX file that onnxruntime can open ({type(error).__name__})"
             ) from error
         self.about = _about(found, name)
+        self.device = Device("cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu")
         self.classes = tuple(self.about.classes)
         self.category_ids = tuple(self.about.category_ids)
 
@@ -112,14 +121,19 @@ class Detector:
             DataError: a file that cannot be read, or an array of another form.
             GhmdetError: the file was exported with `--raw`.
         """
-        if self.about.outputs != "detections":
-            raise GhmdetError(
-                "this file gives the network's outputs (--raw): export it without --raw to detect"
-            )
+        self.must_detect()
         single = isinstance(images, str) or not isinstance(images, Sequence)
         return [
             self._detect(read(each)) for each in cast("Sequence[Picture]", [images] if single else images)
         ]
+
+    def must_detect(self) -> Detector:
+        """Itself; raises GhmdetError where the file was exported with `--raw`."""
+        if self.about.outputs != "detections":
+            raise GhmdetError(
+                "this file gives the network's outputs (--raw): export it without --raw to detect"
+            )
+        return self
 
     def raw(self, picture: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
         """All outputs of the file for a picture [h, w, 3], RGB, in the pixels of the scaled one."""
@@ -143,8 +157,7 @@ def read(picture: Picture) -> NDArray[np.uint8]:
         DataError: a file that cannot be read, or an array of another form.
     """
     if isinstance(picture, str | Path):
-        with errors_name_the_file(Path(picture), "leave it out"), Image.open(picture) as image:
-            return upright_pixels(image)
+        return read_pixels(Path(picture))[0]
     if isinstance(picture, Image.Image):
         return upright_pixels(picture)
     array = np.asarray(picture)

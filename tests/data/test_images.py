@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from ghmdet.data import read_data, require_images
-from ghmdet.data.images import image_size, load_image, picture_tensor, read_picture, shrunk_size
+from ghmdet.data.images import load_image, picture_tensor, read_picture, shrunk_size
 from ghmdet.data.records import Record
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.pictures import image_size
 from small_sets import draw, three_pictures, write_coco, write_yolo
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from ghmdet.data import DetectionData, check_data, read_data
 from ghmdet.data.coco import read_annotations
-from ghmdet.data.images import EXTENSIONS, image_size, read_picture
+from ghmdet.data.images import read_picture
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
+from ghmdet.pictures import EXTENSIONS, image_size
 from small_sets import Picture, three_pictures, write_coco, write_voc, write_yolo
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from ghmdet import Detector, runtime
 from ghmdet.engine import export as module
 from ghmdet.engine.export import export
-from ghmdet.errors import DataError, GhmdetError
+from ghmdet.engine.predict import predict
+from ghmdet.errors import CheckpointError, DataError, GhmdetError
 
 SIDES = ((72, 96), (96, 72), (300, 400), (96, 96), (40, 400), (50, 20))
 
@@ -89,15 +90,62 @@ def test_its_metadata_say_how_to_use_it(run: Path, onnx: Path) -> None:
     library.checker.check_model(model)
 
 
+WITHOUT = ("torch", "torchvision", "timm", "accelerate", "matplotlib", "hotcoco", "jinja2", "yaml")
+
+
+def without_torch(code: str) -> str:
+    """What a program prints where the packages of `WITHOUT` are not installed."""
+    blocked = f"import sys; sys.modules |= dict.fromkeys({WITHOUT})\n{code}"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_it_is_used_without_torch(onnx: Path, squares: Path) -> None:
     picture = squares / "images" / "val_0.png"
     code = (
-        "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'timm', 'accelerate', 'matplotlib'))\n"
         "from ghmdet.runtime import Detector\n"
         f"print(len(Detector({str(onnx)!r}).predict({str(picture)!r})[0]['scores']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert int(done.stdout) == len(runtime.Detector(onnx).predict(picture)[0]["scores"]), done.stderr
+    assert int(without_torch(code)) == len(runtime.Detector(onnx).predict(picture)[0]["scores"])
+
+
+def test_predict_gives_the_same_with_it_and_needs_no_torch(
+    run: Path, onnx: Path, squares: Path, tmp_path: Path
+) -> None:
+    annotations = squares / "annotations" / "instances_val.json"
+    pictures = sorted((squares / "images").glob("val_*.png"))
+    words = [*map(str, pictures), "--annotations", str(annotations)]
+    said = without_torch(
+        f"from ghmdet.cli import main; main(['predict', {str(onnx)!r}, *{words}, '--out', {str(tmp_path / 'onnx')!r}])"
+    )
+    predict(
+        run / "best.pt",
+        *pictures,
+        annotations=annotations,
+        out=tmp_path / "torch",
+        device="cpu",
+        precision="fp32",
+    )
+    made, wanted = (
+        json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("onnx", "torch")
+    )
+    assert f"{len(made)} boxes, " in said
+    assert len(made) == len(wanted) > 20
+    for one, other in zip(made, wanted, strict=True):
+        for name in ("file_name", "image_id", "category_id", "category_name"):
+            assert one[name] == other[name]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)
+    drawings = [sorted(path.name for path in (tmp_path / name).glob("*.jpg")) for name in ("onnx", "torch")]
+    assert drawings[0] == drawings[1] == [f"val_{number}.png.jpg" for number in range(4)]
+
+
+def test_predict_refuses_what_an_exported_file_cannot_do(onnx: Path, squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(GhmdetError, match=r"--precision bf16: .* is fp32"):
+        predict(onnx, squares / "images", out=tmp_path, precision="bf16")
+    with pytest.raises(CheckpointError, match=r"no\.onnx: there is no such file"):
+        predict(Path("no.onnx"), squares / "images", out=tmp_path)
 
 
 def test_a_torch_program_is_compared_too_and_takes_any_size(run: Path, squares: Path, tmp_path: Path) -> None:

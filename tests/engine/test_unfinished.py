@@ -129,7 +129,7 @@ def test_one_picture_costs_no_other_its_results(
     detect = Detector.predict
 
     def out_of_memory(self: Detector, images: Any) -> Any:
-        if any(image.shape[1:] == (44, 33) for image in images):
+        if any(image.shape[:2] == (44, 33) for image in images):
             raise RuntimeError("no memory left\nsecond line")
         return detect(self, images)
 

@@ -17,7 +17,6 @@ import numpy as np
 from ghmdet.data import Record
 from ghmdet.data.coco import load_json
 from ghmdet.data.collector import judge_box
-from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
 from ghmdet.data.make.folder import new_set
@@ -29,6 +28,7 @@ from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.evaluation.matching import overlaps
 from ghmdet.files import write_atomic
+from ghmdet.pictures import EXTENSIONS
 
 MARKER = "mended.json"
 """What was changed in a copy, and which decisions were refused."""

@@ -14,12 +14,13 @@ from typing import get_args
 
 import numpy as np
 
-from ghmdet.data.images import load_image, reason
+from ghmdet.data.images import load_image
 from ghmdet.data.layout import split_names
 from ghmdet.data.read import DataSet, no_usable_box
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
+from ghmdet.pictures import reason
 
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
 TAIL = 4096  # bytes at a file's end, in which hardly two pictures of one size agree

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ghmdet.data.images import image_size, reason
 from ghmdet.data.layout import checked_classes
 from ghmdet.data.records import DetectionData, Problem, Records, Severity
 from ghmdet.data.values import number, shown, side
 from ghmdet.errors import DataError
+from ghmdet.pictures import image_size, reason
 
 Corners = Sequence[float]  # x1 y1 x2 y2 in pixels
 MIN_SIDE = 0.01  # pixels: a thinner box is empty (float32 cannot tell its sides apart in a large picture)

@@ -12,24 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ghmdet.data.records import DetectionData, Record
 from ghmdet.errors import DataError
-from ghmdet.pictures import CHECK, errors_name_the_file, orientation, resized_size, upright_pixels
-from ghmdet.pictures import EXTENSIONS as EXTENSIONS
-
-
-def reason(error: DataError, path: Path) -> str:
-    """The text of an error about a picture, for where the picture is named anyway."""
-    return str(error).removeprefix(f"{path}: ").removesuffix(f"; {CHECK}")
-
-
-def _turned(image: Image.Image) -> bool:
-    return orientation(image) >= 5
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of the upright picture, from the file's header; raises DataError naming the file."""
-    with errors_name_the_file(path), Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if _turned(image) else (width, height)
+from ghmdet.pictures import CHECK, errors_name_the_file, read_pixels, resized_size, turned, upright_pixels
 
 
 def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tuple[int, int]:
@@ -51,20 +34,9 @@ def picture_tensor(image: Image.Image, most: int | None = None) -> Tensor:
 
 
 def read_picture(path: Path, most: int | None = None) -> tuple[Tensor, tuple[int, int]]:
-    """A picture file as uint8 [3, h, w] RGB, upright, and its own (height, width); raises DataError naming the file.
-
-    most: the longest side in pixels that it is given back with; a larger one is shrunk as it is decoded.
-    """
-    with errors_name_the_file(path, "leave it out"), Image.open(path) as image:
-        width, height = image.size[::-1] if _turned(image) else image.size
-        share = min(1.0, most / max(width, height)) if most else 1.0
-        size = max(1, round(height * share)), max(1, round(width * share))
-        if share < 1:
-            image.draft(None, size if _turned(image) else size[::-1])
-        tensor = picture_tensor(image, most)
-        if tensor.shape[1:] != size:
-            tensor = F.resize(tensor, list(size), antialias=True)
-        return tensor, (height, width)
+    """`ghmdet.pictures.read_pixels` with the picture as a tensor uint8 [3, h, w]."""
+    pixels, size = read_pixels(path, most)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), size
 
 
 def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
@@ -74,16 +46,16 @@ def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
     """
     width, height = shrunk_size(record.width, record.height, limits)
     with errors_name_the_file(record.path), Image.open(record.path) as image:
-        turned = _turned(image)
-        found = image.size[::-1] if turned else image.size
+        is_turned = turned(image)
+        found = image.size[::-1] if is_turned else image.size
         if found != (record.width, record.height):
-            hint = ": its EXIF orientation turns it" if turned and image.size == found[::-1] else ""
+            hint = ": its EXIF orientation turns it" if is_turned and image.size == found[::-1] else ""
             raise DataError(
                 f"{record.path}: size mismatch: the file has {found[0]}x{found[1]} pixels, its annotation says "
                 f"{record.width}x{record.height}{hint}: correct the annotation or the file; {CHECK}"
             )
         # A JPEG decodes faster at a half, quarter or eighth; twice the wanted size leaves no visible difference.
-        image.draft(None, (2 * height, 2 * width) if turned else (2 * width, 2 * height))
+        image.draft(None, (2 * height, 2 * width) if is_turned else (2 * width, 2 * height))
         tensor = picture_tensor(image)
     if tensor.shape[1:] != (height, width):
         tensor = F.resize(tensor, [height, width], antialias=True)

@@ -17,12 +17,12 @@ from xml.etree import ElementTree
 
 from ghmdet.data.coco import is_labelme, load_json
 from ghmdet.data.collector import Collector
-from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.layout import SPLITS, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending
 from ghmdet.data.values import flag, number, numbers, shown
 from ghmdet.errors import DataError
+from ghmdet.pictures import EXTENSIONS
 
 FOLDERS = ("annotations", "annotation", "xml", "xmls", "json", "labels")  # of annotation files
 PICTURES = ("JPEGImages", "images", "imgs", "img", "")  # in the place of such a folder

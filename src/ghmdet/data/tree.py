@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.layout import SPLITS, split_names
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
+from ghmdet.pictures import EXTENSIONS
 
 FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one

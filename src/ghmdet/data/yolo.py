@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from ghmdet.data.collector import Collector
-from ghmdet.data.images import EXTENSIONS
 from ghmdet.data.layout import SPLITS, checked_classes, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import Tree, below, ending
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
+from ghmdet.pictures import EXTENSIONS
 
 LOOKED_FOR = (
     "data.yaml with names and train/val/test, CVAT's obj.data, or classes.txt with images/{split} and labels/{split}, "

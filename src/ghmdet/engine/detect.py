@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
 from ghmdet.data.images import picture_tensor, read_picture
 from ghmdet.engine.checkpoint import load_detector
 from ghmdet.engine.device import Device, choose_device
+from ghmdet.engine.run_folder import coco_results
 from ghmdet.errors import DataError
 from ghmdet.models import RetinaNet
 from ghmdet.pictures import resized_size
@@ -161,20 +161,3 @@ def original_results(
     to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
     boxes = detections["boxes"].cpu() * to_original.flip(0).repeat(2)
     return coco_results(detections | {"boxes": boxes}, target["image_id"], category_ids)
-
-
-def coco_results(
-    detections: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """One picture's detections (boxes [n, 4] xyxy pixels, scores [n], labels [n]) as COCO results (xywh boxes)."""
-    boxes = box_convert(detections["boxes"].cpu(), "xyxy", "xywh").tolist()
-    labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label],
-            "bbox": [round(value, 3) for value in box],
-            "score": round(certainty, 6),
-        }
-        for box, label, certainty in zip(boxes, labels, scores, strict=True)
-    ]

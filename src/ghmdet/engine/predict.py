@@ -7,23 +7,26 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
+from ghmdet import runtime
 from ghmdet.data.coco import read_annotations
-from ghmdet.data.images import EXTENSIONS, read_picture
 from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
-from ghmdet.engine.detect import Detector, coco_results
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import write_json, write_predictions
-from ghmdet.engine.settings import BATCH_SIZE
+from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
 from ghmdet.engine.unfinished import Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.files import hold
-from ghmdet.models.preprocess import scale_boxes
+from ghmdet.options import BATCH_SIZE
+from ghmdet.pictures import EXTENSIONS, read_pixels
+
+if TYPE_CHECKING:
+    from ghmdet.engine.detect import Detector
 
 JPEG = (".jpg", ".jpeg")
 DRAWN = b"drawn by ghmdet predict"
@@ -53,7 +56,7 @@ def predict(
     the exit status is 1 then. Interrupted, the same command goes on.
 
     Args:
-        checkpoint: A `best.pt` or `last.pt` of a training run.
+        checkpoint: A `best.pt` or `last.pt` of a training run, or a file of `ghmdet export`, which needs no PyTorch.
         pictures: Pictures, and folders that are searched with their subfolders. They are named relative to the folder
             that holds all of them.
         out: Folder to write. The drawing of a JPEG (.jpg, .jpeg) has its name, that of another picture gets `.jpg`
@@ -82,7 +85,7 @@ def predict(
     out = Path(out)
     found = find_pictures([Path(picture) for picture in pictures], out)
     files = {name.as_posix(): file for name, file in found.items()}
-    detector = Detector.load(checkpoint, device=device, precision=precision)
+    detector = _open(Path(checkpoint), device, precision)
     ids, category_ids = list(range(1, len(files) + 1)), detector.category_ids
     if annotations is not None:
         ids, category_ids = known_ids(annotations, list(found), detector.classes)
@@ -116,7 +119,7 @@ def predict(
                     shown = {
                         key: value[seen.found["scores"] >= threshold] for key, value in seen.found.items()
                     }
-                    drawn = draw_detections(seen.picture, **shown, classes=detector.classes)
+                    drawn = draw_detections(Image.fromarray(seen.picture), **shown, classes=detector.classes)
                     save_jpeg(drawn, drawings[name], quality=92, comment=DRAWN)
                     work.add(name, coco_results(seen.in_file(), numbers[name], category_ids))
             finished = (one | {"image_id": numbers[name]} for name, rows in work.results() for one in rows)
@@ -137,22 +140,22 @@ def predict(
 class Seen(NamedTuple):
     """What a detector found in a picture.
 
-    picture: uint8 [3, h, w], as it was looked at. found: detections with boxes in its pixels. size: (height, width) of
+    picture: uint8 [h, w, 3], as it was looked at. found: detections with boxes in its pixels. size: (height, width) of
     the upright picture in its file.
     """
 
-    picture: Tensor
-    found: dict[str, Tensor]
+    picture: NDArray[np.uint8]
+    found: dict[str, NDArray[Any]]
     size: tuple[int, int]
 
-    def in_file(self) -> dict[str, Tensor]:
+    def in_file(self) -> dict[str, NDArray[Any]]:
         """The detections with boxes in pixels of the file's picture."""
-        height, width = self.picture.shape[1:]
-        return self.found | {"boxes": scale_boxes(self.found["boxes"], (height, width), self.size)}
+        y, x = (whole / side for whole, side in zip(self.size, self.picture.shape, strict=False))
+        return self.found | {"boxes": self.found["boxes"] * np.array([x, y, x, y], np.float32)}
 
 
 def look(
-    detector: Detector, files: Mapping[str, Path], batch_size: int
+    detector: Detector | runtime.Detector, files: Mapping[str, Path], batch_size: int
 ) -> Iterator[tuple[str, Seen | DataError]]:
     """What a detector finds in pictures, by their names, or why one cannot be used; so many at a time are in memory.
 
@@ -160,10 +163,10 @@ def look(
     """
     names = list(files)
     for start in range(0, len(names), batch_size):
-        batch: dict[str, tuple[Tensor, tuple[int, int]] | DataError] = {}
+        batch: dict[str, tuple[NDArray[np.uint8], tuple[int, int]] | DataError] = {}
         for name in names[start : start + batch_size]:
             try:
-                batch[name] = read_picture(files[name], MOST_SIDE)
+                batch[name] = read_pixels(files[name], MOST_SIDE)
             except DataError as error:
                 batch[name] = error
         found = iter(_detect(detector, [one[0] for one in batch.values() if not isinstance(one, DataError)]))
@@ -177,10 +180,23 @@ def look(
                 yield name, Seen(one[0], there, one[1])
 
 
-def _detect(detector: Detector, pictures: Sequence[Tensor]) -> list[dict[str, Tensor] | Exception]:
+def _open(checkpoint: Path, device: str, precision: str) -> Detector | runtime.Detector:
+    """The detector in a checkpoint, or in an exported file without importing PyTorch."""
+    if checkpoint.suffix.lower() != ".onnx":
+        from ghmdet.engine.detect import Detector
+
+        return Detector.load(checkpoint, device=device, precision=precision)
+    if precision not in ("auto", "fp32"):
+        raise GhmdetError(f"--precision {precision}: {checkpoint} is fp32: leave the option out")
+    return runtime.Detector(checkpoint, device=device).must_detect()
+
+
+def _detect(
+    detector: Detector | runtime.Detector, pictures: Sequence[NDArray[np.uint8]]
+) -> list[dict[str, NDArray[Any]] | Exception]:
     """The detections of each picture; where a batch fails each picture is looked at alone, to know which it was."""
     try:
-        return [*detector.predict([picture.float() / 255 for picture in pictures])]
+        return [{key: np.asarray(value) for key, value in one.items()} for one in detector.predict(pictures)]
     except Exception as error:  # memory, or whatever the network tripped over
         if len(pictures) == 1:
             return [error]

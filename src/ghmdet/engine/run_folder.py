@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from ghmdet.data.coco import load_json
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
@@ -154,6 +156,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise GhmdetError(f"{path}: not a JSON object: remove it and make it again")
     return value
+
+
+def coco_results(
+    detections: Mapping[str, Any], image_id: int, category_ids: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """One picture's detections (boxes [n, 4] xyxy pixels, scores [n], labels [n]) as COCO results (xywh boxes)."""
+    boxes, scores, labels = (np.asarray(detections[name]) for name in ("boxes", "scores", "labels"))
+    boxes = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(value, 3) for value in box],
+            "score": round(certainty, 6),
+        }
+        for box, label, certainty in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True)
+    ]
 
 
 def write_predictions(path: Path, results: Iterable[Mapping[str, Any]], truth: Mapping[str, Any]) -> int:

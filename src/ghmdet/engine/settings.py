@@ -13,12 +13,12 @@ from ghmdet.data.transforms import AugmentConfig
 from ghmdet.engine.optim import OPTIMIZERS
 from ghmdet.errors import GhmdetError, Range, check_ranges, unknown_name
 from ghmdet.models import LossConfig, ModelConfig, preset
+from ghmdet.options import BATCH_SIZE, WORKERS
 
 VALIDATIONS = 10
 """About so many validations a run has, where nothing else is asked for."""
 
 
-BATCH_SIZE, WORKERS = Range(1, 10**6), Range(0, 1000)
 HIDDEN = Parameter(show=False)
 
 

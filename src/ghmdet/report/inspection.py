@@ -19,13 +19,13 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_spectrum
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, read_json, write_json, write_predictions
-from ghmdet.engine.settings import WORKERS
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
 from ghmdet.files import hold
 from ghmdet.models import ModelConfig
+from ghmdet.options import WORKERS
 from ghmdet.pictures import resized_size
 from ghmdet.report import figures
 from ghmdet.report.advice import SMALL, advise
