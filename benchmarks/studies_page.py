@@ -307,10 +307,8 @@ def wrong_section(rows: list[Row]) -> list[str]:
             for name in ("wrong objects", "wrong background"):
                 count = examples[name]
                 texts += [f"{count[8:].sum() / max(1, count.sum()):.0%}", f"{gradient[name].sum():.1%}"]
-            texts += [
-                f"{mine[8:].sum() / every['all'][8:].sum():.0%}"
-                for mine, every in ((wrong, examples), (pull, gradient))
-            ]
+            for part, every in ((wrong, examples["all"]), (pull, gradient["all"])):
+                texts.append(f"{part[8:].sum() / every[8:].sum():.0%}" if every[8:].sum() else "none there")
             lines.append(f"| {kind} | `{arm}` | {' | '.join(texts)} |")
         axes.set(title=f"{kind}, 20 %", xlabel="g", ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
