@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import tv_tensors
@@ -56,6 +56,7 @@ def scenes(draw: st.DrawFn) -> tuple[int, int, tuple[int, int, int, int]]:
 
 
 @settings(max_examples=150, deadline=None)
+@example((167, 149, (0, 0, 165, 149)), 39)
 @given(scenes(), st.integers(0, 2**40))
 def test_box_encloses_what_it_enclosed(scene: Any, seed: int) -> None:
     width, height, box = scene
@@ -69,7 +70,9 @@ def test_box_encloses_what_it_enclosed(scene: Any, seed: int) -> None:
     assume(fill.tolist() != [0, 255, 0])  # the crop shows nothing but the rectangle
     if len(target["boxes"]):
         (kept,) = target["boxes"].tolist()
-        assert max(abs(a - b) for a, b in zip(kept, green_extent(image, fill), strict=True)) <= 1.01
+        # A pixel at the rectangle's edge, a mix of two, may look like a green fill and is left out then.
+        most = 2.01 if fill[1] - fill[0] > 127 else 1.01
+        assert max(abs(a - b) for a, b in zip(kept, green_extent(image, fill), strict=True)) <= most
         assert 0 <= kept[0] < kept[2] <= image.shape[2] and 0 <= kept[1] < kept[3] <= image.shape[1]
         assert target["labels"].tolist() == [2]
 
