@@ -134,7 +134,7 @@ def test_the_page_shows_every_epoch_and_says_what_pulled(tmp_path):
         assert (10 ** (found.clip(0) / 1000) * (found >= 0)).sum() == pytest.approx(counted, rel=0.01)
         assert (found[:, [r for r in range(30) if r != region]] == -1).all()
     assert "<h1>My model</h1>" in page and "What training saw" in page and "pulled hardest" in page
-    for absent in ("validated", "How it was made", "checkpoint, on", "logged a step"):
+    for absent in ("validated", "How it was made", "This run", "this run", "checkpoint, on", "logged a step"):
         assert absent not in page
     assert "b<e>e" not in page.replace(re.search(r"<script type.*?</script>", page)[0], "")
 
