@@ -21,7 +21,7 @@ from ghmdet.functional._arguments import (
 from ghmdet.functional.gradient_norm import sigmoid_norm, softmax_norm
 from ghmdet.functional.softmax import SoftmaxCrossEntropy
 from ghmdet.report.page import write_gradient_page
-from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts, SpectrumSums, sum_over_ranks
+from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts, SpectrumSums, sum_over_ranks, world_size
 
 NOT_COUNTED = 2
 
@@ -119,7 +119,7 @@ class Watch:
 
     def report(self, out: Path | str, name: str = "What pulls at this model") -> Path:
         """Write the page, with what was counted since the last epoch as one more; the file. Raises OSError."""
-        if self.sums is not None:
+        if self.sums is not None or world_size() > 1:  # another rank may have seen some
             self.end_epoch()
         return write_gradient_page(self.epochs, Path(out), name)
 

@@ -277,6 +277,23 @@ def test_copies_pickles_and_state_dicts_keep_the_average(name):
     assert any("ghm_c" in key for key in model.state_dict())
 
 
+def test_anchors_between_the_thresholds_do_not_count():
+    torch.manual_seed(0)
+    model, logits = harmonize(retinanet()), torch.randn(1, 6, K)
+    anchors = torch.tensor([[0.0, 0, 20, 20]]).expand(6, 4)
+    target = {"boxes": anchors[:2] + 3, "labels": torch.tensor([1, 3])}
+    outputs = {"cls_logits": logits, "bbox_regression": torch.zeros(1, 6, 4)}
+    losses = model.head.compute_loss([target], outputs, [anchors], [torch.tensor([0, -1, -2, -2, -1, 1])])
+    hand = by_hand(model, logits[0], torch.tensor([1, K, -1, -1, K, 3]))
+    torch.testing.assert_close(losses["classification"], hand)
+
+    rpn, scores = harmonize(rcnn()).rpn, torch.randn(6, 1)
+    found, _ = rpn.compute_loss(
+        scores, torch.zeros(6, 4), [torch.tensor([1.0, 0, -1, -1, 0, 1])], [torch.zeros(6, 4)]
+    )
+    torch.testing.assert_close(found, by_hand(rpn, scores, torch.tensor([0, 1, -1, -1, 1, 0])))
+
+
 def test_one_class_and_pictures_without_boxes_do():
     model = harmonize(retinanet(1), box="ghm-r")
     images, targets = batch()
