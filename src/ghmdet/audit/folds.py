@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ghmdet.audit.suspicion import Judged, judge_all
-from ghmdet.compare.arms import every_setting
+from ghmdet.compare.arms import completed, kept
 from ghmdet.compare.plan import Run
 from ghmdet.compare.run import train_run
 from ghmdet.data import DetectionData, folds
-from ghmdet.engine.checkpoint import MAY_CHANGE
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import counting, progress_bar
@@ -67,14 +65,13 @@ def plan(
     if config.budget:
         config = replace(config, budget=f"{seconds_of(config.budget) / number:g}s")
     config = replace(config, train_split="train", val_split="val", val_every=AT_THE_END)
-    kept = {name: value for name, value in every_setting(config).items() if name not in MAY_CHANGE}
     file = out / "folds" / "plan.json"
-    now = json.loads(json.dumps({"folds": number} | kept))
-    before = read_json(file)
-    for name, value in now.items() if before else ():
-        if before and before.get(name, value) != value:  # what has come since is as it was: by default
-            there = f"{name} {value} (there {before.get(name)})"
-            raise GhmdetError(f"{out} holds an audit with other settings: {there}: give another --out")
+    now, before = {"folds": number} | kept(config), read_json(file)
+    there = completed(before) if before else now
+    for name, value in now.items():
+        if there.get(name) != value:
+            other = f"{name} {value} (there {there.get(name)})"
+            raise GhmdetError(f"{out} holds an audit with other settings: {other}: give another --out")
     runs = []
     for i, chosen in enumerate(folds(data, number), start=1):
         folder, others = out / "folds" / f"fold{i}", np.setdiff1d(np.arange(len(data.records)), chosen)

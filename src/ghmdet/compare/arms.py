@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import CycloptsError, Parameter
 
+from ghmdet.engine.checkpoint import MAY_CHANGE
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.options import parser
@@ -95,6 +97,21 @@ def every_setting(config: TrainConfig) -> dict[str, Any]:
     values = asdict(config)
     augment: dict[str, Any] = values.pop("augment")
     return values | augment
+
+
+def kept(config: TrainConfig) -> dict[str, Any]:
+    """What a plan keeps of settings, as JSON gives it back: those at their defaults too, which may change."""
+    values = {name: value for name, value in every_setting(config).items() if name not in MAY_CHANGE}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def completed(before: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version kept, with the defaults of the settings that have come since.
+
+    The first versions kept only what was not by default, which may have been another default: theirs stays as it is.
+    """
+    return {**kept(TrainConfig()), **before} if "ema" in before else dict(before)
 
 
 def words(given: Mapping[str, Any]) -> list[str]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghmdet.compare.arms import every_setting, settings, words
+from ghmdet.compare.arms import completed, kept, settings, words
 from ghmdet.data import DetectionData, share_out
 from ghmdet.data.read import no_usable_box
-from ghmdet.engine.checkpoint import MAY_CHANGE
 from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import DataError, GhmdetError
@@ -196,6 +195,10 @@ class Plan:
             raise GhmdetError(f"--out {self.out} holds something else: give a new folder")
         now = json.loads(json.dumps(self._described(train)))
         before = read_json(file) or now
+        before |= {
+            "settings": completed(before["settings"]),
+            "arms": {name: completed(own) for name, own in before["arms"].items()},
+        }
         arms = before["arms"] | now["arms"]
         # An arm that only one of them has is no difference.
         there, here = (_flat(plan | {"arms": arms | plan["arms"]}) for plan in (before, now))
@@ -213,10 +216,6 @@ class Plan:
         write_json(file, now | {"arms": arms})
 
     def _described(self, train: DetectionData) -> dict[str, Any]:
-        def kept(config: TrainConfig) -> dict[str, Any]:
-            # Also those left at their defaults: another version may have others.
-            return {name: value for name, value in every_setting(config).items() if name not in MAY_CHANGE}
-
         return {
             "classes": train.classes,
             "training pictures": len(train.records),
