@@ -293,7 +293,8 @@ def test_help_lists_what_a_comparison_takes_and_nothing_that_it_refuses() -> Non
     }
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}
     assert refused < shown["train"]
-    assert shown["train"] - shown["compare"] == refused | {"--resume", "--report"}
+    of_one_run = {"--resume", "--report", "--recipe", "--accept-changed-data"}
+    assert shown["train"] - shown["compare"] == refused | of_one_run
 
 
 def end(run: Run, AP: float | None) -> None:
