@@ -165,7 +165,7 @@ def test_a_run_with_sgd_and_drops_that_was_stopped_continues_to_the_same_numbers
     ],
 )
 def test_drops_that_no_course_has_are_named(options: dict[str, object]) -> None:
-    with pytest.raises(GhmdetError, match=r"--drops [89].*: give rising epochs"):
+    with pytest.raises(GhmdetError, match=r"--drops [89].*: they must be rising epochs"):
         TrainConfig(**({"epochs": 14} | options))  # type: ignore[arg-type]
 
 

@@ -165,6 +165,8 @@ def test_a_command_gives_the_settings_back() -> None:
         lr=1e-5,
         augment=replace(TINY.augment, hflip=0.0, scale=(1.0, 1.5)),
         workers=0,
+        epochs=14,
+        drops=(8, 11),
         tensorboard=True,
     )
     run = Run("arm", Path("my data"), Path("x"), config, tuning=False)

@@ -133,11 +133,13 @@ def test_a_run_made_before_best_anchors_goes_on_with_its_own_anchors_and_thresho
 
 
 class Interrupted(Trainer):
-    """A run that receives a stop signal in the middle of its second epoch."""
+    """A run that receives a stop signal, in the middle of its second epoch if nothing else is said."""
+
+    stop_after = 5
 
     def _step(self, *batch: object) -> bool:  # type: ignore[override]
         stepped = super()._step(*batch)  # type: ignore[arg-type]
-        if self.progress.step == 5:
+        if self.progress.step == self.stop_after:
             os.kill(os.getpid(), 15)
         return stepped
 
@@ -159,6 +161,24 @@ def test_interrupted_run_continues_to_the_same_numbers(squares: Path, run: Path,
     for before, after in zip(*pairs, strict=True):
         for name, value in before.items():
             assert torch.equal(value, after[name]), name
+
+
+def test_a_run_stopped_after_its_last_step_is_validated_when_it_is_resumed(
+    squares: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Interrupted, "stop_after", 9)
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt, match="in epoch 3 after step 9"):
+        Interrupted(begin_run(squares, out, TINY, say=lambda line: None)).fit()
+    assert not rows(out / "metrics.csv")
+    done = train(squares, out, TINY, resume=True, say=lambda line: None)
+    assert (done.step, done.epoch, done.validated_epoch) == (9, 3, 3)
+    assert rows(out / "log.csv") == rows(run / "log.csv")
+    assert [row["AP"] for row in rows(out / "metrics.csv")] == [
+        row["AP"] for row in rows(run / "metrics.csv")
+    ]
+    assert len(SpectrumCounts.load(out / "spectrum.npz").pictures) == 3
+    assert (out / "best.pt").exists()
 
 
 def test_resume_refuses_other_settings_and_a_new_run_refuses_an_old_folder(squares: Path, run: Path) -> None:

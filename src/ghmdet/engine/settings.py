@@ -65,7 +65,7 @@ class TrainConfig:
     """Weight decay; adamw has none on biases and norms."""
     optimizer: str = "adamw"
     """adamw, or sgd with momentum .9."""
-    drops: Annotated[tuple[int, ...] | None, Range(1, 10**6)] = None
+    drops: Annotated[tuple[int, ...] | None, Range(1, 10**6), Parameter(consume_multiple=True)] = None
     """Epochs after which the learning rate falls to a tenth, in place of the cosine; it then rises from a third."""
     warmup: Annotated[float, Range(0.0, 0.999)] = 0.1
     """Share of the steps in which the learning rate rises."""
@@ -106,7 +106,8 @@ class TrainConfig:
         if drops and (self.budget or self.epochs is None or [*drops] != sorted({*drops, self.epochs})[:-1]):
             given = " ".join(map(str, drops))
             raise GhmdetError(
-                f"--drops {given}: give rising epochs before the last of --epochs, and no --budget"
+                f"--drops {given}, given or of a recipe: they must be rising epochs before the last of --epochs, without"
+                " a --budget"
             )
 
     def network(self) -> ModelConfig:

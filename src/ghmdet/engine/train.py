@@ -233,14 +233,14 @@ class Trainer:
                     self._validate(stop)
                     self._save()
                     self.budget.validated(time.monotonic() - ended)
-                if self.over or self._gave_up():
+                if (self.over and not progress.batch) or self._gave_up():
                     break
                 self.parallel.train()
                 data.loader.set_epoch(progress.epoch, start_batch=progress.batch)
                 self.budget.continue_from(progress.step)
                 for images, targets in data.loader:
-                    if progress.batch >= data.steps_per_epoch * config.accumulate:
-                        break  # the batches that do not fill a step
+                    if progress.batch >= data.steps_per_epoch * config.accumulate or self.over:
+                        break  # left are batches that do not fill a step, or it was stopped after the last one
                     if progress.epoch == progress.batch == 0 and run.main:
                         draw_batch(run.folder / "batch.jpg", images, targets, data.train.classes)
                     if self._step(images, targets):

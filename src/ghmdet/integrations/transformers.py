@@ -52,10 +52,10 @@ class HarmonizedDetrLoss(nn.Module):
         return again(*arguments, **options)
 
 
-def criterion_name(function: Any) -> str | None:
-    """What a loss function calls the class of its criterion, None where it has none that is known."""
+def criterion_name(function: Any) -> str:
+    """What a loss function calls the class of its criterion, empty where it has none that is known."""
     names = ("DeformableDetrImageLoss", "RTDetrLoss", "DFineLoss")
-    return next((name for name in names if name in function.__code__.co_names), None)
+    return next((name for name in names if name in function.__code__.co_names), "")
 
 
 @cache
