@@ -106,8 +106,8 @@ class TrainConfig:
         if drops and (self.budget or self.epochs is None or [*drops] != sorted({*drops, self.epochs})[:-1]):
             given = " ".join(map(str, drops))
             raise GhmdetError(
-                f"--drops {given}, given or of a recipe: they must be rising epochs before the last of --epochs, without"
-                " a --budget"
+                f"--drops {given}, given or of a recipe: they must be rising epochs before the last of --epochs,"
+                " without a --budget"
             )
 
     def network(self) -> ModelConfig:
