@@ -95,7 +95,7 @@ def test_a_checkpoint_of_no_numbers_is_named(
     save_checkpoint(tmp_path / "broken.pt", state)
     assert status("spectrum", tmp_path / "broken.pt", scenes, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "broken.pt: the detector is broken" in error and "(NaN)" in error
+    assert error.count("\n") == 1 and "broken.pt: " in error and "no finite numbers" in error
     assert not (tmp_path / "out").exists()
     assert status("spectrum", checkpoint, tmp_path / "nothing", "--out", tmp_path / "out") == 2
     assert "nothing" in capsys.readouterr().err
