@@ -94,6 +94,17 @@ def test_what_needs_no_heavy_package_imports_none(code: str, absent: tuple[str, 
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [["predict", "best.pt", "a.jpg", "--out=x"], ["train", "x"], ["val", "best.pt", "x"]]
+)
+def test_without_pytorch_what_needs_it_says_so_in_a_line(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    code = f"import sys; sys.modules['torch'] = None\nfrom ghmdet.cli import main; main({words})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "ghmdet: this needs torch, which is not installed: pip install ghmdet brings it\n"
+
+
 def test_each_command_is_explained_by_the_docstring_of_its_function_each_option_too() -> None:
     commands = [
         command

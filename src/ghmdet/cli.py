@@ -68,6 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(unknown_name("command", (error.unused_tokens or ["?"])[0], known)), 2)
     except (GhmdetError, CycloptsError) as error:
         _fail(" ".join(str(error).split()), 1 if isinstance(error, PartlyDone) else 2)
+    except ImportError as error:
+        missing = (error.__cause__ if isinstance(error.__cause__, ImportError) else error).name or "ghmdet"
+        if missing.startswith("ghmdet"):
+            raise
+        _fail(f"this needs {missing}, which is not installed: pip install ghmdet brings it", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(0)
