@@ -209,3 +209,84 @@ def test_what_cannot_be_applied_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert "holds files that 'audit apply' did not write" in refused({}, "audit")
     (audit / "audit.json").unlink()
     assert "give the folder of an audit" in refused({})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([{"id": 3, "decision": "accept"}] * 2, "number 3 is decided twice"),
+        ([{"id": 3, "decision": "accept"}, {"id": 3, "decision": "reject"}], "number 3 is decided twice"),
+        ([{"id": True, "decision": "accept"}], "no decision"),
+        ([{"id": [1], "decision": "accept"}], "no decision"),
+        (3, "holds no list of decisions"),
+        (None, "holds no list of decisions"),
+    ],
+)
+def test_decisions_that_are_none_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Any, words: str
+) -> None:
+    audit, decisions = audited(tmp_path, write_yolo)
+    assert apply(audit, decisions | {"decisions": given}, tmp_path / "copy") == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said
+    assert "\n" not in said
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("name", ["COCO", "YOLO"])
+def test_a_class_that_the_set_lacks_is_refused_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    audit, decisions = audited(tmp_path, WRITERS[name])
+    told = json.loads((audit / "audit.json").read_text())
+    told["classes"] = [*told["classes"], "yak"]
+    told["items"][0]["new_class"] = "yak"
+    (audit / "audit.json").write_text(json.dumps(told))
+    assert apply(audit, decisions, tmp_path / "copy") == 1
+    assert "no class 'yak'" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "copy" / "mended.json").read_text())["done"]) == 4
+
+
+def test_a_voc_box_thinner_than_a_pixel_is_refused_alone(tmp_path: Path) -> None:
+    audit, decisions = audited(tmp_path, write_voc)
+    told = json.loads((audit / "audit.json").read_text())
+    told["items"][4]["new_box"] = [3.6, 3.0, 0.8, 20.0]
+    (audit / "audit.json").write_text(json.dumps(told))
+    assert apply(audit, decisions, tmp_path / "copy") == 1
+    refused = json.loads((tmp_path / "copy" / "mended.json").read_text())["refused"]
+    assert [(item["id"], item["why"]) for item in refused] == [
+        (5, "its box has no area in whole pixels, which VOC wants")
+    ]
+
+
+def test_an_object_added_to_xml_is_in_its_namespace_and_comments_stay(tmp_path: Path) -> None:
+    audit, decisions = audited(tmp_path, write_voc)
+    for file in (tmp_path / "set").rglob("*.xml"):
+        text = file.read_text().replace("<annotation>", '<annotation xmlns="urn:voc"><!-- by hand -->')
+        file.write_text(text)
+    assert apply(audit, decisions, tmp_path / "copy") == 0
+    text = next((tmp_path / "copy").rglob("c.xml")).read_text()
+    assert re.search(r'<annotation xmlns="urn:voc"><!-- by hand -->', text)
+    assert "<object>" in text
+    assert 'xmlns=""' not in text
+    assert rows(read_data(tmp_path / "copy")) == EXPECTED
+
+
+def test_rows_that_are_no_labels_stay_as_they_are(tmp_path: Path) -> None:
+    audit, decisions = audited(tmp_path, write_yolo)
+    label = next((tmp_path / "set").rglob("a.txt"))
+    label.write_text("99 0.5 0.5 0.2 0.2\n0 nan 0.5 0.2 0.2\n" + label.read_text())
+    assert apply(audit, decisions, tmp_path / "copy") == 0
+    mended = next((tmp_path / "copy").rglob("a.txt")).read_text()
+    assert mended.startswith("99 0.5 0.5 0.2 0.2\n0 nan 0.5 0.2 0.2\n")
+
+
+def test_a_crowd_with_the_box_of_a_label_is_left_alone(tmp_path: Path) -> None:
+    audit, decisions = audited(tmp_path, write_coco)
+    file = next((tmp_path / "set").rglob("instances_train.json"))
+    content = json.loads(file.read_text())
+    crowds = [one | {"id": one["id"] + 1000, "iscrowd": 1} for one in content["annotations"]]
+    file.write_text(json.dumps(content | {"annotations": crowds + content["annotations"]}))
+    assert apply(audit, decisions, tmp_path / "copy") == 0
+    mended = json.loads(next((tmp_path / "copy").rglob("instances_train.json")).read_text())
+    assert mended["annotations"][: len(crowds)] == crowds

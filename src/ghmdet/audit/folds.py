@@ -21,7 +21,7 @@ from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import counting, progress_bar
 from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import DataError, GhmdetError
 from ghmdet.signals import StopSignal
 
 AT_THE_END = 10**6  # epochs between two validations: no checkpoint is chosen on what is judged
@@ -77,6 +77,12 @@ def plan(
         folder, others = out / "folds" / f"fold{i}", np.setdiff1d(np.arange(len(data.records)), chosen)
         part = replace(data, records=data.records.take(chosen), split="val", problems=())
         rest = replace(data, records=data.records.take(others), split="train", problems=())
+        for split in (rest, part):
+            if split.records.crowd.all():
+                raise DataError(
+                    f"{data.root}: fold {i} has no boxes to {'train on' if split is rest else 'judge'}: too few pictures"
+                    f" have labels for {number} folds: give fewer --folds, or a --checkpoint of other pictures"
+                )
         for split in (rest, part):
             content, labels = split.to_coco(absolute=True), folder / f"instances_{split.split}.json"
             if before is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from ghmdet.data.layout import read_text
 from ghmdet.data.make.folder import new_set
 from ghmdet.data.read import DataSet
 from ghmdet.data.tree import Tree, ending
-from ghmdet.data.values import numbers, whole
+from ghmdet.data.values import number, numbers, whole
 from ghmdet.data.yolo import IMAGES, LABELS, Rows, class_names, label_lines, pairs, row_numbers
 from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import DataError, GhmdetError
@@ -47,6 +48,9 @@ class Sheet(Protocol):
 
     def look(self, row: Any, picture: Record) -> Seen | None:
         """The class and the corners in pixels of a row; None where it is no box."""
+
+    def refuses(self, label: str | None, box: Corners | None) -> str:
+        """Why a class or a box cannot be written, or nothing."""
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         """Give a row a class, or a box."""
@@ -81,9 +85,12 @@ class _Coco:
         box, name = numbers(row.get("bbox")), self.categories.get(whole(row.get("category_id")))
         return (
             (name, (box[0], box[1], box[0] + box[2], box[1] + box[3]))
-            if name and box and len(box) == 4
+            if name and box and len(box) == 4 and not number(row.get("iscrowd"))
             else None
         )
+
+    def refuses(self, label: str | None, box: Corners | None) -> str:
+        return _unknown(label, self.categories.values())
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         if label is not None:
@@ -113,11 +120,16 @@ class _Voc:
     def __init__(self, source: DataSet, split: str) -> None:
         self.of = _files_of(VOC.pairs(source.tree, split, source.splits[split]))
         self.roots: dict[Path, Any] = {}
+        self.spaces: dict[Path, list[tuple[str, str]]] = {}
 
     def rows(self, picture: Record) -> list[Any]:
         file = self.of[os.path.realpath(picture.path)]
         if file not in self.roots:
-            self.roots[file] = ElementTree.fromstring(read_text(file))
+            text = read_text(file)
+            builder = ElementTree.TreeBuilder(insert_comments=True)
+            self.roots[file] = ElementTree.fromstring(text, ElementTree.XMLParser(target=builder))
+            spaces = ElementTree.iterparse(io.StringIO(text), ["start-ns"])
+            self.spaces[file] = [(prefix or "", uri) for _, (prefix, uri) in spaces]  # type: ignore[misc]
         return [node for node in self.roots[file] if _tag(node) == "object"]
 
     def look(self, row: Any, picture: Record) -> Seen | None:
@@ -125,6 +137,10 @@ class _Voc:
         corners = [] if box is None else [_child(box, each) for each in ("xmin", "ymin", "xmax", "ymax")]
         read = numbers([None if node is None else (node.text or "").strip() for node in corners])
         return ((name.text or "").strip(), read) if name is not None and read and len(read) == 4 else None
+
+    def refuses(self, label: str | None, box: Corners | None) -> str:
+        x1, y1, x2, y2 = map(round, box or (0, 0, 1, 1))
+        return "" if x1 < x2 and y1 < y2 else "its box has no area in whole pixels, which VOC wants"
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         if label is not None:
@@ -137,12 +153,13 @@ class _Voc:
         root = self.roots[self.of[os.path.realpath(picture.path)]]
         for last in root[-1:]:
             last.tail = "\n\t"
-        row = ElementTree.SubElement(root, "object")
+        space = "".join(root.tag.rpartition("}")[:2])
+        row = ElementTree.SubElement(root, space + "object")
         for name, text in (("name", ""), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-            ElementTree.SubElement(row, name).text = text
-        box = ElementTree.SubElement(row, "bndbox")
+            ElementTree.SubElement(row, space + name).text = text
+        box = ElementTree.SubElement(row, space + "bndbox")
         for name in ("xmin", "ymin", "xmax", "ymax"):
-            ElementTree.SubElement(box, name)
+            ElementTree.SubElement(box, space + name)
         ElementTree.indent(row, "\t", level=1)
         row.tail = "\n"
         return row
@@ -151,9 +168,13 @@ class _Voc:
         self.roots[self.of[os.path.realpath(picture.path)]].remove(row)
 
     def files(self) -> dict[Path, str]:
-        return {
-            file: ElementTree.tostring(root, encoding="unicode") + "\n" for file, root in self.roots.items()
-        }
+        texts = {}
+        for file, root in self.roots.items():
+            for prefix, uri in self.spaces[file]:
+                with suppress(ValueError):  # ns0, which ElementTree keeps for itself
+                    ElementTree.register_namespace(prefix, uri)
+            texts[file] = ElementTree.tostring(root, encoding="unicode") + "\n"
+        return texts
 
 
 class _Yolo:
@@ -181,10 +202,20 @@ class _Yolo:
 
     def look(self, row: Any, picture: Record) -> Seen | None:
         read = row_numbers(row[0])
-        if read is None or len(read) < 5 or (box := self.kind.box(read)) is None:
+        if (
+            read is None
+            or len(read) < 5
+            or not np.isfinite(read).all()
+            or (box := self.kind.box(read)) is None
+        ):
+            return None
+        if read[0] not in range(len(self.names)):
             return None
         sides = (picture.width, picture.height) * 2
         return self.names[int(read[0])], [value * side for value, side in zip(box, sides, strict=True)]
+
+    def refuses(self, label: str | None, box: Corners | None) -> str:
+        return _unknown(label, self.names)
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         words = row[0].split() or ["0"]
@@ -218,6 +249,12 @@ def _files_of(found: Sequence[tuple[str, str | None]]) -> dict[str, Path]:
     return {os.path.realpath(str(picture)): Path(str(label)) for picture, label in both}
 
 
+def _unknown(label: str | None, names: Collection[str]) -> str:
+    return (
+        "" if label is None or label in names else f"the data set has no class '{label}': add it there first"
+    )
+
+
 def _tag(node: Any) -> str:
     return str(node.tag).rpartition("}")[2].lower()
 
@@ -240,7 +277,7 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
         raise GhmdetError(
             f"{decisions}: no such file: export it from {audit / 'review.html'}, or give --decisions"
         )
-    if given.get("audit") != told["audit"]:
+    if not isinstance(given, dict) or given.get("audit") != told["audit"]:
         raise GhmdetError(
             f"{decisions}: decisions of another audit: export them from {audit / 'review.html'}"
         )
@@ -296,14 +333,20 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
 def _accepted(given: dict[str, Any], items: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
     """The items that were accepted; raises GhmdetError where a decision is none."""
     of = {item["id"]: item for item in items}
-    chosen = []
-    for one in given.get("decisions") or ():
+    chosen, decided = [], set[int]()
+    if not isinstance(given.get("decisions"), list):
+        raise GhmdetError(f"{file}: holds no list of decisions: export the file again")
+    for one in given["decisions"]:
         if (
             not isinstance(one, dict)
-            or one.get("id") not in of
+            or type(one.get("id")) is not int
+            or one["id"] not in of
             or one.get("decision") not in ("accept", "reject")
         ):
             raise GhmdetError(f"{file}: no decision: {json.dumps(one)}: export the file again")
+        if one["id"] in decided:
+            raise GhmdetError(f"{file}: number {one['id']} is decided twice: leave one of the two")
+        decided.add(one["id"])
         if one["decision"] == "accept":
             chosen.append(of[one["id"]])
     return chosen
@@ -313,6 +356,8 @@ def _change(sheet: Sheet, picture: Record, item: dict[str, Any]) -> str:
     """Apply an item to the rows of its picture; why it cannot be, or nothing."""
     seen = [(row, look) for row in sheet.rows(picture) if (look := sheet.look(row, picture))]
     label, box = item["new_class"], _corners(item["new_box"])
+    if why := sheet.refuses(label, box if item["kind"] in ("missing", "shifted") else None):
+        return why
     if item["kind"] == "missing":
         same = np.array([corners for _, (name, corners) in seen if name == label], dtype=np.float64)
         if overlaps(same.reshape(-1, 4), np.array([box], dtype=np.float64)).max(initial=0) >= THERE:
