@@ -79,9 +79,10 @@ def plan(
         rest = replace(data, records=data.records.take(others), split="train", problems=())
         for split in (rest, part):
             if split.records.crowd.all():
+                lacks = "train on" if split is rest else "judge"
                 raise DataError(
-                    f"{data.root}: fold {i} has no boxes to {'train on' if split is rest else 'judge'}: too few pictures"
-                    f" have labels for {number} folds: give fewer --folds, or a --checkpoint of other pictures"
+                    f"{data.root}: fold {i} has no boxes to {lacks}: too few pictures have labels for"
+                    f" {number} folds: give fewer --folds, or a --checkpoint of other pictures"
                 )
         for split in (rest, part):
             content, labels = split.to_coco(absolute=True), folder / f"instances_{split.split}.json"
