@@ -129,7 +129,7 @@ class _Voc:
             builder = ElementTree.TreeBuilder(insert_comments=True)
             self.roots[file] = ElementTree.fromstring(text, ElementTree.XMLParser(target=builder))
             spaces = ElementTree.iterparse(io.StringIO(text), ["start-ns"])
-            self.spaces[file] = [(prefix or "", uri) for _, (prefix, uri) in spaces]  # type: ignore[misc]
+            self.spaces[file] = [(prefix or "", uri) for _, (prefix, uri) in spaces]
         return [node for node in self.roots[file] if _tag(node) == "object"]
 
     def look(self, row: Any, picture: Record) -> Seen | None:
