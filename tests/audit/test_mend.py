@@ -290,3 +290,30 @@ def test_a_crowd_with_the_box_of_a_label_is_left_alone(tmp_path: Path) -> None:
     assert apply(audit, decisions, tmp_path / "copy") == 0
     mended = json.loads(next((tmp_path / "copy").rglob("instances_train.json")).read_text())
     assert mended["annotations"][: len(crowds)] == crowds
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_pictures_outside_the_set_are_found_by_the_copy_or_it_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], absolute: bool
+) -> None:
+    write_coco(tmp_path / "set", pictures())
+    (tmp_path / "set" / "images").rename(tmp_path / "pics")
+    file = next((tmp_path / "set").rglob("instances_train.json"))
+    content = json.loads(file.read_text())
+    where = str(tmp_path / "pics") if absolute else "../pics"
+    for image in content["images"]:
+        image["file_name"] = f"{where}/{Path(image['file_name']).name}"
+    file.write_text(json.dumps(content))
+    data = read_data(tmp_path / "set")
+    about = {"data": str(tmp_path / "set"), "judged_by": "a test", "learnt": False}
+    write(tmp_path / "audit", data, suspicions(data), about, 0)
+    audit = json.loads((tmp_path / "audit" / "audit.json").read_text())["audit"]
+    decisions = {"audit": audit, "decisions": [{"id": 1, "decision": "accept"}]}
+    status = apply(tmp_path / "audit", decisions, tmp_path / "deeper" / "copy")
+    if absolute:
+        assert status == 0
+        copy = read_data(tmp_path / "deeper" / "copy")
+        assert all(record.path.exists() for record in copy.records)
+    else:
+        assert status == 2 and "lies outside the data set" in capsys.readouterr().err
+        assert not (tmp_path / "deeper" / "copy").exists()

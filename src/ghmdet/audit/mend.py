@@ -49,6 +49,9 @@ class Sheet(Protocol):
     def look(self, row: Any, picture: Record) -> Seen | None:
         """The class and the corners in pixels of a row; None where it is no box."""
 
+    def written(self) -> dict[int, str]:
+        """How pictures are written, by image id, where the annotations name them."""
+
     def refuses(self, label: str | None, box: Corners | None) -> str:
         """Why a class or a box cannot be written, or nothing."""
 
@@ -88,6 +91,13 @@ class _Coco:
             if name and box and len(box) == 4 and not number(row.get("iscrowd"))
             else None
         )
+
+    def written(self) -> dict[int, str]:
+        return {
+            number: str(image.get("file_name"))
+            for image in self.content["images"]
+            if (number := whole(image.get("id"))) is not None
+        }
 
     def refuses(self, label: str | None, box: Corners | None) -> str:
         return _unknown(label, self.categories.values())
@@ -137,6 +147,9 @@ class _Voc:
         corners = [] if box is None else [_child(box, each) for each in ("xmin", "ymin", "xmax", "ymax")]
         read = numbers([None if node is None else (node.text or "").strip() for node in corners])
         return ((name.text or "").strip(), read) if name is not None and read and len(read) == 4 else None
+
+    def written(self) -> dict[int, str]:
+        return {}
 
     def refuses(self, label: str | None, box: Corners | None) -> str:
         x1, y1, x2, y2 = map(round, box or (0, 0, 1, 1))
@@ -213,6 +226,9 @@ class _Yolo:
             return None
         sides = (picture.width, picture.height) * 2
         return self.names[int(read[0])], [value * side for value, side in zip(box, sides, strict=True)]
+
+    def written(self) -> dict[int, str]:
+        return {}
 
     def refuses(self, label: str | None, box: Corners | None) -> str:
         return _unknown(label, self.names)
@@ -296,6 +312,13 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
     part = source.read(name, told["classes"])
     sheet = SHEETS[source.format](source, name)
     pictures = {part.records.name(i): i for i in range(len(part.records))}
+    written = sheet.written()
+    for record in part.records:
+        there = Path(os.path.normpath(record.path.absolute()))  # links keep their names
+        if there.is_relative_to(home) or Path(written.get(record.image_id, "")).is_absolute():
+            continue
+        if there.exists():  # a relative path means another place in the copy
+            raise DataError(f"{there}: lies outside the data set {home}: name it by an absolute path there")
     done, refused = list[dict[str, Any]](), list[dict[str, Any]]()
     counts: Counter[str] = Counter(part.boxes_per_class())
     for item in accepted:
@@ -316,13 +339,13 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
         write_atomic(folder / MARKER, json.dumps(log | {"done": done, "refused": refused}, indent=1) + "\n")
         copy = folder if source.tree.whole else folder / os.path.relpath(data.absolute(), home)
         mended = DataSet(copy)
-        written = mended.read(mended.find(split), told["classes"]).boxes_per_class()
+        reads = mended.read(mended.find(split), told["classes"]).boxes_per_class()
         for used in map(Path, mended.tree.used):
             if ending(str(used)) not in EXTENSIONS and not used.absolute().is_relative_to(folder.absolute()):
                 raise DataError(f"{data}: its copy would still read {used}: name it by a relative path there")
-        if {k: v for k, v in written.items() if v} != {k: v for k, v in counts.items() if v}:
+        if {k: v for k, v in reads.items() if v} != {k: v for k, v in counts.items() if v}:
             raise DataError(
-                f"{data}: the copy reads as {written}, not as {dict(counts)}: is its label format mixed?"
+                f"{data}: the copy reads as {reads}, not as {dict(counts)}: is its label format mixed?"
             )
     for item in refused:
         say(f"refused: number {item['id']} ({item['kind']} in {item['picture']}): {item['why']}")
