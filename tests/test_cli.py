@@ -155,7 +155,7 @@ def test_train_ends_with_a_report_unless_told_not_to_and_says_once_that_a_run_le
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--size=96", "--batch-size=4", "--device=cpu", "--precision=fp32", "--weights=none"]
-    good = ["--lr=0.001", "--ema=.9", "--epochs=3", "--val-every=3"]  # as `TINY`, which learns
+    good = ["--lr=0.001", "--ema=.9", "--epochs=12", "--val-every=12"]  # as `TINY`, and long enough to learn
     bad = ["--cls-loss=ce", "--lr=20", "--epochs=2"]
     for name, more in (("good", good), ("bad", bad), ("silent", [*bad, "--no-report"])):
         failed = name != "good"

@@ -150,6 +150,32 @@ def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Pat
     assert sorted(path.name for path in (out / "crops").iterdir()) == [f"0000{i}.jpg" for i in (1, 2, 3)]
 
 
+def test_detections_that_name_their_pictures_and_classes_are_judged_by_those(
+    squares: Path, run: Path, tmp_path: Path
+) -> None:
+    part = read_data(squares, "val")
+    detector = Detector.load(run / "best.pt", device="cpu")
+    results = detect(detector.model, part, device=detector.device)
+    names = {int(i): part.records.name(n) for n, i in enumerate(part.records.image_ids)}
+    classes = dict(zip(part.category_ids, part.classes, strict=True))
+    named = [
+        one
+        | {"file_name": names[one["image_id"]], "category_name": classes[one["category_id"]]}
+        | {"image_id": one["image_id"] + 700, "category_id": 90 + one["category_id"]}
+        for one in results
+    ]
+
+    def judged(rows: list[dict[str, Any]], out: str) -> list[Any]:
+        (tmp_path / "r.json").write_text(json.dumps(rows))
+        return write_audit(squares, out=tmp_path / out, results=tmp_path / "r.json", split="val", say=str)
+
+    assert judged(named, "named") == judged(results, "plain")
+    for key, value in (("file_name", "other/x.jpg"), ("category_name", "yak")):
+        with pytest.raises(DataError, match=rf"r\.json: '{key}' is '{value}', and split val of"):
+            judged([named[0] | {key: value}, *named[1:]], "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_of_something_else_stays_as_it_is(squares: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "mine.txt").write_text("kept")

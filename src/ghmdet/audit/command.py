@@ -92,7 +92,7 @@ def write_audit(
             part = _read(data, split or "train", say=lambda line: None if list_commands else say(line))
             if results:
                 how = f"the detections {results}"
-                found = audit(_detections(results), part)
+                found = audit(_detections(results, part), part)
             else:
                 how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
                 runs = plan(part, out, folds or 3, config, (lambda line: None) if list_commands else say)
@@ -146,10 +146,35 @@ def _by_checkpoint(
     return part, found, own and part.split == arguments.get("train_split")
 
 
-def _detections(file: Path) -> Sequence[dict[str, Any]]:
+def _detections(file: Path, data: DetectionData) -> Sequence[dict[str, Any]]:
+    """The detections of a file; where they name their pictures and classes, with the ids that `data` has for those.
+
+    Ids alone say little: another tool, or the same data in another format, may number differently.
+    """
     content = load_json(file)
-    if not isinstance(content, list):
+    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise DataError(f"{file}: no COCO results: expected a list of detections")
+    whole: dict[str, set[int]] = {}
+    bare: dict[str, set[int]] = {}
+    for place, number in enumerate(data.records.image_ids.tolist()):
+        name = Path(data.records.name(place))
+        whole.setdefault(name.as_posix(), set()).add(number)
+        bare.setdefault(name.name, set()).add(number)
+    classes = {name: {number} for name, number in zip(data.classes, data.category_ids, strict=True)}
+    for key, says, known in (("image_id", "file_name", whole), ("category_id", "category_name", classes)):
+        if not content or not all(isinstance(one.get(says), str) for one in content):
+            continue
+        for one in content:
+            found = known.get(one[says]) or (
+                bare.get(Path(one[says]).name, set()) if known is whole else set()
+            )
+            if len(found) != 1:
+                there = f"{'more than one' if found else 'no'} {'picture' if known is whole else 'class'}"
+                raise DataError(
+                    f"{file}: '{says}' is '{one[says]}', and split {data.split} of {data.root} has {there} of that"
+                    " name: give detections on this data set, or leave the names out to go by the ids"
+                )
+            one[key] = next(iter(found))
     return content
 
 
