@@ -130,6 +130,7 @@ NONSENSE: tuple[tuple[str, Any, str], ...] = (
     ("model", {3: torch.zeros(1)}, "are no text"),
     ("category_ids", [1], "category ids"),
     ("category_ids", [1, 1], "category ids"),
+    ("category_ids", [1, 1, 2], "category ids"),
     ("category_ids", [1, "2"], "category ids"),
     ("category_ids", 5, "category ids"),
     *(

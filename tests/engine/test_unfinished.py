@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,29 +76,133 @@ def test_a_stopped_predict_goes_on_where_it_was_and_ends_as_one_that_was_not(
     assert everything(out) == everything(tmp_path / "whole")
 
 
-def test_what_no_longer_holds_is_done_again(run: Path, pictures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+class Stopped:
+    """A predict that is stopped after its last picture, and what is done again in the next one."""
 
-    def stopped_after_all(**options: Any) -> list[str]:
-        """The names that are done in a second predict, after one that wrote all but predictions.json."""
-        predict(run / "best.pt", pictures, out=out, **OPTIONS, say=quiet)
-        lines = [{"checkpoint": [str((run / "best.pt").resolve()), module.stamp(run / "best.pt")]}]
-        lines[0] |= {"options": [0.3, "cpu", "fp32", [1, 2]]}
-        files = sorted(pictures.iterdir())
-        lines += [{"file_name": file.name, "file": module.stamp(file), "results": []} for file in files]
-        (out / "unfinished.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    def __init__(self, run: Path, pictures: Path, out: Path) -> None:
+        self.checkpoint, self.pictures, self.out = run / "best.pt", pictures, out
+        self.names = sorted(file.name for file in pictures.iterdir())
+
+    def then(
+        self, changed: Callable[[], object], before: Callable[[], object] = lambda: None, **options: Any
+    ) -> list[str]:
+        """The names that are looked at after `changed`. `before` is called after a picture is read, each time."""
+
+        def ends(found: Iterator[Any]) -> Iterator[Any]:
+            for one in found:
+                before()
+                yield one
+            raise KeyboardInterrupt
+
+        look, seen = module.look, list[str]()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "look", lambda *given: ends(look(*given)))
+            predict(self.checkpoint, self.pictures, out=self.out, **OPTIONS, say=quiet)
+        assert len((self.out / "unfinished.jsonl").read_text().splitlines()) == len(self.names) + 1
         changed()
-        predict(run / "best.pt", pictures, out=out, **{**OPTIONS, **options}, say=quiet)
-        return sorted({one["file_name"] for one in json.loads((out / "predictions.json").read_text())})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "look", lambda *given: (seen.extend(given[1]), look(*given))[1])
+            predict(self.checkpoint, self.pictures, out=self.out, **OPTIONS | options, say=quiet)
+        whole = self.out.with_name("whole")
+        predict(self.checkpoint, self.pictures, out=whole, **OPTIONS | options, say=quiet)
+        assert everything(self.out) == everything(whole)
+        shutil.rmtree(self.out)
+        return seen
 
-    names = sorted(file.name for file in pictures.iterdir())
-    changed: Any = lambda: None  # noqa: E731
-    assert stopped_after_all() == []  # all lines hold
-    assert stopped_after_all(threshold=0.4) == names
-    changed = lambda: os.utime(pictures / names[1], (1, 1))  # noqa: E731
-    assert stopped_after_all() == [names[1]]
-    changed = lambda: (out / f"{names[2]}.jpg").unlink()  # noqa: E731
-    assert stopped_after_all() == [names[2]]
+
+@pytest.fixture
+def stopped(run: Path, pictures: Path, tmp_path: Path) -> Stopped:
+    return Stopped(run, pictures, tmp_path / "out")
+
+
+def test_what_no_longer_holds_is_done_again(stopped: Stopped) -> None:
+    names, pictures = stopped.names, stopped.pictures
+    assert stopped.then(lambda: None) == []  # all lines hold
+    assert stopped.then(lambda: None, threshold=0.4) == names
+    assert stopped.then(lambda: os.utime(pictures / names[1], (1, 1))) == [names[1]]
+    assert stopped.then(lambda: (stopped.out / f"{names[2]}.jpg").unlink()) == [names[2]]
+
+
+def test_a_picture_that_is_replaced_after_it_was_read_is_looked_at_again(stopped: Stopped) -> None:
+    names, pictures = stopped.names, stopped.pictures
+    replace = [lambda: shutil.copyfile(pictures / names[0], pictures / names[1])]
+    assert stopped.then(lambda: None, before=lambda: replace and replace.pop()()) == [names[1]]
+
+
+def test_a_checkpoint_that_is_replaced_after_it_was_read_makes_all_anew(
+    stopped: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped.checkpoint = Path(shutil.copy(stopped.checkpoint, tmp_path))
+    load = Detector.load
+
+    def replaced(path: Path, **options: Any) -> Detector:
+        detector = load(path, **options)
+        if not stopped.out.exists():
+            path.write_bytes(path.read_bytes())
+        return detector
+
+    monkeypatch.setattr(Detector, "load", replaced)
+    assert stopped.then(lambda: None) == stopped.names
+
+
+def test_pictures_of_one_size_and_time_that_change_places_are_looked_at_again(stopped: Stopped) -> None:
+    one, two = (stopped.pictures / name for name in stopped.names[:2])
+    for file in (one, two):  # what follows a PNG's end is not read
+        file.write_bytes(file.read_bytes().ljust(99999, b"\0"))
+
+    def swap() -> None:
+        one.rename(stopped.pictures / "between")
+        two.rename(one)
+        (stopped.pictures / "between").rename(two)
+
+    def overwrite() -> None:
+        first = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(first)
+        for file in (one, two):
+            os.utime(file, (1, 1))
+
+    for change in (swap, overwrite):
+        for file in (one, two):
+            os.utime(file, (1, 1))
+        assert stopped.then(change) == stopped.names[:2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "written over"])
+def test_a_drawing_that_was_damaged_is_drawn_again(damage: str, stopped: Stopped) -> None:
+    drawing = stopped.out / f"{stopped.names[0]}.jpg"
+
+    def change() -> None:
+        content = bytearray(drawing.read_bytes())
+        content[700:] = b"" if damage == "cut" else bytes(len(content) - 700)
+        drawing.write_bytes(content)
+
+    assert stopped.then(change) == stopped.names[:1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (b'"results"', b'"nothing"'),
+        (b'"results": [', b'"results": 3, "more": ['),
+        (b'"bbox"', b'"bbax"'),
+        (b'"category_id": ', b'"category_id": 7'),
+        (b'"score": 0.', b'"score": 1.'),
+        (b'{"file_name"', b'["file_name"'),
+        (b'{"file_name"', b"[" * 99999 + b'{"file_name"'),
+        (b'{"file_name"', b'\xff{"file_name"'),
+    ],
+)
+def test_a_line_that_is_not_as_it_was_written_does_not_count(
+    damage: tuple[bytes, bytes], stopped: Stopped
+) -> None:
+    def change() -> None:
+        head, first, *rest = (stopped.out / "unfinished.jsonl").read_bytes().splitlines(keepends=True)
+        assert damage[0] in first
+        content = b"".join([head, first.replace(*damage), *rest])
+        (stopped.out / "unfinished.jsonl").write_bytes(content)
+
+    assert stopped.then(change) == stopped.names[:1]
 
 
 def test_a_terminated_predict_keeps_what_is_done(run: Path, pictures: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
-from ghmdet.engine.unfinished import Unfinished, stamp
+from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.files import hold
 from ghmdet.options import BATCH_SIZE
@@ -85,6 +85,7 @@ def predict(
     out = Path(out)
     found = find_pictures([Path(picture) for picture in pictures], out)
     files = {name.as_posix(): file for name, file in found.items()}
+    opened = stamp(Path(checkpoint))  # before it is read: it may be replaced meanwhile
     detector = _open(Path(checkpoint), device, precision)
     ids, category_ids = list(range(1, len(files) + 1)), detector.category_ids
     if annotations is not None:
@@ -92,7 +93,7 @@ def predict(
     numbers = dict(zip(files, ids, strict=True))
     drawings = {name: out / drawn for name, drawn in zip(files, drawing_names(list(found)), strict=True)}
     made = {
-        "checkpoint": [str(Path(checkpoint).resolve()), stamp(Path(checkpoint))],
+        "checkpoint": [str(Path(checkpoint).resolve()), opened],
         "options": [threshold, detector.device.type, detector.device.precision, category_ids],
     }
     about = {
@@ -104,7 +105,7 @@ def predict(
     failed: dict[str, str] = {}
     with hold(out):
         old = earlier_drawings(out, set(drawings.values()))
-        with Unfinished(out / UNFINISHED, made, files, lambda name: drawings[name].exists()) as work:
+        with Unfinished(out / UNFINISHED, made, files, drawings) as work:
             if removed := remove_drawings(out, set(old) - {drawings[name] for name in work.lines}):
                 say(f"{removed} drawings of an earlier predict are removed from {out}")
             if work.lines:
@@ -121,7 +122,7 @@ def predict(
                     }
                     drawn = draw_detections(Image.fromarray(seen.picture), **shown, classes=detector.classes)
                     save_jpeg(drawn, drawings[name], quality=92, comment=DRAWN)
-                    work.add(name, coco_results(seen.in_file(), numbers[name], category_ids))
+                    work.add(name, seen.stamp, coco_results(seen.in_file(), numbers[name], category_ids))
             finished = (one | {"image_id": numbers[name]} for name, rows in work.results() for one in rows)
             count = write_predictions(out / "predictions.json", finished, about)
             sure = sum(one["score"] >= threshold for _, rows in work.results() for one in rows)
@@ -141,12 +142,13 @@ class Seen(NamedTuple):
     """What a detector found in a picture.
 
     picture: uint8 [h, w, 3], as it was looked at. found: detections with boxes in its pixels. size: (height, width) of
-    the upright picture in its file.
+    the upright picture in its file. stamp: that of its file before it was read.
     """
 
     picture: NDArray[np.uint8]
     found: dict[str, NDArray[Any]]
     size: tuple[int, int]
+    stamp: Stamp | None
 
     def in_file(self) -> dict[str, NDArray[Any]]:
         """The detections with boxes in pixels of the file's picture."""
@@ -164,7 +166,8 @@ def look(
     names = list(files)
     for start in range(0, len(names), batch_size):
         batch: dict[str, tuple[NDArray[np.uint8], tuple[int, int]] | DataError] = {}
-        for name in names[start : start + batch_size]:
+        stamps = {name: stamp(files[name]) for name in names[start : start + batch_size]}
+        for name in stamps:
             try:
                 batch[name] = read_pixels(files[name], MOST_SIDE)
             except DataError as error:
@@ -177,7 +180,7 @@ def look(
                 reason = f"{type(there).__name__}: {str(there).partition(chr(10))[0]}"
                 yield name, DataError(f"{files[name]}: cannot be looked at ({reason}): leave it out")
             else:
-                yield name, Seen(one[0], there, one[1])
+                yield name, Seen(one[0], there, one[1], stamps[name])
 
 
 def _open(checkpoint: Path, device: str, precision: str) -> Detector | runtime.Detector:

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from ghmdet.files import write_atomic
 
 Results = list[dict[str, Any]]
+Stamp = list[int]
 
 
 class Unfinished:
-    """A file with a line for each finished picture: its name, its file's size and time, and its COCO results.
+    """A file with a line for each finished picture: its name, the stamps of its file and drawing, and its COCO results.
 
-    A line of before holds where it was made in the same way, of the same file, and its drawing is still there; others
-    are dropped. Only the places of the lines are in memory. As a context manager it removes the file after the block,
-    and keeps it where the block was interrupted or failed.
+    A line of before holds where it is as it was written, was made in the same way, and picture and drawing are the same
+    files as then; others are dropped. Only the places of the lines are in memory. As a context manager it removes the
+    file after the block, and keeps it where the block was interrupted or failed.
 
     Args:
         path: the file.
         made: how the results are made, as plain values.
         files: the pictures by their names.
-        drawn: whether the drawing of a name is there.
+        drawings: their drawings by the same names.
     """
 
     def __init__(
-        self, path: Path, made: Mapping[str, Any], files: Mapping[str, Path], drawn: Callable[[str], bool]
+        self, path: Path, made: Mapping[str, Any], files: Mapping[str, Path], drawings: Mapping[str, Path]
     ) -> None:
-        self.path, self.made, self.files, self.drawn = path, made, files, drawn
+        self.path, self.made, self.files, self.drawings = path, made, files, drawings
         self.lines: dict[str, int] = {}  # where that of each name begins
         write_atomic(path, self._keep)
         self.file = path.open("r+b")
@@ -56,19 +58,21 @@ class Unfinished:
                 return
             for line in old:
                 try:
-                    one = json.loads(line)
+                    one = json.loads(line)[1]
                     name = one["file_name"]
-                    holds = name in self.files and one["file"] == stamp(self.files[name])
-                except (KeyError, TypeError, ValueError):  # cut by a kill, or a power cut
+                    files = self.files[name], self.drawings[name]
+                    holds = line == _line(one) and one["stamps"] == [stamp(file) for file in files]
+                except (IndexError, KeyError, RecursionError, TypeError, ValueError):  # cut, or damaged
                     continue
-                if holds and self.drawn(name):
+                if holds and None not in one["stamps"]:
                     self.lines[name] = new.tell()
                     new.write(line)
 
-    def add(self, name: str, results: Results) -> None:
-        """Keep the results of a picture."""
+    def add(self, name: str, read: Stamp | None, results: Results) -> None:
+        """Keep the results of a picture that is drawn; `read` is the stamp of its file before it was read."""
         self.lines[name] = self.file.seek(0, os.SEEK_END)
-        self.file.write(_line({"file_name": name, "file": stamp(self.files[name]), "results": results}))
+        stamps = [read, stamp(self.drawings[name])]
+        self.file.write(_line({"file_name": name, "stamps": stamps, "results": results}))
         self.file.flush()
 
     def results(self) -> Iterator[tuple[str, Results]]:
@@ -76,17 +80,22 @@ class Unfinished:
         for name in self.files:
             if name in self.lines:
                 self.file.seek(self.lines[name])
-                yield name, json.loads(self.file.readline())["results"]
+                yield name, json.loads(self.file.readline())[1]["results"]
 
 
-def stamp(file: Path) -> list[int] | None:
-    """Size and time of a file, None where there is none: others mean another content."""
+def stamp(file: Path) -> Stamp | None:
+    """What changes with a file's content: size, times of content and of state, inode; None where there is no file.
+
+    The time of content alone can be set, and goes along when files change places.
+    """
     try:
         about = file.stat()
     except OSError:
         return None
-    return [about.st_size, about.st_mtime_ns]
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
 
 
 def _line(value: Any) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+    """A value as a line of JSON, after the checksum of its text."""
+    text = json.dumps(value)
+    return f"[{zlib.crc32(text.encode())}, {text}]\n".encode()

@@ -154,7 +154,7 @@ def _check_state(state: Mapping[str, Any]) -> None:
     if ids is not None and (
         not isinstance(ids, (list, tuple))
         or not all(type(one) is int for one in ids)
-        or len(set(ids)) != len(state["classes"])
+        or not len(set(ids)) == len(ids) == len(state["classes"])
     ):
         raise CheckpointError("the detector's category ids are not a whole number of its own for each class")
 
