@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ except ImportError:  # on Windows; the lock's text has to do
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".ghmdet.lock"
-_held: set[str] = set()  # the folders that this process holds
+TEMPORARY = ".{name:08x}.{host:08x}.{process}.tmp"
+"""What a file is called while it is written. Short whatever its name: a disk takes 255 bytes."""
+_held: dict[str, IO[str]] = {}  # the folders that this process holds, and their locked files
 
 
 def write_atomic(
@@ -39,8 +42,8 @@ def write_atomic(
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder: name a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Short whatever the name: a disk takes 255 bytes.
-    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
+    name = zlib.crc32(os.fsencode(path.name))
+    temporary = path.with_name(TEMPORARY.format(name=name, host=_host(), process=os.getpid()))
     try:
         with temporary.open("wb") as file:
             if callable(content):
@@ -73,6 +76,7 @@ def hold(folder: Path | str) -> Iterator[None]:
     """Makes the folder and lets no other process write into it, for the block.
 
     Inside a block for the same folder it does nothing. A folder that it made and that stays empty goes again.
+    What killed processes of this host had half written there and below is removed.
     The file `.ghmdet.lock` there says which host and process holds it. The system's own lock on that file ends with the
     process, so one that was killed leaves nothing to clean up. On a disk without such locks the text decides: one of a
     process of this host that has ended is taken over.
@@ -90,26 +94,52 @@ def hold(folder: Path | str) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         raise GhmdetError(f"{error.filename}: is a file: give a folder") from None
     with _locked(path) as file:
-        _held.add(key)
+        _held[key] = file
         try:
             file.seek(0)
             file.truncate()
             file.write(f"{socket.gethostname()} {os.getpid()}\n")
             file.flush()
+            _remove_half_written(folder)
             yield
         finally:
-            _held.discard(key)
+            del _held[key]
             path.unlink(missing_ok=True)  # while it is locked: the next one locks a new file
             with suppress(OSError):  # until a folder is not empty
                 for empty in made:
                     empty.rmdir()
 
 
+def _let_go() -> None:
+    """Close the locked files in a worker, which may outlive a killed parent: the lock ends when all have closed it."""
+    for file in _held.values():
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove the temporary files in a folder, and below, whose process on this host has ended."""
+    ours = re.compile(rf"\.[0-9a-f]{{8}}\.{_host():08x}\.([0-9]+)\.tmp")
+    for place, _, names in os.walk(folder):
+        for match in filter(None, map(ours.fullmatch, names)):
+            if not _runs(match[1]):
+                with suppress(OSError):
+                    Path(place, match[0]).unlink()
+
+
+def _host() -> int:
+    """A number for this host."""
+    return zlib.crc32(socket.gethostname().encode())
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[IO[str]]:
     """The lock file, locked for the block; raises GhmdetError where another process has it."""
     while True:
-        with path.open("a+") as file:
+        with path.open("a+", encoding="utf-8", errors="replace") as file:
             file.seek(0)
             host, _, process = file.read().strip().partition(" ")
             by = f"process {process} on {host}" if process else "another process"
@@ -124,7 +154,7 @@ def _locked(path: Path) -> Iterator[IO[str]]:
             except BlockingIOError:
                 raise busy from None
             except OSError:
-                if process and (host != socket.gethostname() or _runs(int(process))):
+                if process and (host != socket.gethostname() or _runs(process)):
                     raise busy from None
             with suppress(FileNotFoundError):
                 if os.path.samestat(
@@ -134,11 +164,11 @@ def _locked(path: Path) -> Iterator[IO[str]]:
                     return
 
 
-def _runs(process: int) -> bool:
-    """Whether there is a process of this number on this host."""
+def _runs(process: str) -> bool:
+    """Whether there is a process of this number on this host; of what is no number there is none."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        os.kill(int(process), 0)
+    except (OverflowError, ProcessLookupError, ValueError):
         return False
     except PermissionError:
         return True

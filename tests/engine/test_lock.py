@@ -7,7 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -77,6 +81,101 @@ def test_on_a_disk_without_locks_the_text_decides(tmp_path: Path, monkeypatch: p
         else:
             with pytest.raises(GhmdetError, match=f"process {process} on {host} .* remove"), hold(tmp_path):
                 pass
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe\x00", b"", b"\0" * 99, b"%b x", b"%b 1e9", b"%b 99999999999999999999", b"%b \xff"]
+)
+def test_a_lock_with_a_damaged_text_holds_nothing_up(
+    text: bytes, locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+        monkeypatch.setattr(files, "fcntl", None)
+    (tmp_path / LOCK).write_bytes(text.replace(b"%b", socket.gethostname().encode()))
+    with hold(tmp_path):
+        assert (tmp_path / LOCK).read_text() == f"{socket.gethostname()} {os.getpid()}\n"
+    assert not list(tmp_path.iterdir())
+
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from ghmdet.files import write_atomic
+for name in sys.argv[1:]:
+    if not os.fork():
+        write_atomic(name, lambda file: (file.write(b"half"), file.flush(), os.kill(os.getpid(), signal.SIGKILL)))
+    os.wait()
+"""
+
+
+def test_what_a_killed_process_had_half_written_goes_and_that_of_others_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = tmp_path / "a" / "b"
+    subprocess.run([sys.executable, "-c", WRITER, tmp_path / "last.pt", below / "x.jpg"], check=True)
+    left = list(tmp_path.rglob(".*.tmp"))
+    assert [file.parent for file in left] == [tmp_path, below]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        with hold(tmp_path):
+            pass
+    assert all(file.exists() for file in left)
+    others = [tmp_path / ".a.tmp", tmp_path / "0.1.2.tmp", tmp_path / f"{left[0].name}.jpg"]
+    with write_half(tmp_path / "mine") as mine:
+        for file in (*others, mine):
+            file.touch()
+        with hold(tmp_path):
+            pass
+        assert mine.exists()
+    assert all(file.exists() for file in others) and not any(file.exists() for file in left)
+
+
+@contextmanager
+def write_half(path: Path) -> Iterator[Path]:
+    """The temporary file of a writing that goes on during the block."""
+    asked, go = threading.Event(), threading.Event()
+
+    def write(file: IO[bytes]) -> None:
+        found.append(Path(file.name))
+        asked.set()
+        go.wait()
+
+    found = list[Path]()
+    thread = threading.Thread(target=lambda: files.write_atomic(path, write))
+    thread.start()
+    asked.wait()
+    yield found[0]
+    go.set()
+    thread.join()
+
+
+FORKS = """
+import os, signal, sys, time
+from ghmdet.files import hold
+with hold(sys.argv[1]):
+    if not os.fork():
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_worker_that_outlives_a_killed_process_holds_nothing_up(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", FORKS, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    try:
+        with pytest.raises(GhmdetError, match=f"process {process.pid} on"), hold(tmp_path):
+            pass  # the worker has let go of the lock, its parent has not
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # it lives
+        with hold(tmp_path):
+            pass
+    finally:
+        process.kill()
+        os.kill(worker, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_folder_that_was_made_for_nothing_goes_again_and_a_file_is_named(tmp_path: Path) -> None:
