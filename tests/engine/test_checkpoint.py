@@ -160,10 +160,13 @@ def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_a
         last.unlink()
     train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
     assert any(f"goes on from the save before it, {last.with_name(PREVIOUS)}" in line for line in said)
+    assert [line for line in said if line.startswith("resuming")] == [f"resuming {last.with_name(PREVIOUS)}"]
     weights = [load_checkpoint(folder / "last.pt")["model"] for folder in (run, tmp_path / "run")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     # The row of the validation that is made again is there once.
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
+    train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
+    assert f"resuming {last}" in said
     last.write_bytes(b"")
     last.with_name(PREVIOUS).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"previous\.pt"):

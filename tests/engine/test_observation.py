@@ -16,6 +16,7 @@ from engine_cases import TINY
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.train import Trainer
+from ghmdet.errors import GhmdetError
 from ghmdet.models import PRESETS, RetinaNet
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.box_coder import encode
@@ -162,3 +163,22 @@ def test_resuming_cuts_later_epochs_and_leaves_missing_ones_empty(model: RetinaN
         spectrum = SpectrumCounts.load(path)
         assert spectrum.pictures.tolist() == ([1, 1, 1] if epochs == 2 else [1, 1, 1, 0, 1])
         check(spectrum, epochs, [steps[2]])
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "of other classes", "of other shapes"])
+def test_resuming_with_a_damaged_file_says_that_it_can_be_removed(
+    damage: str, model: RetinaNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "spectrum.npz"
+    SpectrumLog(RetinaNet(NANO, ["c"]) if "classes" in damage else model, path, main=True).end_epoch()
+    if "shapes" in damage:
+        with np.load(path) as file:
+            np.savez(path, **{name: file[name][..., :0] if name == "boxes" else file[name] for name in file})
+    elif "classes" not in damage:
+        path.write_bytes(path.read_bytes()[: 500 if damage == "cut" else 0])
+    resumed = SpectrumLog(model, path, main=True)
+    with pytest.raises(GhmdetError, match=r"spectrum\.npz: .*: remove it, and the run goes on without"):
+        resumed.continue_from(2)
+    path.unlink()
+    resumed.continue_from(2)
+    assert SpectrumCounts.load(path).pictures.tolist() == [0, 0]

@@ -90,7 +90,7 @@ def saved_run(
     resume: bool,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any] | None:
-    """The training state that `last.pt` in `out` keeps, and its `network`; None for a new run.
+    """The training state that `last.pt` in `out` keeps, its `network`, and the `file` it is from; None for a new run.
 
     Where `last.pt` is damaged or gone, that of the save before it, which `say` is told.
 
@@ -110,6 +110,7 @@ def saved_run(
             raise
         checkpoint = load_checkpoint(previous)
         say(f"Warning: {error}. The run goes on from the save before it, {previous}")
+        last = previous
     training: dict[str, Any] | None = checkpoint.get("training")
     if training is None:
         raise GhmdetError(
@@ -134,7 +135,7 @@ def saved_run(
             f"cannot resume {out} with other settings: {'; '.join(changed)}: leave them as they were, or train on from"
             f" its weights in another folder: --weights {last}"
         )
-    return training | {"network": network}
+    return training | {"network": network, "file": str(last)}
 
 
 def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], out: Path) -> None:

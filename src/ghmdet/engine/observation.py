@@ -48,12 +48,22 @@ class SpectrumLog:
         self.sums.add(logits, wanted.labels.masked_fill(padding, -1), differences, level_counts)
 
     def continue_from(self, epochs: int) -> None:
-        """Go on after so many finished epochs: later rows of the file are dropped, missing ones stay empty."""
+        """Go on after so many finished epochs: later rows of the file are dropped, missing ones stay empty.
+
+        Raises:
+            GhmdetError: the file is damaged or of another detector; the run can go on without it.
+        """
         if not self.main or not epochs:
             return
         nothing = SpectrumCounts.empty(self.sums.classes, self.sums.strides)
-        there = SpectrumCounts.load(self.path)[:epochs] if self.path.exists() else nothing[:0]
-        self.epochs = SpectrumCounts.stack([there, *[nothing] * (epochs - len(there.pictures))])
+        try:
+            there = SpectrumCounts.load(self.path)[:epochs] if self.path.exists() else nothing[:0]
+            self.epochs = SpectrumCounts.stack([there, *[nothing] * (epochs - len(there.pictures))])
+        except GhmdetError as error:
+            raise GhmdetError(
+                f"{self.path}: damaged, or of another detector: remove it, and the run goes on without its counts of"
+                " the epochs until now"
+            ) from error
         self.epochs.save(self.path)
 
     def end_epoch(self) -> SpectrumCounts:

@@ -144,7 +144,7 @@ class Trainer:
         if run.saved:  # a preset may have become another since
             network = ModelConfig.from_dict(run.saved["network"])
         self.model = model = RetinaNet(network, self.data.train.classes, losses)
-        run.say(f"resuming {run.folder / 'last.pt'}" if run.saved else load_weights(model, config.weights))
+        run.say(f"resuming {run.saved['file']}" if run.saved else load_weights(model, config.weights))
         run.say(f"{config.model} on {run.device.reason}; {run.accelerator.num_processes} process(es)")
         model.to(run.accelerator.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(
