@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ghmdet import commands
 from ghmdet.cli import app, main
 from ghmdet.errors import unknown_name
 from measured_data import shared_data
@@ -179,6 +180,38 @@ def test_a_folder_is_said_only_where_one_is_made(
     status("train", str(squares), *words)
     assert f"the run's folder is runs/{squares.name}-1\n" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{squares.name}-1"]
+
+
+def test_a_new_run_names_those_that_were_interrupted_since_the_last_whole_one(
+    run: Path,
+    squares: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands.engine, "train", lambda *_, **__: None)
+    monkeypatch.setattr(commands, "failure", lambda folder: None)
+
+    def named() -> list[str]:
+        status("train", str(squares))
+        return [line for line in capsys.readouterr().out.splitlines() if "unfinished" in line]
+
+    name = f"runs/{squares.name}"
+    assert not named()
+    for number in (1, 9, 10):
+        shutil.copytree(run, f"{name}-{number}")
+    assert not named()
+    for number in (1, 10):  # before the validation at the end
+        shutil.copy(run / "previous.pt", f"{name}-{number}/last.pt")
+    how = "is unfinished, stopped after step 9: to go on with it, give the same command with --out"
+    assert named() == [f"{name}-10 {how} {name}-10 --resume"]
+    Path(f"{name}-9/last.pt").unlink()  # what is left is previous.pt
+    assert len(named()) == 3
+    Path(f"{name}-10/diverged.txt").write_text("step 5")
+    assert not named()
+    assert status("train", str(squares), "--resume") == 0
+    assert not capsys.readouterr().out
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,9 @@ from ghmdet import STARTED_AT
 from ghmdet.data import check_data, format_problems, has_errors, make
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
-from ghmdet.engine.checkpoint import PREVIOUS
+from ghmdet.engine.checkpoint import can_resume, interrupted
 from ghmdet.engine.progress import counting
-from ghmdet.engine.run_folder import default_folder
+from ghmdet.engine.run_folder import default_folder, default_folders
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.recipes import recipe_text
@@ -49,11 +50,14 @@ def train(
             what was learnt, as suits one of many runs.
     """
     config = config or TrainConfig()
-    out = default_folder(data, resume=resume) if out is None else out
     main = os.environ.get("RANK", "0") == "0"
+    if main and out is None and not resume:
+        for line in unfinished_runs(data):
+            print(line)
+    out = default_folder(data, resume=resume) if out is None else out
     if main and recipe:
         print(recipe_text(recipe))
-    if main and resume and not any((out / name).exists() for name in ("last.pt", PREVIOUS)):
+    if main and resume and not can_resume(out):
         print(f"nothing to resume in {out}: a new run begins")
     if main and config.ohem_ratio != TrainConfig.ohem_ratio and not config.cls_loss.startswith("ohem"):
         print(f"--ohem-ratio {config.ohem_ratio:g} does nothing with --cls-loss {config.cls_loss}")
@@ -74,6 +78,18 @@ def train(
     if failed and not reported:  # a report says it too
         print(f"{out}: {failed}")
     return int(failed is not None and report)
+
+
+def unfinished_runs(data: Path) -> list[str]:
+    """A line for each run of a data set that was interrupted since the last finished one: how to go on with it."""
+    stopped = (
+        (folder, interrupted(folder)) for folder in reversed(default_folders(data)) if can_resume(folder)
+    )
+    return [
+        f"{folder} is unfinished, stopped after step {step}: to go on with it, give the same command with --out"
+        f" {folder} --resume"
+        for folder, step in takewhile(lambda one: one[1] is not None, stopped)
+    ]
 
 
 def synth(out: Path, /, *, config: Annotated[make.SynthConfig | None, Parameter(name="*")] = None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghmdet.data import DetectionData, read_data
+from ghmdet.data import DetectionData, check_data, read_data
 from ghmdet.errors import DataError
 from measured_data import shared_data
 from small_sets import (
@@ -161,7 +161,8 @@ def test_coco_file_without_the_one_asked_for_names_those_beside_it(tmp_path: Pat
 def test_coco_file_whose_name_tells_no_split_is_read_for_any(tmp_path: Path, name: str) -> None:
     file = write_coco(tmp_path, three_pictures())
     file = file.rename(file.with_name(name))
-    assert len(read_data(file, "train").records) == len(read_data(file, "val").records) == 3
+    for split in ("train", "val", "default"):
+        assert len(read_data(file, split).records) == 3
 
 
 @pytest.mark.parametrize("write", [write_coco, write_voc])
@@ -170,6 +171,13 @@ def test_a_folders_only_split_is_for_training_whatever_it_is_called(tmp_path: Pa
     write(tmp_path, three_pictures(), "default")
     assert read_data(tmp_path).split == "train"
     assert len(read_data(tmp_path).records) == 3
+    assert read_data(tmp_path, "default").split == read_data(tmp_path, "Train").split == "train"
+    assert not [one for one in check_data(tmp_path, "default") if one.severity == "error"]
+    for wrong in ("val", "test", "defaults"):
+        with pytest.raises(
+            DataError, match=rf"no split '{wrong}': splits found: train \(or default\): choose"
+        ):
+            read_data(tmp_path, wrong)
     write(tmp_path, three_pictures(), "night")
     with pytest.raises(DataError, match="splits found: default, night"):
         read_data(tmp_path)

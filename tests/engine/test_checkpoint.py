@@ -222,6 +222,13 @@ def test_a_run_made_before_a_setting_was_there_is_resumed_with_its_default(tmp_p
         saved_run(Path("data"), tmp_path, TrainConfig(ohem_ratio=10), resume=True)
 
 
+@pytest.mark.parametrize("left", ["run.json", "last.pt", PREVIOUS])
+def test_a_folder_with_anything_of_a_run_is_not_taken_for_a_new_one(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).touch()
+    with pytest.raises(GhmdetError, match="holds a run already: add --resume"):
+        saved_run(Path("data"), tmp_path, TrainConfig(), resume=False)
+
+
 def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_path: Path) -> None:
     arguments = run_arguments(Path("data"), tmp_path, TrainConfig(epochs=30))
     for zoom_out in (0.0, 0.5):

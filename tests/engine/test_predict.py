@@ -18,6 +18,7 @@ from ghmdet.data import read_data
 from ghmdet.engine.detect import detect, to_tensor
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.predict import known_ids, predict
+from ghmdet.engine.run_folder import same_data
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.evaluation.score import score
 
@@ -400,6 +401,47 @@ def test_results_of_other_data_lie_beside_those_of_the_runs_own(
     assert (own / "val" / "metrics.json").read_text() == metrics
     (own / "run.json").unlink()  # nobody knows then whose data is whose
     assert folders(squares) == ["val", "val-other", "val-other-2", f"val-{squares.name}"]
+
+
+def test_data_is_the_runs_own_however_it_is_named_and_labels_that_were_learnt_are_said_to_be(
+    run: Path, squares: Path, tmp_path: Path
+) -> None:
+    own, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(run, own)
+    shutil.copytree(squares, copy)
+    (tmp_path / "link").symlink_to(squares)
+    file = squares / "annotations" / "instances_{}.json"
+
+    def learnt(data: Path, split: str) -> list[str]:
+        said = list[str]()
+        where: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+        validate(own / "best.pt", Path(str(data).format(split)), split=split, say=said.append, **where)
+        return [line for line in said if "very labels" in line]
+
+    warning = "Warning: 12 of these 12 pictures were trained on, with these very labels: AP says what"
+    for data in (squares, file, tmp_path / "link"):
+        assert not learnt(data, "val")
+        assert learnt(data, "train")[0].startswith(warning)
+    assert sorted(path.parent.name for path in own.glob("*/metrics.json")) == ["train", "val"]
+    assert learnt(copy, "train")[0].startswith(warning) and (own / "train-copy").exists()
+    truth = json.loads((copy / "annotations" / "instances_train.json").read_text())
+    truth["annotations"][0]["bbox"][0] += 1  # a label that was mended
+    truth["images"][5]["file_name"] = "val_0.png"  # a picture that it has not seen
+    (copy / "annotations" / "instances_train.json").write_text(json.dumps(truth))
+    assert learnt(copy, "train")[0].startswith("Warning: 10 of these 12 pictures")
+    (own / "last.pt").unlink()
+    (own / "previous.pt").unlink()
+    assert not learnt(copy, "train")
+
+
+def test_two_files_that_say_no_part_are_two_data_sets_in_one_folder(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json", "data.yaml", "instances_train.json"):
+        (tmp_path / name).touch()
+    assert not same_data(tmp_path / "a.json", str(tmp_path / "b.json"))
+    assert not same_data(tmp_path / "a.json", tmp_path)
+    assert same_data(tmp_path / "data.yaml", tmp_path) and same_data(
+        tmp_path, tmp_path / "instances_train.json"
+    )
 
 
 def test_two_pictures_are_not_taken_for_one_of_the_annotations(tmp_path: Path) -> None:

@@ -288,9 +288,13 @@ def test_what_changed_in_the_data_is_named_and_accepted_only_when_asked_for(
     def fewer_labels(truth: dict[str, Any]) -> None:
         truth["annotations"].pop()
 
+    def renamed(truth: dict[str, Any]) -> None:
+        truth["images"][0]["file_name"] = "train_0.png"
+
     for part, change, said in (
-        ("train", moved_box, r"pictures of train: 1 with other labels or new \(train_1\.png\): put it back"),
-        ("val", fewer_labels, r"pictures of val: 1 with other labels or new \(val_3\.png\): put it back"),
+        ("train", moved_box, r"pictures of train: 1 with other labels \(train_1\.png\): put it back"),
+        ("val", fewer_labels, r"pictures of val: 1 with other labels \(val_3\.png\): put it back"),
+        ("val", renamed, r"pictures of val: 1 new \(train_0\.png\), 1 gone: put it back"),
     ):
         truth = json.loads(whole[part])
         change(truth)
@@ -314,7 +318,9 @@ def test_a_run_of_an_earlier_version_is_resumed_by_the_number_of_its_pictures(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     state = dict(load_checkpoint(tmp_path / "run" / "last.pt"))
-    del state["training"]["fingerprints"]
+    kept = state["training"].pop("fingerprints")
+    assert [each.shape[1] for each in kept.values()] == [3, 3]
+    state["training"]["fingerprints"] = {"train": kept["train"][:, 1:]}  # two columns, with another meaning
     save_checkpoint(tmp_path / "run" / "last.pt", state)
     train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
     state["training"]["content"]["boxes"] = 23

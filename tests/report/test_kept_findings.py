@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from report_cases import epochs, make_detector_run, make_run
 
+from ghmdet.data import read_data
+from ghmdet.data.fingerprint import fingerprint
+from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.report.inspection import inspect_run
 from ghmdet.report.page import write_report
@@ -73,6 +76,20 @@ def test_findings_on_other_data_are_not_shown_as_the_runs_own(run: Run, data: Pa
     assert "on ‘val’<" in shown and str(other) not in shown
     assert run.look(split="train")["pictures"] == 12
     assert run.look()["pictures"] == 4
+
+
+def test_a_page_on_labels_that_were_learnt_says_so_and_its_own_validation_part_does_not(
+    run: Run, data: Path
+) -> None:
+    learnt = "12 of these 12 pictures were trained on, with these very labels"
+    prints = {part: fingerprint(read_data(data, part)) for part in ("train", "val")}
+    state = {**load_checkpoint(run.path / "best.pt"), "training": {"fingerprints": prints}}
+    save_checkpoint(run.path / "last.pt", state)
+    assert learnt not in run.page()
+    file = data / "annotations" / "instances_train.json"
+    for options in ({"split": "train"}, {"data": file, "split": "train"}, {"split": "train"}):
+        assert learnt in run.page(**options)
+    assert learnt not in run.page()
 
 
 def test_labels_that_were_mended_are_looked_at_anew(run: Run, data: Path) -> None:

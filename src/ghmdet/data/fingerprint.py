@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,19 +12,24 @@ from ghmdet.data.records import NAMED_PROBLEMS, DetectionData
 
 
 def fingerprint(data: DetectionData) -> Tensor:
-    """Of each of the N pictures a hash of its record (name, size, labels) and one of its file's size and time.
+    """Of each of the N pictures hashes of its name, of its labels, and of its file's size and time.
 
-    int64 [N, 2]. The content of the files is not read.
+    int64 [N, 3]. The content of the files is not read.
     """
+    about = [os.stat(data.records.root / data.records.name(index)) for index in range(len(data.records))]
+    files = [_hash(f"{one.st_size} {one.st_mtime_ns}".encode()) for one in about]
+    return torch.cat((labels_fingerprint(data), torch.tensor(files, dtype=torch.int64)[:, None]), dim=1)
+
+
+def labels_fingerprint(data: DetectionData) -> Tensor:
+    """Of each of the N pictures hashes of its name and of its labels: int64 [N, 2]."""
     records = data.records
     rows = []
     for index in range(len(records)):
         part = slice(records.offsets[index], records.offsets[index + 1])
         columns = (records.boxes, records.labels, records.crowd, records.area)
-        arrays = [records.sizes[index].tobytes(), *(column[part].tobytes() for column in columns)]
-        about = os.stat(records.root / records.name(index))
-        file = f"{about.st_size} {about.st_mtime_ns}".encode()
-        rows.append([_hash(os.fsencode(records.name(index)), *arrays), _hash(file)])
+        labels = _hash(records.sizes[index].tobytes(), *(column[part].tobytes() for column in columns))
+        rows.append([_hash(os.fsencode(records.name(index))), labels])
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
 
 
@@ -36,14 +40,21 @@ def _hash(*parts: bytes) -> int:
 
 def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
     """In words what differs between a data set's fingerprint and an earlier one; empty where nothing does."""
-    files = dict(then.tolist())
-    new = np.array([record not in files for record, _ in now.tolist()], dtype=bool)
-    touched = np.array([files.get(record, file) != file for record, file in now.tolist()], dtype=bool)
-    gone = len(files.keys() - set(now[:, 0].tolist()))
+    before = {name: rest for name, *rest in then.tolist()}
+    found: dict[str, list[str]] = {
+        "new": [],
+        "with other labels": [],
+        "whose file has another size or time": [],
+    }
+    for index, (name, *rest) in enumerate(now.tolist()):
+        labels, file = (a != b for a, b in zip(rest, before.get(name, rest), strict=True))
+        for what, so in zip(found, (name not in before, labels, file), strict=True):
+            if so:
+                found[what].append(data.records.name(index))
     told = []
-    for which, what in ((new, "with other labels or new"), (touched, "whose file has another size or time")):
-        names = [data.records.name(int(index)) for index in np.flatnonzero(which)]
+    for what, names in found.items():
         more = ", ..." if len(names) > NAMED_PROBLEMS else ""
         told += [f"{len(names)} {what} ({', '.join(names[:NAMED_PROBLEMS])}{more})"] if names else []
-    told += [f"{gone} changed or gone"] if gone > int(new.sum()) else []
+    gone = len(before.keys() - set(now[:, 0].tolist()))
+    told += [f"{gone} gone"] if gone else []
     return f"pictures of {data.split}: {', '.join(told)}" if told else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
-from ghmdet.data.layout import SPLITS, split_names
+from ghmdet.data.layout import SPLITS, split_called, split_names
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData
 from ghmdet.data.tree import Tree, ending, looks_like_label
 from ghmdet.data.values import shown
@@ -34,7 +34,8 @@ class DataSet:
     """A data set: a folder, a COCO json file, or the file that names a YOLO set's classes and splits.
 
     format: its name. splits: where each split lies; a folder's only split is called train where its own name says
-    none, as CVAT's "default". Raises DataError when nothing is there, no format fits, or more than one does.
+    none, as CVAT's "default". called: that name. Raises DataError when nothing is there, no format fits, or more than
+    one does.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,6 +43,7 @@ class DataSet:
         if not os.path.exists(self.path):
             raise DataError(f"{path}: no such file or folder: check the path")
         self.tree, self.format, self.splits = Tree(self.path), "", dict[str, Any]()
+        self.called: str | None = None
         with _reading(self.path):
             if not self.tree.whole:
                 name = FILES.get(ending(str(path)))
@@ -63,21 +65,22 @@ class DataSet:
             )
         ((self.format, self.splits),) = found.items()
         if len(self.splits) == 1 and not set(self.splits) & set(SPLITS):
-            self.splits = {"train": next(iter(self.splits.values()))}
+            ((self.called, place),) = self.splits.items()
+            self.splits = {"train": place}
 
     def find(self, split: str) -> str:
-        """The name under which a split is there; raises DataError when it is not.
+        """The name under which a split is there, by that name, its own or one that means it; raises DataError else.
 
         A json file whose name tells no split is read for any.
         """
         if not self.tree.whole and not set(self.splits) & set(SPLITS):
             return next(iter(self.splits))
-        for name in split_names(split):
+        for name in split_names("train" if split == self.called else split_called(split)):
             if name in self.splits:
                 return name
-        there = ", ".join(sorted(self.splits))
+        there = ", ".join(sorted(self.splits)) + (f" (or {self.called})" if self.called else "")
         mend = "choose one of them"
-        if split in VALIDATION_NAMES and "train" in self.splits:
+        if split_called(split) in VALIDATION_NAMES and "train" in self.splits:
             mend += f", or make one: ghmdet data split {self.path} NEW-FOLDER"
         raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +13,12 @@ from typing import Any
 
 import torch
 
+from ghmdet.data import DetectionData
+from ghmdet.data.fingerprint import labels_fingerprint
+from ghmdet.engine.run_folder import DIVERGED
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
-from ghmdet.files import write_atomic
+from ghmdet.files import hold, write_atomic
 from ghmdet.models import RetinaNet, model_from_state
 from ghmdet.models.weights import is_model_state, read_state
 
@@ -98,19 +103,11 @@ def saved_run(
         GhmdetError: `out` holds a run and `resume` is off, or the run has other settings.
         CheckpointError: neither can be read.
     """
-    last, previous = out / "last.pt", out / PREVIOUS
-    if not resume and (last.exists() or (out / "run.json").exists()):
+    if not resume and (can_resume(out) or (out / "run.json").exists()):
         raise GhmdetError(f"{out} holds a run already: add --resume to continue it, or give another --out")
-    if not last.exists() and not previous.exists():
+    if not can_resume(out):
         return None
-    try:
-        checkpoint = load_checkpoint(last)
-    except CheckpointError as error:
-        if not previous.exists():
-            raise
-        checkpoint = load_checkpoint(previous)
-        say(f"Warning: {error}. The run goes on from the save before it, {previous}")
-        last = previous
+    checkpoint, last = _last_save(out, say)
     training: dict[str, Any] | None = checkpoint.get("training")
     if training is None:
         raise GhmdetError(
@@ -136,6 +133,54 @@ def saved_run(
             f" its weights in another folder: --weights {last}"
         )
     return training | {"network": network, "file": str(last)}
+
+
+def can_resume(out: Path) -> bool:
+    """Whether a folder holds a save that a run can go on from."""
+    return (out / "last.pt").exists() or (out / PREVIOUS).exists()
+
+
+def _last_save(out: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Any], Path]:
+    """The last save of a run, and its file: the one before it, which `say` is told, where `last.pt` cannot be read."""
+    last, previous = out / "last.pt", out / PREVIOUS
+    try:
+        return load_checkpoint(last), last
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        say(f"Warning: {error}. The run goes on from the save before it, {previous}")
+        return load_checkpoint(previous), previous
+
+
+def interrupted(out: Path) -> int | None:
+    """After which step a run was stopped before its end; None for any other folder, and while it runs."""
+    if not can_resume(out) or (out / DIVERGED).exists():
+        return None
+    with suppress(GhmdetError, KeyError, OSError, TypeError), hold(out):
+        training = _last_save(out, lambda line: None)[0]["training"]
+        place, asked = Progress(**training["place"]), training["arguments"]
+        over = place.epoch >= (asked["epochs"] or math.inf) or training["budget"]["share"] >= 1
+        gave_up = 0 < asked["patience"] <= place.validated_epoch - place.best_epoch
+        judged = not place.batch and place.epoch == place.validated_epoch
+        return None if judged and (over or gave_up) else place.step
+    return None
+
+
+def trained_on(out: Path, data: DetectionData) -> str | None:
+    """That the run in a folder was trained on pictures of `data` with these very labels, in words; else None.
+
+    By the names and labels in its last save, so wherever the data set is now, and however it is given.
+    """
+    with suppress(CheckpointError, KeyError, TypeError):
+        training = _last_save(out, lambda line: None)[0]["training"]
+        learnt, *_ = training["fingerprints"].values()  # those of the part that it trained on
+        rows = {tuple(row) for row in learnt[:, :2].tolist()}
+        if many := sum(tuple(row) in rows for row in labels_fingerprint(data).tolist()):
+            return (
+                f"{many} of these {len(data.records)} pictures were trained on, with these very labels: AP says what"
+                " was learnt by heart, not how it does on other pictures."
+            )
+    return None
 
 
 def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], out: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ghmdet.data import read_data
+from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
@@ -68,5 +69,7 @@ def validate(
         write_predictions(out / "predictions.json", results, truth)
         write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())
+    if learnt := trained_on(Path(checkpoint).parent, part):
+        say(f"Warning: {learnt}")
     say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
     return metrics

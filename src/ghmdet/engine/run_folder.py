@@ -20,7 +20,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ghmdet.data.coco import load_json
+from ghmdet.data.coco import load_json, split_name
+from ghmdet.data.layout import SPLITS, split_called
+from ghmdet.data.tree import ending
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 
@@ -44,19 +46,32 @@ def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def data_name(data: Path) -> str:
     """What a data set is called: its folder's name."""
-    folder = data.resolve().parent if data.is_file() else data.resolve()
-    return folder.parent.name if data.is_file() and folder.name == "annotations" else folder.name
+    return _data_folder(data).name
 
 
-def default_folder(data: Path, *, resume: bool, parent: Path = Path("runs")) -> Path:
+def _data_folder(data: Path) -> Path:
+    """The folder of a data set that is named by it, or by a file in it, in `annotations` or in the folder of a part."""
+    path = data.resolve()
+    if not path.is_file():
+        return path
+    inside = path.parent.name == "annotations" or split_called(path.parent.name) in SPLITS
+    return path.parents[1] if inside else path.parent
+
+
+def default_folders(data: Path, parent: Path = Path("runs")) -> list[Path]:
+    """The runs of a data set NAME that named no folder, runs/NAME-N, from the first to the last."""
+    pattern = re.compile(rf"{re.escape(data_name(data))}-(\d+)")
+    there = {int(match[1]): path for path in parent.glob("*") if (match := pattern.fullmatch(path.name))}
+    return [there[number] for number in sorted(there)]
+
+
+def default_folder(data: Path, *, resume: bool) -> Path:
     """Where a run goes that names no folder: runs/NAME-N, N one above those there; to resume, the last one there."""
-    name = data_name(data)
-    there = [
-        int(match[1])
-        for path in parent.glob("*")
-        if (match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name))
-    ]
-    return parent / f"{name}-{max(there, default=0) + (not (resume and there))}"
+    there = default_folders(data)
+    if resume and there:
+        return there[-1]
+    number = int(there[-1].name.rpartition("-")[2]) if there else 0
+    return Path("runs") / f"{data_name(data)}-{number + 1}"
 
 
 def results_folder(run: Path, data: Path, split: str) -> Path:
@@ -77,8 +92,16 @@ def results_folder(run: Path, data: Path, split: str) -> Path:
 
 
 def same_data(one: Path | str, other: object) -> bool:
-    """Whether both name one data set: `other` is what a file says of it, maybe nothing."""
-    return isinstance(other, str | Path) and Path(one).resolve() == Path(other).resolve()
+    """Whether both name one data set: `other` is what a file says of it, maybe nothing.
+
+    A file that is of one part (train.json), or names the parts (data.yaml), stands for its folder.
+    """
+
+    def home(data: Path) -> Path:
+        whole = ending(str(data)) != ".json" or split_name(data) in SPLITS
+        return _data_folder(data) if whole else data.resolve()
+
+    return isinstance(other, str | Path) and home(Path(one)) == home(Path(other))
 
 
 def _command() -> str:

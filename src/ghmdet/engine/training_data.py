@@ -108,7 +108,9 @@ class TrainingData:
         ]
         for part in (self.train, self.val):
             then = saved.get("fingerprints", {}).get(part.split)
-            if then is not None and (what := differences(part, self.fingerprints[part.split], then)):
+            if then is None or then.shape[1] != self.fingerprints[part.split].shape[1]:
+                continue
+            if what := differences(part, self.fingerprints[part.split], then):
                 told.append(what)
         return told
 

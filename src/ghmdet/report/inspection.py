@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop, save_jpeg
+from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_spectrum
@@ -162,9 +163,11 @@ def _inspect(
             )
         if data is None:
             raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
-    made_of["labels"] = _digest(json.dumps(read_data(where, split).to_coco()).encode())
+    now = read_data(where, split)
+    learnt = trained_on(run, now) or ""
+    made_of["labels"] = _digest(json.dumps(now.to_coco()).encode())
     if kept and kept.findings["made_of"] == made_of:
-        return _advised(kept, run, made)
+        return _advised(kept, run, made)._replace(note=learnt)
 
     part, config, measured, found, summary = _look(checkpoint, where, split, device, 0, say)
     hard = find_hardest(part, measured.results, measured.seen)
@@ -195,7 +198,7 @@ def _inspect(
         "unlabelled": sum(one.kind == NOTHING and one.score >= VERY_SURE for one in hard),
         "made": provenance(about),
     }
-    return _advised(Inspection(findings, measured.spectrum), run, made)
+    return _advised(Inspection(findings, measured.spectrum, learnt), run, made)
 
 
 def _advised(inspection: Inspection, run: Path, made: dict[str, Any]) -> Inspection:
