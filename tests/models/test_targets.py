@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from ghmdet.errors import GhmdetError
+from ghmdet.models import targets as module
 from ghmdet.models.anchors import make_anchors
 from ghmdet.models.presets import ModelConfig
 from ghmdet.models.targets import anchor_targets, box_overlaps, check_targets
@@ -213,6 +216,50 @@ def test_padding_and_the_other_pictures_change_nothing():
         assert torch.equal(together.rows[index], alone.rows[0])
         assert torch.equal(together.labels[index], alone.labels[0])
     assert (together.rows[1] == -1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    seed=st.integers(0, 2**31),
+    pairs=st.integers(1, 5000),
+    best_of=st.sampled_from([0, 1, 9]),
+    crowded=st.booleans(),
+)
+def test_boxes_a_few_at_a_time_match_as_all_at_once(counts, seed, pairs, best_of, crowded):
+    torch.manual_seed(seed)
+    anchors = make_anchors(TINY, 96, 128, CPU)[0][::5]
+    boxes = [random_boxes(count) / (8 if crowded else 1) for count in counts]
+    boxes[-1] = torch.cat((boxes[-1], boxes[-1][:3]))  # of two classes: equally good everywhere
+    config = dataclasses.replace(TINY, best_anchors=best_of)
+    together = anchor_targets(*padded(boxes), anchors, config, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PAIRS", pairs)
+        for name, values in anchor_targets(*padded(boxes), anchors, config, 3)._asdict().items():
+            assert torch.equal(values, getattr(together, name)), name
+
+
+MANY = """
+import resource, torch
+from ghmdet.models import PRESETS
+from ghmdet.models.anchors import make_anchors
+from ghmdet.models.targets import anchor_targets
+config = PRESETS["nano"]
+anchors = make_anchors(config, 128, 128, torch.device("cpu"))[0]
+for count in (1000, 20_000):
+    corner = 120 * torch.rand(1, count, 2)
+    boxes = torch.cat((corner, corner + 1 + 6 * torch.rand_like(corner)), dim=2)
+    rows = anchor_targets(boxes, torch.zeros(1, count).long(), anchors, config, 1).rows
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, rows.unique().numel())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in KiB on Linux only")
+def test_memory_does_not_grow_with_the_boxes_of_a_picture():
+    told = subprocess.run([sys.executable, "-c", MANY], stdout=subprocess.PIPE, check=True).stdout.split()
+    few, matched, many, matched_too = map(int, told)
+    assert matched > 500 and matched_too > 1000
+    assert many < few + 50  # MiB; all boxes at once take 877 more
 
 
 def test_more_anchors_than_there_are_is_all_of_them():

@@ -17,6 +17,8 @@ from ghmdet.models.presets import ModelConfig
 BACKGROUND = -1
 BETWEEN = -2
 ROUNDS = 8
+PAIRS, DEVICE_PAIRS = 1 << 20, 1 << 25
+"""Of a box and an anchor, looked at together: memory does not grow with the boxes, and a CPU's cache holds them."""
 
 
 class AnchorTargets(NamedTuple):
@@ -104,18 +106,29 @@ def anchor_targets(
     a box more than any other anchor does (ties included) are never without one, so every box that touches an anchor
     has one.
     """
-    iou, closeness = box_overlaps(boxes, anchors)  # [B, M, A] each
-    padding = (labels < 0)[:, :, None]
-    best_iou, best_box = iou.masked_fill_(padding, -1.0).max(dim=1)  # [B, A]
-    rows = torch.where(best_iou >= config.background_iou, BETWEEN, BACKGROUND)
-    if config.best_anchors:
-        least = closeness.topk(min(config.best_anchors, len(anchors)), dim=2).values[:, :, -1:]  # [B, M, 1]
-        worth, box = closeness.masked_fill_((closeness < least) | padding, -2.0).max(dim=1)  # [B, A]
-        rows = keep_one_each(box.where(worth > -2.0, rows), closeness, padding[:, :, 0])
+    padding = (labels < 0)[:, :, None]  # [B, M, 1]
+    best: tuple[Tensor, Tensor] | None = None
+    wanted: tuple[Tensor, Tensor] | None = None
+    needed = torch.zeros_like(anchors[:, 0], dtype=torch.bool)
+    least = boxes[:, :, :1].clone()  # [B, M, 1], filled below; kept in pieces, it would scatter the memory
+    for first in range(0, boxes.shape[1], step := boxes_together(boxes, anchors)):
+        some = slice(first, first + step)
+        iou, closeness = box_overlaps(boxes[:, some], anchors)  # [B, m, A] each
+        best = _larger(best, iou.masked_fill_(padding[:, some], -1.0), first)
+        if config.best_anchors:
+            least[:, some] = closeness.topk(min(config.best_anchors, len(anchors)), dim=2).values[:, :, -1:]
+            unwanted = (closeness < least[:, some]) | padding[:, some]
+            wanted = _larger(wanted, closeness.masked_fill_(unwanted, -2.0), first)
+        else:
+            most = iou.amax(dim=2, keepdim=True)  # [B, m, 1]
+            needed = needed | ((iou == most) & (most > 0)).any(dim=1)  # [B, A]
+    assert best is not None  # M >= 1
+    rows = torch.where(best[0] >= config.background_iou, BETWEEN, BACKGROUND)  # [B, A]
+    if wanted is not None:
+        rows = wanted[1].where(wanted[0] > -2.0, rows)
+        rows = keep_one_each(rows, boxes, anchors, least, padding[:, :, 0])
     else:
-        most = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
-        needed = ((iou == most) & (most > 0)).any(dim=1)
-        rows = best_box.where(needed | (best_iou >= config.positive_iou), rows)
+        rows = best[1].where(needed | (best[0] >= config.positive_iou), rows)
     row, found = rows.clamp(min=0), rows >= 0
     label = labels.gather(1, row).where(found, num_classes).where(rows != BETWEEN, -1)
     # Whole rows of one list of boxes: a gather of numbers takes several times as long.
@@ -124,28 +137,51 @@ def anchor_targets(
     return AnchorTargets(label, torch.where(found[..., None], matched, anchors), rows)
 
 
-def keep_one_each(rows: Tensor, worth: Tensor, padding: Tensor) -> Tensor:
+def boxes_together(boxes: Tensor, anchors: Tensor) -> int:
+    """How many of each picture's boxes [B, M, 4] are looked at together with the anchors [A, 4]."""
+    return max(1, (PAIRS if boxes.device.type == "cpu" else DEVICE_PAIRS) // (len(boxes) * len(anchors)))
+
+
+def _larger(best: tuple[Tensor, Tensor] | None, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The largest value [B, A] and its row, of `best` and of rows [B, m, A] from `first` on; a tie is the earlier's."""
+    value, row = values.max(dim=1)
+    if best is None:
+        return value, row
+    larger = value > best[0]
+    return value.where(larger, best[0]), (row + first).where(larger, best[1])
+
+
+def keep_one_each(rows: Tensor, boxes: Tensor, anchors: Tensor, least: Tensor, padding: Tensor) -> Tensor:
     """The matches `rows` [B, A], but a box without an anchor has the best that it wants and is not another's last one.
 
-    worth: [B, M, A], how good each anchor is for each box, -2 where the box does not want it. padding: [B, M].
+    boxes: [B, M, 4]. anchors: [A, 4]. least: [B, M, 1], the DIoU from which on a box wants an anchor. padding: [B, M].
     In each picture one box after the other; on an accelerator, which must not be waited for, only the first `ROUNDS`.
     """
-    read, done = _arguments.values_can_be_read(rows), padding
     pictures = torch.arange(len(rows), device=rows.device)
-    for _ in range(worth.shape[1] if read else ROUNDS):
-        owner = rows.clamp(min=-1) + 1  # 0 for none
-        owned = owner.new_zeros(len(rows), worth.shape[1] + 1).scatter_add_(1, owner, torch.ones_like(owner))
-        lost = (owned[:, 1:] == 0) & ~done  # [B, M]
-        if read and not lost.any():
-            break
-        box = lost.int().argmax(dim=1)  # [B]
-        last = (owner > 0) & (owned.gather(1, owner) == 1)
-        best, anchor = worth[pictures, box].masked_fill(last, -2.0).max(dim=1)  # [B]
-        found = lost.any(dim=1) & (best > -2.0)
-        anchor = anchor[:, None]
-        rows = rows.scatter(1, anchor, box[:, None].where(found[:, None], rows.gather(1, anchor)))
-        done = done.scatter(1, box[:, None], True)
-    return rows
+    owner = rows.clamp(min=-1) + 1  # 0 for none
+    owned = owner.new_zeros(len(rows), padding.shape[1] + 1).scatter_add_(1, owner, torch.ones_like(owner))
+    lost = (owned[:, 1:] == 0) & ~padding  # [B, M]; no box joins them below
+    read = _arguments.values_can_be_read(rows)
+    rounds = int(lost.sum(dim=1).max()) if read else ROUNDS
+    if not rounds:
+        return rows
+    order = (~lost).byte().argsort(dim=1, stable=True)[:, :rounds]
+    for some in order.split(boxes_together(boxes, anchors), dim=1):
+        worth = box_overlaps(boxes[pictures[:, None], some], anchors)[1]  # [B, m, A]
+        worth.masked_fill_((worth < least[pictures[:, None], some]) | ~lost.gather(1, some)[:, :, None], -2.0)
+        if read:  # those of which another has all they want need no look of their own: it keeps them
+            last = (owner > 0) & (owned.gather(1, owner) == 1)
+            hopeful = ((worth > -2.0) & ~last[:, None]).any(dim=2).any(dim=0)
+            some, worth = some[:, hopeful], worth[:, hopeful]
+        for box, mine in zip(some.unbind(dim=1), worth.unbind(dim=1), strict=True):  # [B], [B, A]
+            last = (owner > 0) & (owned.gather(1, owner) == 1)
+            best, anchor = mine.masked_fill(last, -2.0).max(dim=1, keepdim=True)  # [B, 1]
+            before = owner.gather(1, anchor)
+            after = (box[:, None] + 1).where(best > -2.0, before)
+            owner = owner.scatter(1, anchor, after)
+            one = torch.ones_like(after)
+            owned = owned.scatter_add_(1, before, -one).scatter_add_(1, after, one)
+    return (owner - 1).where(owner > 0, rows)
 
 
 def box_overlaps(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
