@@ -111,14 +111,15 @@ def anchor_targets(
     wanted: tuple[Tensor, Tensor] | None = None
     needed = torch.zeros_like(anchors[:, 0], dtype=torch.bool)
     least = boxes[:, :, :1].clone()  # [B, M, 1], filled below; kept in pieces, it would scatter the memory
-    for first in range(0, boxes.shape[1], step := boxes_together(boxes, anchors)):
-        some = slice(first, first + step)
+    step = boxes_together(boxes, anchors)
+    for start in range(0, boxes.shape[1], step):
+        some = slice(start, start + step)
         iou, closeness = box_overlaps(boxes[:, some], anchors)  # [B, m, A] each
-        best = _larger(best, iou.masked_fill_(padding[:, some], -1.0), first)
+        best = _larger(best, iou.masked_fill_(padding[:, some], -1.0), start)
         if config.best_anchors:
             least[:, some] = closeness.topk(min(config.best_anchors, len(anchors)), dim=2).values[:, :, -1:]
             unwanted = (closeness < least[:, some]) | padding[:, some]
-            wanted = _larger(wanted, closeness.masked_fill_(unwanted, -2.0), first)
+            wanted = _larger(wanted, closeness.masked_fill_(unwanted, -2.0), start)
         else:
             most = iou.amax(dim=2, keepdim=True)  # [B, m, 1]
             needed = needed | ((iou == most) & (most > 0)).any(dim=1)  # [B, A]
@@ -166,7 +167,7 @@ def keep_one_each(rows: Tensor, boxes: Tensor, anchors: Tensor, least: Tensor, p
     if not rounds:
         return rows
     order = (~lost).byte().argsort(dim=1, stable=True)[:, :rounds]
-    for some in order.split(boxes_together(boxes, anchors), dim=1):
+    for some in torch.split(order, boxes_together(boxes, anchors), dim=1):
         worth = box_overlaps(boxes[pictures[:, None], some], anchors)[1]  # [B, m, A]
         worth.masked_fill_((worth < least[pictures[:, None], some]) | ~lost.gather(1, some)[:, :, None], -2.0)
         if read:  # those of which another has all they want need no look of their own: it keeps them
