@@ -90,6 +90,28 @@ def test_a_box_beside_its_object(tmp_path: Path) -> None:
     assert all(each.score < 0.2 for each in found[1:])
 
 
+@pytest.mark.parametrize("second", [BOX, (22.0, 20.0, 62.0, 62.0)])
+@pytest.mark.parametrize(("own", "sure", "kind"), [(0.9, 0.95, "shifted"), (0.6, 0.99, "missing")])
+def test_one_place_has_one_suspicion_of_an_object_without_its_box(
+    tmp_path: Path, second: tuple[float, float, float, float], own: float, sure: float, kind: str
+) -> None:
+    """A label beside its object and a missing label there would give the object two boxes if both were accepted."""
+    data = labelled(tmp_path, (CAT, HALF), (CAT, (120.0, 120.0, 160.0, 160.0)))
+    loose = (CAT, (122.0, 124.0, 163.0, 160.0), 0.9)  # what is usual is not exact
+    found = audit(seen((CAT, BOX, own), (DOG, second, sure), loose), data)
+    bring = [one for one in found if one.kind in ("missing", "shifted") and one.suggested]
+    assert [one.kind for one in bring] == [kind]
+    # The label has its next likeliest suspicion, where it is no longer told to move.
+    assert sum(one.row == 0 for one in found) == 1
+
+
+def test_a_label_is_not_told_to_move_onto_the_object_of_another(tmp_path: Path) -> None:
+    data = labelled(tmp_path, (CAT, HALF), (CAT, (20.0, 20.0, 60.0, 98.0)))  # IoU 40 / 78 with BOX
+    assert "shifted" not in {one.kind for one in audit(seen((CAT, BOX, 0.95)), data)}
+    other = labelled(tmp_path, (CAT, HALF), (DOG, BOX))  # of another class: a label may be missing there
+    assert "shifted" in {one.kind for one in audit(seen((CAT, BOX, 0.95)), other)}
+
+
 def test_a_label_on_nothing(tmp_path: Path) -> None:
     data = labelled(tmp_path, (CAT, BOX), (CAT, (100.0, 100.0, 150.0, 150.0)))
     one = only(audit(seen((CAT, BOX, 0.95)), data))

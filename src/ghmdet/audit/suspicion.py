@@ -30,6 +30,7 @@ ON = 0.5  # the IoU from which on a detection means a label
 NEAR = 0.05  # the least IoU of a badly placed label with its object
 TWIN = 0.3  # the least IoU of two labels of one object
 LEAST = 0.05  # the least score that is told of
+Box = tuple[float, float, float, float]
 USUAL = 0.75  # the quantile of the differences of coordinates that is usual for a class
 
 
@@ -37,7 +38,7 @@ class Label(NamedTuple):
     """An object: its class (a place among the data's classes) and its box x1 y1 x2 y2 in pixels."""
 
     label: int
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 class Suspicion(NamedTuple):
@@ -142,7 +143,7 @@ def judge(
 
     - class: the geometric mean of p_k and 1 - p_c, of the likeliest other class k.
     - shifted: that of s (1 - best IoU with a label of c), of 1 - t and of gr, for the detection of c at IoU .05 to .5
-      whose first number is the largest.
+      whose first number is the largest, among those that overlap no label of c at IoU .5.
     - spurious: (1 - the best s, faded below IoU .5) (1 - the best score of any class by the anchors).
     - duplicate: IoU with a label of c that fits better (1 - the best score of a second detection on it).
     - missing: s (1 - best IoU with any label), of detections that overlap no label, and no likelier one, at IoU .5.
@@ -158,7 +159,8 @@ def judge(
     g = 1 - p[rows, labels]
     others = np.where(np.arange(classes) == labels[:, None], -1, p)
     hit = everywhere[rows, labels]
-    free = np.where((own >= NEAR) & (own < ON), s * (1 - own.max(axis=1, initial=0))[:, None], 0)
+    best = own.max(axis=1, initial=0)[:, None]
+    free = np.where((own >= NEAR) & (best < ON), s * (1 - best), 0)
     faded = (s * np.minimum(1, iou / ON)).max(axis=0, initial=0)
     place, offset = _compared(found, boxes, free)
     _, on_it = _compared(found, boxes, np.where(own >= ON, s, 0))
@@ -236,26 +238,30 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
         )
         scores = one.scores.copy()
         scores[:, 1] *= np.cbrt(np.nan_to_num(beside))
-        best = scores.argmax(axis=1)
-        moved = dict[tuple[float, ...], float]()
-        for j in np.flatnonzero(scores.max(axis=1) >= LEAST).tolist():
-            kind, row, gr = KINDS[1 + best[j]], int(one.rows[j]), float(on_it[j])
-            score, g = float(scores[j, best[j]]), float(one.g[j])
-            given, suggested = Label(int(labels[j]), _box(record.boxes[row])), None
+        options = [(float(scores[j, k]), j, k + 1) for j, k in np.argwhere(scores >= LEAST).tolist()]
+        options += [(float(score), j, 0) for j, score in enumerate(one.missing.scores)]
+        added, moved, told = list[Box](), list[Box](), set[int]()
+        for score, j, k in sorted(options, key=lambda option: -option[0]):
+            kind = KINDS[k]
+            if kind == "missing":
+                suggested = Label(int(one.missing.labels[j]), _box(one.missing.boxes[j]))
+                if not _meets(suggested.box, moved):  # else it is the object of a badly placed label
+                    added.append(suggested.box)
+                    found.append(
+                        Suspicion(picture, kind, None, None, suggested, score, float(one.sure[j]), None)
+                    )
+                continue
+            row, g, gr = int(one.rows[j]), float(one.g[j]), float(on_it[j])
+            given, becomes = Label(int(labels[j]), _box(record.boxes[row])), None
             if kind == "class":
-                suggested = Label(int(one.other[j]), given.box)
+                becomes = Label(int(one.other[j]), given.box)
             elif kind == "shifted":
-                suggested, gr = Label(given.label, _box(one.place[j])), float(beside[j])
-                moved[suggested.box] = max(score, moved.get(suggested.box, 0))
-            found.append(
-                Suspicion(picture, kind, row, given, suggested, score, g, None if np.isnan(gr) else gr)
-            )
-        for box, label, score, g in zip(*one.missing, one.sure, strict=True):
-            if score > moved.get(_box(box), 0):  # else it is the object of a badly placed label
-                suggested = Label(int(label), _box(box))
-                found.append(
-                    Suspicion(picture, "missing", None, None, suggested, float(score), float(g), None)
-                )
+                becomes, gr = Label(given.label, _box(one.place[j])), float(beside[j])
+            if j in told or (kind == "shifted" and _meets(_box(one.place[j]), added)):
+                continue
+            told.add(j)
+            moved += [becomes.box] if becomes and kind == "shifted" else []
+            found.append(Suspicion(picture, kind, row, given, becomes, score, g, None if np.isnan(gr) else gr))
     return sorted(found, key=lambda one: -one.score)
 
 
@@ -271,6 +277,11 @@ def _usual(offset: Floats, labels: Floats, classes: int) -> Floats:
     return np.maximum(rows, 1e-3)
 
 
-def _box(box: NDArray[Any]) -> tuple[float, float, float, float]:
+def _meets(box: Box, others: Sequence[Box]) -> bool:
+    """Whether a box means the object of one of the others."""
+    return bool(overlaps(np.reshape(others, (-1, 4)), np.array([box])).max(initial=0) >= ON)
+
+
+def _box(box: NDArray[Any]) -> Box:
     x1, y1, x2, y2 = box.tolist()
     return x1, y1, x2, y2
