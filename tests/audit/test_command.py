@@ -92,6 +92,21 @@ def test_commands_for_other_hosts_and_a_shared_budget(squares: Path, tmp_path: P
         assert words[words.index("--budget") + 1] == "60s" and "--resume" in words
 
 
+@pytest.mark.parametrize(("labelled", "lacks"), [(1, "fold 1 has no boxes to train on"), (2, "3 .* judge")])
+def test_a_fold_without_boxes_is_refused(squares: Path, tmp_path: Path, labelled: int, lacks: str) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    file = tmp_path / "set" / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    few = [image["id"] for image in content["images"][:labelled]]
+    for one in content["annotations"]:
+        one["iscrowd"] = int(one["image_id"] not in few)  # a crowd is no box to learn or to judge
+    file.write_text(json.dumps(content))
+    words = f"{lacks}: too few pictures have labels for {labelled + 1} folds: give fewer --folds"
+    with pytest.raises(DataError, match=words):
+        write_audit(tmp_path / "set", out=tmp_path / "a", folds=labelled + 1, config=CONFIG, say=str)
+    assert not (tmp_path / "a").exists()
+
+
 def test_labels_that_changed_since_are_another_audit(squares: Path, tmp_path: Path) -> None:
     shutil.copytree(squares, tmp_path / "set")
     write_audit(tmp_path / "set", out=tmp_path / "a", list_commands=True, config=CONFIG, say=str)

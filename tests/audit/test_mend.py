@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_what_no_longer_fits_is_refused_by_name(
     assert apply(audit, decisions, tmp_path / "mended") == 1
     said = capsys.readouterr().out.splitlines()
     assert re.match(r"refused: number 1 \(class in .*a.jpg\): no cat at \[5, 5, 20, 30\] any more", said[0])
-    assert re.match(r"refused: number 5 \(missing in .*c.jpg\): an object of its class is labelled", said[1])
+    assert re.match(r"refused: number 5 \(missing in .*c.jpg\): an object of class emu is labelled", said[1])
     assert "3 decisions applied, 2 refused" in said[2]
     names = [row[:2] for row in rows(read_data(tmp_path / "mended"))]
     assert names == [("a.jpg", "cat"), ("a.jpg", "emu"), ("b.jpg", "cat"), ("b.jpg", "dog"), ("c.jpg", "emu")]
@@ -202,6 +203,9 @@ def test_what_cannot_be_applied_is_one_line(tmp_path: Path, capsys: pytest.Captu
         return error
 
     assert "decisions of another audit" in refused({"audit": "0" * 16})
+    key = decisions.pop("audit")
+    assert f'has no key \'audit\': write "audit": "{key}"' in refused({})
+    decisions["audit"] = key
     assert "no decision" in refused({"decisions": [{"id": 99, "decision": "accept"}]})
     assert "no decision" in refused({"decisions": [{"id": 1, "decision": "maybe"}]})
     assert "lies inside the data set, or around it" in refused({}, "set/mended")
@@ -317,3 +321,226 @@ def test_pictures_outside_the_set_are_found_by_the_copy_or_it_is_not_made(
     else:
         assert status == 2 and "lies outside the data set" in capsys.readouterr().err
         assert not (tmp_path / "deeper" / "copy").exists()
+
+
+@pytest.mark.parametrize("odd", ["\udcff\udce9", "käse", "日本"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_pictures_of_any_name_are_mended(tmp_path: Path, name: str, odd: str) -> None:
+    """Bytes that are no UTF-8 are half characters in Python, and \\udcff in JSON."""
+    WRITERS[name](tmp_path / "set", pictures())
+    for file in [each for each in (tmp_path / "set").rglob("c.*") if each.is_file()]:
+        file.rename(file.with_name(odd + file.suffix))
+    for file in (tmp_path / "set").rglob("*.json"):
+        file.write_text(file.read_text().replace('"c.jpg"', json.dumps(f"{odd}.jpg")))
+    shutil.rmtree(tmp_path / "set" / "ImageSets", ignore_errors=True)  # lists are UTF-8
+    data = read_data(tmp_path / "set")
+    place = {record.path.name: i for i, record in enumerate(data.records)}
+    emu = Label(data.classes.index("emu"), (3, 4, 33, 24))
+    found = [
+        Suspicion(place[f"{odd}.jpg"], "missing", None, None, emu, 0.9, 0.9, None),
+        Suspicion(place["a.jpg"], "spurious", None, Label(0, (5, 5, 25, 35)), None, 0.8, 0.8, None),
+        Suspicion(place[f"{odd}.jpg"], "spurious", None, emu, None, 0.7, 0.7, None),
+    ]
+    about = {"data": str(tmp_path / "set"), "judged_by": "a test", "learnt": False}
+    write(tmp_path / "audit", data, found, about, 0)
+    audit = json.loads((tmp_path / "audit" / "audit.json").read_text())["audit"]
+    decisions = {"audit": audit, "decisions": [{"id": i, "decision": "accept"} for i in (1, 2, 3)]}
+    assert apply(tmp_path / "audit", decisions, tmp_path / "copy") == 1  # there is no emu to remove
+    mended = [(n, k, tuple(map(round, box))) for n, k, box in rows(read_data(tmp_path / "copy"))]
+    assert (f"{odd}.jpg", "emu", (3, 4, 33, 24)) in mended and len(mended) == 6
+    log = json.loads((tmp_path / "copy" / "mended.json").read_text())
+    assert [Path(one["picture"]).name for one in log["done"]] == [f"{odd}.jpg", "a.jpg"]
+
+
+def judged(
+    root: Path, found: list[Suspicion], out: str = "copy"
+) -> tuple[int, list[dict[str, Any]], list[Any]]:
+    """The status when all suspicions about the set in `root` are accepted, what was refused, and the mended rows."""
+    data = read_data(root / "set")
+    about = {"data": str(root / "set"), "judged_by": "a test", "learnt": False}
+    write(root / "audit", data, found, about, 0)
+    audit = json.loads((root / "audit" / "audit.json").read_text())["audit"]
+    numbers = range(1, len(found) + 1)
+    decisions = {"audit": audit, "decisions": [{"id": i, "decision": "accept"} for i in numbers]}
+    status = apply(root / "audit", decisions, root / out)
+    log = json.loads((root / out / "mended.json").read_text())
+    mended = [(n, k, tuple(map(round, box))) for n, k, box in rows(read_data(root / out))]
+    return status, log["refused"], mended
+
+
+def suspicion(
+    kind: Any, given: tuple[int, ...] | None, new: tuple[int, ...] | None, picture: int = 0
+) -> Suspicion:
+    was, becomes = (None if one is None else Label(one[0], one[1:]) for one in (given, new))  # type: ignore[arg-type]
+    return Suspicion(picture, kind, None, was, becomes, 0.9, 0.9, None)
+
+
+A = [(CAT, 0, 0, 20, 20), (EMU, 30, 10, 60, 40)]
+NEW, NEAR = (DOG, 30, 0, 50, 12), (DOG, 31, 1, 50, 12)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "found", "refused", "left"),
+    [
+        # A label moved there, and one added there.
+        (A, [("shifted", A[0], (CAT, *NEW[1:])), ("missing", None, NEAR)], {2: "number 1 was"}, 2),
+        (A, [("missing", None, NEAR), ("shifted", A[0], (CAT, *NEW[1:]))], {2: "number 1 was"}, 3),
+        (A, [("missing", None, NEW), ("missing", None, NEAR)], {2: "number 1 was"}, 3),
+        # Two labels of one object of another class.
+        (
+            [(CAT, *NEW[1:]), (EMU, *NEAR[1:])],
+            [("class", (CAT, *NEW[1:]), NEW), ("class", (EMU, *NEAR[1:]), NEAR)],
+            {2: "number 1 was"},
+            2,
+        ),
+        # The object is labelled as it should be, too.
+        ([NEW, (CAT, *NEAR[1:])], [("class", (CAT, *NEAR[1:]), NEAR)], {1: "class dog is labelled there"}, 2),
+        ([NEW, (DOG, 0, 20, 20, 40)], [("shifted", (DOG, 0, 20, 20, 40), NEAR)], {1: "class dog is"}, 2),
+        # In any order: the label that is in the way goes, or moves away.
+        ([NEW, (CAT, *NEAR[1:])], [("class", (CAT, *NEAR[1:]), NEAR), ("spurious", NEW, None)], {}, 1),
+        (
+            [NEW, (DOG, 0, 20, 20, 40)],
+            [("shifted", (DOG, 0, 20, 20, 40), NEAR), ("shifted", NEW, (DOG, 0, 0, 9, 9))],
+            {},
+            2,
+        ),
+        # A label is not what an earlier decision has made of another.
+        (A, [("missing", None, NEW), ("spurious", NEW, None)], {2: "no dog at"}, 3),
+        # Objects that overlap little.
+        (A, [("missing", None, NEW), ("missing", None, (DOG, 40, 0, 60, 12))], {}, 4),
+    ],
+)
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_object_gets_two_boxes_by_two_decisions(
+    tmp_path: Path, name: str, boxes: list[Any], found: list[Any], refused: dict[int, str], left: int
+) -> None:
+    WRITERS[name](
+        tmp_path / "set",
+        [Picture("a.jpg", boxes=boxes), Picture("y.jpg", boxes=A), Picture("z.jpg", boxes=[NEW])],
+    )
+    classes = read_data(tmp_path / "set").classes
+    assert classes == ("cat", "dog", "emu")
+    status, said, mended = judged(tmp_path, [suspicion(*one) for one in found])
+    assert status == bool(refused)
+    assert {one["id"] for one in said} == refused.keys()
+    assert all(refused[one["id"]] in one["why"] for one in said)
+    assert sum(one[0] == "a.jpg" for one in mended) == left
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_suggestion_ends_at_the_edge_of_the_picture(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / "set", [Picture("a.jpg", boxes=A), Picture("z.jpg", boxes=[NEW])])
+    found = [
+        suspicion("missing", None, (DOG, -7, -3, 12, 30)),
+        suspicion("shifted", A[1], (EMU, 40, 20, 99, 44)),
+        suspicion("missing", None, (DOG, 61, 0, 90, 20)),
+        suspicion("missing", None, (DOG, 0, -9, 20, -2)),
+        suspicion("missing", None, (DOG, 5, 5, 5, 9)),
+    ]
+    status, said, mended = judged(tmp_path, found)
+    assert [one["id"] for one in said] == [3, 4, 5] and status == 1
+    assert "(box outside the image)" in said[0]["why"] and "(empty box)" in said[2]["why"]
+    assert [one for one in mended if one[0] == "a.jpg"] == [
+        ("a.jpg", "cat", (0, 0, 20, 20)),
+        ("a.jpg", "dog", (0, 0, 12, 30)),
+        ("a.jpg", "emu", (40, 20, 60, 40)),
+    ]
+    assert not [one for one in read_data(tmp_path / "copy").problems if "outside" in one.kind]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_copy_holds_what_the_splits_use_and_says_once_what_is_left_out(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    WRITERS[name](root, pictures())
+    WRITERS[name](root, [Picture("v.jpg", boxes=A), Picture("w.jpg", boxes=[NEW])], split="val")
+    used = contents(root)
+    for unrelated in ("runs/x-1/best.pt", "notes.md", "old/annotations.zip", "images/more.psd"):
+        (root / unrelated).parent.mkdir(parents=True, exist_ok=True)
+        (root / unrelated).write_bytes(b"x" * 1000)
+    status, _, _ = judged(tmp_path, [suspicion("spurious", pictures()[0].boxes[0], None)])  # type: ignore[arg-type]
+    assert status == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(
+        "not copied: 4 files that no split of the data set uses (images/more.psd, notes.md, old"
+    )
+    assert len(said) == 2
+    assert contents(tmp_path / "copy").keys() == used.keys() | {"mended.json"}
+    for split in ("train", "val"):
+        assert len(read_data(tmp_path / "copy", split).records) == len(read_data(root, split).records)
+
+
+def test_a_darknet_set_is_copied_with_its_lists_and_names(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write_yolo(root, pictures())
+    (root / "classes.txt").unlink()
+    (root / "cfg").mkdir()
+    (root / "cfg" / "our.names").write_text("cat\ndog\nemu\n")
+    (root / "obj.data").write_text("classes = 3\ntrain = train.txt\nnames = cfg/our.names\n")
+    (root / "train.txt").write_text("".join(f"images/train/{one}.jpg\n" for one in "abc"))
+    used = contents(root)
+    status, _, mended = judged(tmp_path, [suspicion("spurious", pictures()[0].boxes[0], None)])  # type: ignore[arg-type]
+    assert status == 0 and len(mended) == 5
+    assert contents(tmp_path / "copy").keys() == used.keys() | {"mended.json"}
+
+
+HEADS = {
+    "bare": ("<annotation>", "", "</annotation>"),
+    "default": ('<annotation xmlns="urn:voc" verified="yes">', "", "</annotation>"),
+    "prefixed": ('<v:annotation xmlns:v="urn:voc" xmlns:w="urn:w">', "v:", "</v:annotation>"),
+    "ns0": ('<ns0:annotation xmlns:ns0="urn:voc">', "ns0:", "</ns0:annotation>"),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("encoding", ["UTF-8", "ISO-8859-1", "UTF-16"])
+def test_all_else_in_an_xml_file_stays_as_it_is(tmp_path: Path, head: str, encoding: str) -> None:
+    write_voc(tmp_path / "set", pictures())
+    begin, space, end = HEADS[head]
+    before = (
+        f'<?xml version="1.0" encoding="{encoding}" standalone="yes"?>\n<!-- drawn by käthe > -->\n'
+        f'<?tool <annotation> ?>\n<!DOCTYPE annotation [<!ENTITY who "me">]>\n{begin}\r\n\t<!-- a > b -->'
+    )
+
+    def one(name: str, box: tuple[int, ...], more: str = "") -> str:
+        corners = "".join(
+            f"<{space}{corner}>{value}</{space}{corner}>"
+            for corner, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
+        named = f"{more}<{space}name>{name}</{space}name><{space}bndbox>{corners}</{space}bndbox>"
+        return f"\n <{space}object id='a>b'>{named}</{space}object>"
+
+    more = f"<!-- é --><?keep me?><{space}note><![CDATA[1 < 2 &]]>&who;</{space}note>"
+    kept, tail = one("emu", (30, 10, 60, 40), more), f"\n{end}\n<!-- after -->\n<?end?>\n"
+    text = f"{before}{one('cat', (5, 5, 25, 35), more)}{kept}{one('dog', (0, 0, 10, 10))}{tail}"
+    file = tmp_path / "set" / "Annotations" / "a.xml"
+    file.write_bytes(text.encode(encoding))
+    found = [
+        suspicion("class", (CAT, 5, 5, 25, 35), (DOG, 5, 5, 25, 35)),
+        suspicion("spurious", (DOG, 0, 0, 10, 10), None),
+        suspicion("missing", None, (EMU, 1, 2, 13, 14)),
+    ]
+    status, said, mended = judged(tmp_path, found)
+    assert (status, said) == (0, [])
+    assert [one for one in mended if one[0] == "a.jpg"] == [
+        ("a.jpg", "dog", (5, 5, 25, 35)),
+        ("a.jpg", "emu", (1, 2, 13, 14)),
+        ("a.jpg", "emu", (30, 10, 60, 40)),
+    ]
+    copy = (tmp_path / "copy" / "Annotations" / "a.xml").read_bytes().decode("utf-8")
+    wanted = before.replace(encoding, "UTF-8") + one("dog", (5, 5, 25, 35), more) + kept
+    assert copy.startswith(wanted)
+    assert copy.endswith(tail)
+    added = copy[len(wanted) : -len(tail)]
+    assert (
+        added.startswith(f"\n\t<{space}object>\n\t\t<{space}name>emu</{space}name>") and "xmlns" not in added
+    )
+    assert added.count("<") == 2 * (1 + 4 + 1 + 4)
+
+
+def test_an_xml_file_of_a_single_tag_gets_an_object(tmp_path: Path) -> None:
+    write_voc(tmp_path / "set", pictures())
+    (tmp_path / "set" / "Annotations" / "c.xml").write_text("<annotation a='/>'/>")
+    status, _, mended = judged(tmp_path, [suspicion("missing", None, (EMU, 1, 2, 13, 14), picture=2)])
+    assert status == 0 and ("c.jpg", "emu", (1, 2, 13, 14)) in mended

@@ -72,25 +72,28 @@ def plan(
         if there.get(name) != value:
             other = f"{name} {value} (there {there.get(name)})"
             raise GhmdetError(f"{out} holds an audit with other settings: {other}: give another --out")
-    runs = []
+    halves = []
     for i, chosen in enumerate(folds(data, number), start=1):
-        folder, others = out / "folds" / f"fold{i}", np.setdiff1d(np.arange(len(data.records)), chosen)
+        others = np.setdiff1d(np.arange(len(data.records)), chosen)
         part = replace(data, records=data.records.take(chosen), split="val", problems=())
         rest = replace(data, records=data.records.take(others), split="train", problems=())
-        for split in (rest, part):
+        halves.append((rest, part))
+        for split, lacks in ((rest, "train on"), (part, "judge")):
             if split.records.crowd.all():
-                lacks = "train on" if split is rest else "judge"
                 raise DataError(
                     f"{data.root}: fold {i} has no boxes to {lacks}: too few pictures have labels for"
                     f" {number} folds: give fewer --folds, or a --checkpoint of other pictures"
                 )
-        for split in (rest, part):
+    runs = []
+    for i, both in enumerate(halves, start=1):
+        folder = out / "folds" / f"fold{i}"
+        for split in both:
             content, labels = split.to_coco(absolute=True), folder / f"instances_{split.split}.json"
             if before is None:
                 write_json(labels, content)
             elif read_json(labels) != content:
                 raise GhmdetError(f"{labels}: the labels of the data have changed since: give another --out")
-        runs.append(Fold(f"fold {i}", folder, out / "runs" / f"fold{i}", config, False, part))
+        runs.append(Fold(f"fold {i}", folder, out / "runs" / f"fold{i}", config, False, both[1]))
     write_json(file, now)
     return runs
 

@@ -261,7 +261,9 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
                 continue
             told.add(j)
             moved += [becomes.box] if becomes and kind == "shifted" else []
-            found.append(Suspicion(picture, kind, row, given, becomes, score, g, None if np.isnan(gr) else gr))
+            found.append(
+                Suspicion(picture, kind, row, given, becomes, score, g, None if np.isnan(gr) else gr)
+            )
     return sorted(found, key=lambda one: -one.score)
 
 

@@ -168,11 +168,16 @@ def _place(base: Path, entry: str) -> str:
     return os.path.normpath(next(there, places[0]))
 
 
+def names_file(file: Path) -> Path:
+    """The file that holds the names of the classes: `file` itself, or the one that an obj.data names."""
+    is_list = file.suffix.lower() == ".data"  # its `classes` is their number
+    return Path(_place(file.parent, _load(file).get("names", ""))) if is_list else file
+
+
 def class_names(file: Path) -> tuple[str, ...]:
     """The classes that a data.yaml, an obj.data or a list of names gives; raises DataError where it names none."""
-    if file.suffix.lower() == ".data":  # names another file; its `classes` is their number
-        listed = Path(_place(file.parent, _load(file).get("names", "")))
-        if listed == file:
+    if file.suffix.lower() == ".data":
+        if (listed := names_file(file)) == file:
             raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
         return class_names(listed)
     if file.suffix.lower() not in (".yaml", ".yml"):
