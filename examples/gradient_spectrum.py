@@ -27,11 +27,8 @@ def draw(detector: Detector, data: DetectionData, pictures: int, shown: int) -> 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     picture, counts, shares = figure.subplots(1, 3, width_ratios=(1.15, 1, 1.25))
     image = to_tensor(data.records[shown].path)
-    found = detector.predict(image)[0]
-    sure = found["scores"] >= 0.4
-    drawn = draw_detections(
-        image, found["boxes"][sure], found["labels"][sure], found["scores"][sure], detector.classes
-    )
+    found = detector.predict(image, threshold=0.4)[0]
+    drawn = draw_detections(image, **found, classes=detector.classes)
     picture.imshow(drawn)
     picture.set_axis_off()
     picture.set_title("what it sees")

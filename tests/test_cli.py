@@ -95,6 +95,12 @@ def test_what_needs_no_heavy_package_imports_none(code: str, absent: tuple[str, 
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+def test_every_public_name_is_listed_before_its_first_use() -> None:
+    code = "import ghmdet, sys; print(*(set(ghmdet.__all__) - set(dir(ghmdet))), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     "words", [["predict", "best.pt", "a.jpg", "--out=x"], ["train", "x"], ["val", "best.pt", "x"]]
 )

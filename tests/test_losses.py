@@ -288,7 +288,7 @@ def test_the_compatible_mode_counts_what_is_valid_and_has_a_weight():
         (lambda: GHMC(compat="mmdet", min_count=1.0), "fixed settings"),
         (lambda: GHMR(min_count="positives"), "no meaning in a regression"),
         (lambda: GHMR(mu=-1), "mu must be positive, not -1"),
-        (lambda: GHMC.guarded(4)(*batch(0)), "3 classes and 30 regions do not fit a spectrum of 4 classes"),
+        (lambda: GHMC.guarded(4)(*batch(0)), "have 3 classes .*num_classes=4: make it with num_classes=3"),
         (lambda: GHMC()(torch.zeros(4, 3), torch.zeros(4)), "must be integers"),
     ],
 )
@@ -346,7 +346,7 @@ def test_softmax_without_momentum_is_the_function(options, defaults, reduction):
 
 
 def test_the_softmax_average_includes_the_present_batch_and_is_read_only_in_eval():
-    loss = SoftmaxGHMC(2, 0, bins=2, momentum=0.5)
+    loss = SoftmaxGHMC(2, background=0, bins=2, momentum=0.5)
     easy, hard = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
     background = torch.zeros(4, dtype=torch.long)
     loss(torch.stack([easy, easy, easy, hard]).requires_grad_(), background)
@@ -364,9 +364,9 @@ def test_the_softmax_average_includes_the_present_batch_and_is_read_only_in_eval
 
 
 def test_softmax_is_copied_and_saved_with_its_state():
-    loss = SoftmaxGHMC(3, -1, per_class=True, class_weight=torch.tensor([1.0, 2.0, 3.0]))
+    loss = SoftmaxGHMC(3, background=-1, per_class=True, class_weight=torch.tensor([1.0, 2.0, 3.0]))
     loss(*labelled(0))
-    fresh = SoftmaxGHMC(3, -1, per_class=True, class_weight=torch.ones(3))
+    fresh = SoftmaxGHMC(3, background=-1, per_class=True, class_weight=torch.ones(3))
     fresh.load_state_dict(loss.state_dict())
     expected = copy.deepcopy(loss)(*labelled(1))
     for other in (pickle.loads(pickle.dumps(loss)), fresh):
@@ -377,11 +377,14 @@ def test_softmax_is_copied_and_saved_with_its_state():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SoftmaxGHMC(3, 3), "background=3 is none of 3 labels"),
+        (lambda: SoftmaxGHMC(3, background=3), "background=3 is none of 3 labels"),
         (lambda: SoftmaxGHMC(3, min_count="positives"), "softmax without background"),
         (lambda: SoftmaxGHMC(0, per_class=True), "num_classes must be a whole number"),
         (lambda: SoftmaxGHMC(3, label_smoothing=-0.1), "label_smoothing"),
-        (lambda: SoftmaxGHMC(4)(*labelled(0)), "made for num_classes=4"),
+        (
+            lambda: SoftmaxGHMC(4)(*labelled(0)),
+            r"have 3 classes .* num_classes=4: make it with num_classes=3, or give 4 logits",
+        ),
         (lambda: SoftmaxGHMC(3)([1.0], torch.zeros(1).long()), "must be a tensor"),
     ],
 )
@@ -398,3 +401,36 @@ def test_the_class_options_of_ghm_c_reach_the_function():
     torch.testing.assert_close(loss(logits, labels), expected)
     torch.testing.assert_close(loss(list(logits.split(9)), list(labels.split(9))), expected)
     assert loss.half().state_dict()["class_weight"].tolist() == [1.0, 0.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (
+            lambda: GHMC(3),
+            r"what is 3\? options are given by name, as in bins=30, .* GHMC.guarded\(num_classes\)",
+        ),
+        (lambda: GHMC(10, 0.75), r"what is 10, 0\.75\? .* bins=30, momentum=0\.75"),
+        (lambda: GHMR(0.02, 10), r"what is 0\.02, 10\? .* mu=0\.02, bins=10"),
+        (lambda: SoftmaxGHMC(3, 30), r"what is 30\? .* background=0, bins=30"),
+    ],
+)
+def test_a_number_without_a_name_is_not_taken_for_an_option(call, named):
+    with pytest.raises(TypeError, match=named):
+        call()
+
+
+def test_another_number_of_classes_than_that_of_the_statistics_is_named_with_the_mend():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    for loss in (GHMC.guarded(3), SoftmaxGHMC(3), Equalized(3, EqlV2), Equalized(3, EqualizedFocal)):
+        with pytest.raises(
+            ValueError, match=r"shape \(5, 4\) have 4 classes .* num_classes=3: make it with num"
+        ):
+            loss(logits, labels)
+    with pytest.raises(ValueError, match=r"have 4 classes .* num_classes=3"):
+        GHMC.guarded(3)([logits, logits], [labels, labels])
+    for loss in (GHMC(), GHMC.guarded(4), SoftmaxGHMC(4)):
+        with pytest.raises(
+            ValueError, match=r"label 9 is outside 0\.\.3.* shape \(5, 4\) have 4 classes: number"
+        ):
+            loss(logits, torch.tensor([0, 1, 2, 9, 0]))

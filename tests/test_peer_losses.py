@@ -44,11 +44,11 @@ def test_every_call_of_the_compatible_mode_has_the_peers_numbers(peer):
         n, bins, momentum = row["n"], row["bins"], row["momentum"]
         key = (row["loss"], bins, momentum)
         if row["loss"] == "GHMC":
-            loss = losses.setdefault(key, GHMC(bins, momentum, compat="mmdet"))
+            loss = losses.setdefault(key, GHMC(bins=bins, momentum=momentum, compat="mmdet"))
             inputs, targets, masked = peer_logits(n, row["k"], row["phase"]), None, 13
             targets = peer_labels(n, row["k"], row["phase"])
         else:
-            loss = losses.setdefault(key, GHMR(row["mu"], bins, momentum, compat="mmdet"))
+            loss = losses.setdefault(key, GHMR(mu=row["mu"], bins=bins, momentum=momentum, compat="mmdet"))
             inputs, targets, masked = peer_deltas(n, row["phase"]), torch.zeros(n, 4), 9
         # A size other than 1, which the peer ignores.
         value = loss(inputs, targets, weight=(torch.arange(n) % masked != 0) * 2.5)

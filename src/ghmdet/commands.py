@@ -38,7 +38,7 @@ def train(
     """Train a detector on a data set (COCO, Pascal VOC, YOLO or LabelMe); exits with 1 if it learnt nothing.
 
     Args:
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder for the run: checkpoints, curves, logs, how it was made; by default runs/NAME-1 for a data set
             NAME, runs/NAME-2 and so on.
         recipe: Settings that go together, printed: small_data, long_tail, noisy_labels, coco_r50_ghm or coco_r50_focal;
@@ -105,7 +105,7 @@ def check(data: Path, /, *, split: str | None = None) -> int:
     """List every problem of a data set; exits with 1 if any is an error.
 
     Args:
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         split: The one part to check; all parts by default.
     """
     with counting("pictures", None) as advance:
@@ -129,7 +129,7 @@ def thin(
     No visible object loses its label: pictures are left out, or objects are erased from them.
 
     Args:
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder of the new one; one that `thin` made before is replaced.
         keep: CLASS=SHARE, the share above 0 and up to 1; once for each class.
         how: images: leave pictures out. erase: fill in objects that hardly overlap others, then leave pictures out.
@@ -155,7 +155,7 @@ def split(data: Path, out: Path, /, *, val_share: float = 0.2, split: str = "tra
     Pictures that look alike come into the same part. They stay where they are; OUT gets annotations that name them.
 
     Args:
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder of the new one; one that `split` made before is replaced.
         val_share: Share of the pictures, and of each class's boxes, that is for validation.
         split: Part to divide.
@@ -178,7 +178,7 @@ def spoil(
     The pictures stay where they are; OUT gets annotations that name them, and wrong_labels.json.
 
     Args:
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder of the new one; one that `spoil` made before is replaced.
         share: Share of the boxes that get a wrong label, from 0 to .9.
         kinds: What is wrong, with commas between: class: another class. missing: no label. shifted: moved by half of

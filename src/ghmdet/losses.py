@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ghmdet.functional._arguments import (
     IGNORED,
     Arguments,
     Levels,
+    check_classes,
     check_reduction,
     check_smoothing,
     check_tensors,
@@ -28,6 +30,13 @@ from ghmdet.functional.gradient_norm import check_positive
 from ghmdet.functional.naive import Asl1, CrossEntropy, Loss
 from ghmdet.functional.softmax import SoftmaxCrossEntropy
 from ghmdet.spectrum import GradientSpectrum, PeerSpectrum, sum_over_ranks, world_size
+
+
+def _check_unnamed(unnamed: tuple[object, ...], named: str) -> None:
+    """Raise TypeError for options without a name: a lone number could be meant as regions or as classes."""
+    if unnamed:
+        given = ", ".join(map(repr, unnamed))
+        raise TypeError(f"what is {given}? options are given by name, as in {named}")
 
 
 class _Weighing(nn.Module):
@@ -103,6 +112,9 @@ class _Harmonized(_Weighing):
     ) -> Tensor:
         """The loss of logits against targets, or of predicted offsets against target offsets."""
         x, wanted, mask, factor = join_levels(inputs, targets, valid, weight)
+        if self.per_class:
+            check_tensors(inputs=x)
+            check_classes(x, self.spectrum.num_classes)
         if self.compat and factor is not None:  # there a weight says only whether an element counts
             counted = expand("weight", factor, x) > 0
             mask = counted if mask is None else counted & expand("valid", mask, x)
@@ -156,10 +168,10 @@ class GHMC(_Harmonized):
 
     def __init__(
         self,
+        *unnamed: NoReturn,
         bins: int = 30,
         momentum: float = 0.75,
         normalize: str | None = None,
-        *,
         min_count: MinCount | None = None,
         per_class: bool = False,
         num_classes: int | None = None,
@@ -171,6 +183,10 @@ class GHMC(_Harmonized):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
+        _check_unnamed(
+            unnamed,
+            "bins=30, momentum=0.75; for a density of each class, GHMC.guarded(num_classes) makes the loss",
+        )
         if per_class != (num_classes is not None):
             raise GhmdetError(
                 f"per_class={per_class} with num_classes={num_classes}: a density for each class needs their number, "
@@ -243,11 +259,11 @@ class SoftmaxGHMC(_Weighing):
     def __init__(
         self,
         num_classes: int,
+        *unnamed: NoReturn,
         background: int | None = None,
         bins: int = 30,
         momentum: float = 0.75,
         normalize: str | None = None,
-        *,
         min_count: MinCount | None = None,
         per_class: bool = False,
         class_weight: Tensor | None = None,
@@ -256,6 +272,7 @@ class SoftmaxGHMC(_Weighing):
         accumulation_steps: int = 1,
         reduction: str = "mean",
     ) -> None:
+        _check_unnamed(unnamed, "background=0, bins=30, momentum=0.75")
         guard: MinCount = "mean" if background is None else "positives"
         rows = check_whole("num_classes", num_classes) if per_class else None
         super().__init__(guard, bins, momentum, normalize, min_count, rows, accumulation_steps, reduction)
@@ -271,11 +288,7 @@ class SoftmaxGHMC(_Weighing):
         """The loss of logits against labels."""
         logits, label, mask, factor = join_levels(inputs, labels, valid, weight)
         check_tensors(inputs=logits)
-        if logits.dim() > 1 and logits.shape[1] != self.num_classes:
-            raise GhmdetError(
-                f"logits of shape {tuple(logits.shape)} have {logits.shape[1]} classes along dimension 1, and the "
-                f"loss was made for num_classes={self.num_classes}"
-            )
+        check_classes(logits, self.num_classes)
         softmax = SoftmaxCrossEntropy(
             self.background, self.class_weight, self.ignore_index, self.label_smoothing
         )
@@ -315,6 +328,7 @@ class Equalized(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
         """The loss of logits against targets."""
         arguments, before = class_arguments(inputs, targets, valid), self.spectrum.compute()
+        check_classes(inputs, self.spectrum.num_classes)
         logits, dense, mask = arguments.elements()
         negative, positive = before.regions[:, 0], before.positives
         ratio = torch.where(negative > 0, positive / negative, 100.0)  # as EQL v2's authors begin
@@ -348,17 +362,18 @@ class GHMR(_Harmonized):
 
     def __init__(
         self,
+        *unnamed: NoReturn,
         mu: float = 0.02,
         bins: int = 10,
         momentum: float = 0.7,
         normalize: str | None = None,
-        *,
         min_count: MinCount | None = None,
         accumulation_steps: int = 1,
         compat: str | None = None,
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
+        _check_unnamed(unnamed, "mu=0.02, bins=10, momentum=0.7")
         check_positive("mu", mu)
         check_impl(impl)
         super().__init__(

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,17 @@ def errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
             yield
     except DataError:
         raise
+    except IsADirectoryError:
+        raise DataError(
+            f"{path}: is a folder, not a picture: give its pictures, sorted(Path({str(path)!r}).glob('*.jpg')), or"
+            " the folder to the command `ghmdet predict`"
+        ) from None
     except FileNotFoundError:
+        if has_magic(str(path)):
+            raise DataError(
+                f"{path}: is a pattern, not a picture: give the pictures, sorted(glob.glob({str(path)!r})), or the"
+                " pattern to the command `ghmdet predict`"
+            ) from None
         raise DataError(f"{path}: missing image: put it there or {mend}") from None
     except Exception as error:  # damaged files raise whatever the decoder happened to trip over
         told = str(error).replace(repr(str(path)), "").replace(str(path), "")  # named already

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ghmdet.errors import CheckpointError, DataError, GhmdetError, unknown_name
+from ghmdet.errors import CheckpointError, DataError, GhmdetError, Range, unknown_name
 from ghmdet.pictures import read_pixels, resized_size, upright_pixels
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THRESHOLD = 0.3
+"""The least score of a detection that is shown."""
 KEY, FORMAT = "ghmdet", 1
 """Where the metadata of an ONNX file has what `About` reads, and the version of how it is written."""
 Picture = Path | str | Image.Image | NDArray[np.uint8]
@@ -106,12 +111,15 @@ class Detector:
         self.classes = tuple(self.about.classes)
         self.category_ids = tuple(self.about.category_ids)
 
-    def predict(self, images: Picture | Sequence[Picture]) -> list[dict[str, NDArray[Any]]]:
+    def predict(
+        self, images: Picture | Sequence[Picture], *, threshold: float = THRESHOLD
+    ) -> list[dict[str, NDArray[Any]]]:
         """Detect on pictures of any sizes, one after the other.
 
         Args:
             images: a picture or several: file names, Pillow pictures, or uint8 arrays (RGB [H, W, 3], RGBA [H, W, 4]
                 or grey [H, W]).
+            threshold: the least score of a detection; for a score such as AP give 0.
 
         Returns:
             For each picture a dict of arrays, best first: boxes [n, 4] xyxy in its pixels, scores [n] in 0..1, labels
@@ -119,12 +127,13 @@ class Detector:
 
         Raises:
             DataError: a file that cannot be read, or an array of another form.
-            GhmdetError: the file was exported with `--raw`.
+            GhmdetError: the file was exported with `--raw`; a threshold that is no score.
         """
         self.must_detect()
         single = isinstance(images, str) or not isinstance(images, Sequence)
         return [
-            self._detect(read(each)) for each in cast("Sequence[Picture]", [images] if single else images)
+            above(threshold, self._detect(read(each)))
+            for each in cast("Sequence[Picture]", [images] if single else images)
         ]
 
     def must_detect(self) -> Detector:
@@ -148,6 +157,15 @@ class Detector:
         scaled = resized_size(height, width, self.about.min_size, self.about.max_size)
         y, x = height / scaled[0], width / scaled[1]
         return {"boxes": boxes * np.array([x, y, x, y], np.float32), "scores": scores, "labels": labels}
+
+
+Values = TypeVar("Values", NDArray[Any], "Tensor")
+
+
+def above(threshold: float, found: Mapping[str, Values]) -> dict[str, Values]:
+    """The detections, as arrays or tensors by name, that score at least so much; raises GhmdetError outside 0..1."""
+    Range(0.0, 1.0).check("threshold", threshold)
+    return {name: value[found["scores"] >= threshold] for name, value in found.items()}
 
 
 def read(picture: Picture) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ghmdet import Detector
+from ghmdet import Detector, runtime
 from ghmdet.cli import main
 from ghmdet.data import read_data
 from ghmdet.engine.detect import detect, to_tensor
@@ -38,10 +38,38 @@ def test_every_form_of_a_picture_gives_the_same_detections(detector: Detector, s
     path = squares / "images" / "val_0.png"
     image = Image.open(path).convert("RGB")
     forms = [path, str(path), image, np.asarray(image), to_tensor(path)]
-    for found in (detector.predict(form)[0] for form in forms):
-        assert torch.equal(found["boxes"], detector.predict(path)[0]["boxes"])
+    for found in (detector.predict(form, threshold=0)[0] for form in forms):
+        assert torch.equal(found["boxes"], detector.predict(path, threshold=0)[0]["boxes"])
         assert len(found["boxes"]) > 0
         assert (found["scores"].diff() <= 0).all()
+
+
+def test_the_least_score_can_be_chosen_and_is_the_commands_by_default(
+    detector: Detector, squares: Path
+) -> None:
+    path = squares / "images" / "val_0.png"
+    whole = detector.predict(path, threshold=0)[0]
+    least = float(whole["scores"][3])
+    for threshold, options in ((least, {"threshold": least}), (0.3, {})):
+        found = detector.predict(path, **options)[0]
+        for name, value in found.items():
+            assert torch.equal(value, whole[name][whole["scores"] >= threshold])
+    assert len(detector.predict(path, threshold=least)[0]["scores"]) == 4 < len(whole["scores"])
+    with pytest.raises(GhmdetError, match="threshold 30: give a number from 0 to 1"):
+        detector.predict(path, threshold=30)
+
+
+@pytest.mark.parametrize("form", [Path, str, lambda path: [path]])
+def test_a_folder_or_a_pattern_for_a_picture_is_told_how(
+    form: Any, detector: Detector, squares: Path
+) -> None:
+    for predict_one in (detector.predict, runtime.read):
+        for wrong, what in (("images", "is a folder"), ("images/val_*.png", "is a pattern")):
+            given = squares / wrong
+            with pytest.raises(
+                DataError, match=rf"{re.escape(str(given))}: {what}, .*glob.*`ghmdet predict`"
+            ):
+                predict_one(given if predict_one == runtime.read else form(given))
 
 
 def shapes(squares: Path, folder: Path) -> list[Path]:
@@ -63,11 +91,12 @@ def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(
     detector: Detector, squares: Path, tmp_path: Path
 ) -> None:
     paths = [*shapes(squares, tmp_path / "shapes"), *sorted((squares / "images").glob("val_*.png"))]
-    alone = [detector.predict(path)[0] for path in paths]
+    alone = [detector.predict(path, threshold=0)[0] for path in paths]
     assert all(len(found["scores"]) for found in alone)
     everything = list(range(len(paths)))
     for order in (everything, everything[::-1], [4, 2, 0, 3, 1], [2, 1]):
-        for index, found in zip(order, detector.predict([paths[i] for i in order]), strict=True):
+        batch = detector.predict([paths[i] for i in order], threshold=0)
+        for index, found in zip(order, batch, strict=True):
             for name, value in found.items():  # to the last bit in fp32 on a CPU
                 assert torch.equal(value, alone[index][name])
 

@@ -154,6 +154,30 @@ def test_a_score_that_still_rises_asks_for_more_time() -> None:
         assert look(right, course=not_so, arguments={"epochs": 24}) == []
 
 
+def test_a_detector_that_has_learnt_little_is_told_so_first_with_the_likeliest_mend() -> None:
+    def hardly(number: int, label: int, box: list[float]) -> list[Found]:
+        return [(1 - label, box, 0.95), *([(label, box, 0.9)] if number < 3 else [])]
+
+    few = Course([1, 2, 3], [0.0, 0.006, 0.017], [1.0, 0.9, 0.8], finished=True, steps=120)
+    labels = {"car": 30, "bus": 20}
+    first, *others = look(hardly, course=few, labels=labels, arguments={"epochs": 3})
+    assert (first["rule"], first["gain"]) == ("little", pytest.approx(0.98, abs=0.02))
+    assert re.fullmatch(
+        r"The detector has learnt little: AP \.0\d\d, AP50 \.0\d\d, after 120 steps, on 50 labels\.",
+        first["reason"],
+    )
+    assert first["do"].startswith(
+        "Train longer: `--epochs 42` makes about the 1,600 steps of a run by default. Then"
+    )
+    assert others and "rising" not in {one["rule"] for one in others}  # it would say again to train longer
+    by_time = look(hardly, course=few, arguments={"budget": "2m"})[0]["do"]
+    assert by_time == "Train longer: `--budget 28m` makes about the 1,600 steps of a run by default."
+    many = few._replace(steps=1600)
+    assert look(hardly, course=many, labels=labels)[0]["do"].startswith("Label more pictures")
+    assert "--size" in look(hardly, course=many, labels={"car": 5000, "bus": 5000})[0]["do"]
+    assert "little" not in {one["rule"] for one in look(right, course=few, labels=labels)}
+
+
 def test_a_score_that_falls_while_the_loss_falls_is_overfitting() -> None:
     course = Course([2, 4, 6, 8, 10], [0.3, 0.6, 0.58, 0.56, 0.55], [2.0, 1.0, 0.8, 0.6, 0.5], finished=True)
     (advice,) = look(right, course=course)
@@ -229,9 +253,10 @@ def test_small_objects_ask_for_a_size_only_where_pictures_have_more_pixels(
         (0, 32, 0.0), (8, 0, None), (16, 0, None), (32, 0, None), (96, 0, None)
     ]  # fmt: skip
     if not size:
-        assert found["advice"] == [] and "No single thing stands out" in page
+        assert [one["rule"] for one in found["advice"]] == ["little"]
         return
-    (advice,) = found["advice"]
+    little, advice = found["advice"]
+    assert little["reason"] == "The detector has learnt little: AP .000, AP50 .000."
     assert advice["rule"] == "small" and advice["gain"] == 1.0
     assert "Of 32 objects that are not seen, 32 are under 16 pixels in training" in advice["reason"]
     assert advice["reason"].endswith(f"from 7 to {then} pixels.")

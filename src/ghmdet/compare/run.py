@@ -46,7 +46,7 @@ def compare(
     Interrupted, the same command continues; finished runs are never repeated. docs/compare.md says how it judges.
 
     Args:
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder for the comparison: its runs, comparison.json, comparison.md and figures.
         arms: Class losses with commas between them (ghm is ghm-c), or a YAML file of settings by arm. Differences are
             taken from the first.

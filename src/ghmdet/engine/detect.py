@@ -21,6 +21,7 @@ from ghmdet.engine.run_folder import coco_results
 from ghmdet.errors import DataError
 from ghmdet.models import RetinaNet
 from ghmdet.pictures import resized_size
+from ghmdet.runtime import THRESHOLD, above
 
 Picture = Path | str | Image.Image | NDArray[np.uint8] | Tensor
 
@@ -54,12 +55,15 @@ class Detector:
         return cls(*load_detector(path), chosen)
 
     @torch.inference_mode()
-    def predict(self, images: Picture | Sequence[Picture]) -> list[dict[str, Tensor]]:
+    def predict(
+        self, images: Picture | Sequence[Picture], *, threshold: float = THRESHOLD
+    ) -> list[dict[str, Tensor]]:
         """Detect on pictures of any sizes; what is found on one does not depend on the others.
 
         Args:
             images: a picture or several: file names, Pillow pictures, uint8 arrays (RGB [H, W, 3], RGBA [H, W, 4] or
                 grey [H, W]), or float tensors [3, H, W] in 0..1.
+            threshold: the least score of a detection; for a score such as AP give 0.
 
         Returns:
             For each picture a dict of CPU tensors, best first: boxes [n, 4] xyxy in its pixels, scores [n] in 0..1,
@@ -67,10 +71,12 @@ class Detector:
 
         Raises:
             DataError: a file that cannot be read, or an array of another form.
+            GhmdetError: a threshold that is no score.
         """
         single = not isinstance(images, Sequence) or isinstance(images, str)
         pictures: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
-        return _detect_batch(self.model, [to_tensor(picture) for picture in pictures], self.device)
+        found = _detect_batch(self.model, [to_tensor(picture) for picture in pictures], self.device)
+        return [above(threshold, one) for one in found]
 
 
 def to_tensor(picture: Any) -> Tensor:

@@ -32,7 +32,7 @@ def validate(
 
     Args:
         checkpoint: A `best.pt` or `last.pt` of a training run.
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         split: Part of the data set to score.
         out: Folder to write; by default beside the checkpoint: `SPLIT/` for the data that the run was trained on,
             `SPLIT-NAME/` for another data set NAME.

@@ -44,7 +44,7 @@ def predict(
     *pictures: Path,
     out: Path,
     annotations: Path | None = None,
-    threshold: float = 0.3,
+    threshold: float = runtime.THRESHOLD,
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "auto",
@@ -117,9 +117,7 @@ def predict(
                     if isinstance(seen, DataError):
                         failed[name] = str(seen)
                         continue
-                    shown = {
-                        key: value[seen.found["scores"] >= threshold] for key, value in seen.found.items()
-                    }
+                    shown = runtime.above(threshold, seen.found)
                     drawn = draw_detections(Image.fromarray(seen.picture), **shown, classes=detector.classes)
                     save_jpeg(drawn, drawings[name], quality=92, comment=DRAWN)
                     work.add(name, seen.stamp, coco_results(seen.in_file(), numbers[name], category_ids))
@@ -199,7 +197,8 @@ def _detect(
 ) -> list[dict[str, NDArray[Any]] | Exception]:
     """The detections of each picture; where a batch fails each picture is looked at alone, to know which it was."""
     try:
-        return [{key: np.asarray(value) for key, value in one.items()} for one in detector.predict(pictures)]
+        found = detector.predict(pictures, threshold=0)
+        return [{key: np.asarray(value) for key, value in one.items()} for one in found]
     except Exception as error:  # memory, or whatever the network tripped over
         if len(pictures) == 1:
             return [error]

@@ -129,7 +129,7 @@ def _class_arguments(
         if bool(above.any()):
             raise GhmdetError(
                 f"label {int(targets.max())} is outside 0..{inputs.shape[1] - 1} (classes), {inputs.shape[1]} "
-                "(background) and the negative numbers (ignored)"
+                f"(background) and the negative numbers (ignored): {_too_few(inputs)}"
             )
     elif readable:
         return Arguments(inputs, targets, valid, weight)  # none is ignored
@@ -217,8 +217,24 @@ def check_labels(logits: Tensor, labels: Tensor, valid: Tensor | None = None) ->
         if int(counted.max()) >= logits.shape[1]:
             raise GhmdetError(
                 f"label {int(counted.max())} is outside 0..{logits.shape[1] - 1}; what is to be left out is negative, "
-                "or ignore_index"
+                f"or ignore_index: {_too_few(logits)}"
             )
+
+
+def check_classes(inputs: Tensor, num_classes: int) -> None:
+    """Raise for logits of another number of classes, along dimension 1, than a loss keeps statistics of."""
+    if inputs.dim() > 1 and inputs.shape[1] != num_classes:
+        raise GhmdetError(
+            f"inputs of shape {tuple(inputs.shape)} have {inputs.shape[1]} classes along dimension 1, and the loss was "
+            f"made for num_classes={num_classes}: make it with num_classes={inputs.shape[1]}, or give "
+            f"{num_classes} logits"
+        )
+
+
+def _too_few(inputs: Tensor) -> str:
+    """What to do where a label is above the number of classes."""
+    many = inputs.shape[1]
+    return f"inputs of shape {tuple(inputs.shape)} have {many} classes: number labels from 0, or give a logit for each"
 
 
 def check_smoothing(smoothing: float) -> float:

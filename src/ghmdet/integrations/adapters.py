@@ -41,7 +41,7 @@ class Choice(NamedTuple):
     def softmax_loss(self, classes: int, background: int) -> SoftmaxGHMC:
         """The class loss of a softmax over so many labels, that of the background among them."""
         floor = 0.0 if self.cls == "ghm-c-published" else None
-        return SoftmaxGHMC(classes, background, min_count=floor, per_class=self.cls == "ghm-c")
+        return SoftmaxGHMC(classes, background=background, min_count=floor, per_class=self.cls == "ghm-c")
 
     def box_loss(self) -> GHMR | None:
         """The box loss, None where the model keeps its own."""

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from ghmdet.engine.fitting import STEPS
 from ghmdet.engine.run_folder import DIVERGED
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.report.run_files import Course, read_course, require_run
@@ -24,6 +25,7 @@ LEARNT = 0.005  # AP: less is none
 RISEN = 2.0  # times the first step's loss; in runs that learn it falls
 LARGE_RATE = 10 * TrainConfig.lr
 FEW_STEPS = 200
+LITTLE, FEW_OBJECTS = 0.1, 1000  # AP below which little is learnt, and labels that are few for a whole set
 STILL_RISING, FALLEN = 0.01, 0.01  # AP
 
 
@@ -48,13 +50,15 @@ def advise(
     known. course: how the run's scores went. arguments: what it was asked for.
     """
     found = {**found, "lost": {one["kind"]: one["AP50_lost"] for one in found["errors"]}}
+    little = learnt_little(found, labels, course, arguments)
     gains = {
+        "little": little,
         "small": small(found),
         "few_labels": few_labels(found, labels),
         "unlabelled": unlabelled(found),
         "confused": confused(found),
         "loose": loose(found),
-        "rising": rising(course, arguments),
+        "rising": None if little and little[1]["longer"] else rising(course, arguments),
         "overfitted": overfitted(course, arguments),
     }
     advice = []
@@ -82,6 +86,31 @@ def failure(run: Path) -> str | None:
     best = max(course.AP, default=0.0)
     values = {"AP": AP, "best": best, "learnt": LEARNT, "risen": risen, "likely": likely, "rate": rate}
     return " ".join(words("failure", course=course, data=arguments.get("data"), **values))
+
+
+def learnt_little(
+    found: Mapping[str, Any], labels: Mapping[str, int], course: Course, arguments: Mapping[str, Any]
+) -> Gain | None:
+    """The AP is near none, with the likeliest reason: few steps, few labels, or else what is labelled.
+
+    The gain is all that is missing.
+    """
+    AP, AP50, many = found["metrics"]["AP"], found["metrics"]["AP50"], sum(labels.values())
+    if AP is None or AP >= LITTLE:
+        return None
+    short = 0 < course.steps < STEPS / 2
+    longer = _longer(course, arguments, math.ceil(STEPS / course.steps)) if short else None
+    values = {"AP": AP, "AP50": AP50, "steps": course.steps, "labels": many, "longer": longer, "usual": STEPS}
+    return 1 - AP50, values | {"few": 0 < many < FEW_OBJECTS}
+
+
+def _longer(course: Course, arguments: Mapping[str, Any], times: int) -> str:
+    """The option that makes a run so many times as long: of its epochs, or of the time that ended it."""
+    last, planned = course.epochs[-1], arguments.get("epochs")
+    time = re.fullmatch(r"([\d.]+)([smh])", str(arguments.get("budget") or "").strip())
+    if time and (not planned or last < planned):
+        return f"--budget {times * float(time[1]):g}{time[2]}"
+    return f"--epochs {times * last}"
 
 
 def small(found: Mapping[str, Any]) -> Gain | None:
@@ -147,12 +176,10 @@ def loose(found: Mapping[str, Any]) -> Gain | None:
 
 def rising(course: Course, arguments: Mapping[str, Any]) -> Gain | None:
     """A run that came to its end while its AP still rose; the gain is the last rise once more."""
-    AP, budget = course.AP, str(arguments.get("budget") or "")
+    AP = course.AP
     if not course.finished or len(AP) < 3 or AP[-1] < max(AP) or AP[-1] - AP[-2] < STILL_RISING:
         return None
-    last, planned = course.epochs[-1], arguments.get("epochs")
-    time = re.fullmatch(r"([\d.]+)([smh])", budget.strip()) if not planned or last < planned else None
-    more = f"--budget {2 * float(time[1]):g}{time[2]}" if time else f"--epochs {2 * last}"
+    more = _longer(course, arguments, 2)
     return AP[-1] - AP[-2], {"rise": AP[-1] - AP[-2], "epochs": course.epochs[-2:], "more": more}
 
 

@@ -74,7 +74,7 @@ def write_spectrum(
 
     Args:
         checkpoint: A `best.pt` or `last.pt` of a training run.
-        data: Folder of the data set, or a COCO annotations file.
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder to write: spectrum.npz, spectrum.json, and each figure as SVG and PNG.
         split: Part of the data set to measure on.
         workers: Processes that read pictures.
