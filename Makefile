@@ -36,7 +36,7 @@ bench: .venv/installed
 # The lower bounds of pyproject.toml, with the oldest Python: make test-lowest PYTHON=python3.10
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --editable '.[pretrained,tensorboard,export,dev]' --constraint lowest.txt
+	.venv-lowest/bin/pip install --quiet --editable '.[pretrained,tensorboard,export,video,dev]' --constraint lowest.txt
 	.venv-lowest/bin/python -m pytest
 
 lint: .venv/installed
@@ -51,7 +51,7 @@ format: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ghmdet needs Python 3.10 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[pretrained,tensorboard,detr,export,dev]'
+	$(BIN)/pip install --quiet --editable '.[pretrained,tensorboard,detr,export,video,dev]'
 	touch $@
 
 clean:

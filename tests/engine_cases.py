@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pytest
+
 from ghmdet.engine.settings import TrainConfig
 
 TINY = TrainConfig(
@@ -13,3 +18,16 @@ TINY = TrainConfig(
     lr=1e-3,
     ema=0.9,
 )
+
+
+def film(path: Path, frames: list[np.ndarray], *, codec: str = "ffv1") -> Path:
+    """A video of pictures, without loss by default."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

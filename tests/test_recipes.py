@@ -63,8 +63,11 @@ def test_options_beside_a_recipe_override_it_and_leave_the_rest() -> None:
     assert settings() == TrainConfig()
 
 
-def test_small_data_is_what_train_does_by_default() -> None:
-    assert settings("--recipe", "small_data") == TrainConfig()
+def test_a_recipe_that_is_the_defaults_says_so_before_all_else() -> None:
+    same = [name for name in RECIPES if settings("--recipe", name) == TrainConfig()]
+    assert same == ["small_data", "long_tail", "noisy_labels"]
+    for name in same:
+        assert "default" in recipe_text(name).splitlines()[0]
 
 
 def test_a_recipe_is_printed_when_it_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from ghmdet.engine.budget import Budget
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.optim import warmup_cosine
+from ghmdet.engine.progress import progress_bar
 from ghmdet.engine.settings import TrainConfig, seconds_of
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
@@ -294,6 +296,29 @@ def test_a_run_says_soon_how_long_it_will_take_and_when_it_is_judged(squares: Pa
     (place,) = (i for i, line in enumerate(lines) if line.startswith("about "))
     assert re.fullmatch(r"about .* s to go: 22 steps of 0\.\d+ s, AP after every epoch", lines[place])
     assert lines[place - 1].startswith("epoch 1/9: AP")
+
+
+def test_a_long_run_is_told_of_a_shorter_one(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ghmdet.engine.train.LONG", 0)
+    lines: list[str] = []
+    train(squares, tmp_path / "run", replace(TINY, epochs=2, val_every=None), say=lines.append)
+    (line,) = (line for line in lines if line.startswith("about "))
+    assert line.endswith("AP after every epoch; for less, stop it and give a time: --budget 20m")
+
+
+def test_without_a_terminal_progress_is_a_line_in_the_first_minute_and_ever_fewer_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, lines = [100.0], list[str]()
+    monkeypatch.setattr("ghmdet.engine.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with progress_bar(show=True, say=lines.append) as show:
+        for step in range(1000):
+            show(step / 1000, f"epoch 1, step {step}")
+            now[0] += 1
+    assert lines == [f"epoch 1, step {step}: {step / 10:.1f}%" for step in (30, 60, 120, 240, 480, 960)]
 
 
 @pytest.mark.parametrize("text", ["20", "m", "-3m", "0s", "1d", "1e3s", "99999999h", "9" * 400 + "s"])

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine_cases import film
 from ghmdet import Detector, runtime
 from ghmdet.engine import export as module
 from ghmdet.engine.export import export
@@ -139,6 +140,20 @@ def test_predict_gives_the_same_with_it_and_needs_no_torch(
         assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)
     drawings = [sorted(path.name for path in (tmp_path / name).glob("*.jpg")) for name in ("onnx", "torch")]
     assert drawings[0] == drawings[1] == [f"val_{number}.png.jpg" for number in range(4)]
+
+
+def test_videos_labels_and_crops_need_no_torch_either(onnx: Path, squares: Path, tmp_path: Path) -> None:
+    frames = [
+        np.asarray(Image.open(file).convert("RGB")) for file in sorted((squares / "images").glob("val_*.png"))
+    ]
+    video, out = film(tmp_path / "film.mkv", frames), tmp_path / "out"
+    words = ["predict", str(onnx), str(video), f"--out={out}", "--save-txt", "--crop", "--threshold=0"]
+    without_torch(f"from ghmdet.cli import main; main({words})")
+    rows = json.loads((out / "predictions.json").read_text())
+    assert {row["frame"] for row in rows} == set(range(4)) and len(rows) > 20
+    labels = [file.read_text().splitlines() for file in sorted((out / "labels" / "film.mkv").iterdir())]
+    assert [len(lines) for lines in labels] == [sum(row["frame"] == n for row in rows) for n in range(4)]
+    assert len(list((out / "crops").rglob("*.jpg"))) == len(rows)
 
 
 def test_predict_refuses_what_an_exported_file_cannot_do(onnx: Path, squares: Path, tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ def test_a_stopped_predict_goes_on_where_it_was_and_ends_as_one_that_was_not(
     asked = list[int]()
     detect = Detector.predict
 
-    def stops(self: Detector, images: Any) -> Any:
+    def stops(self: Detector, images: Any, **options: Any) -> Any:
         asked.append(len(images))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return detect(self, images)
+        return detect(self, images, **options)
 
     monkeypatch.setattr(Detector, "predict", stops)
     count = len(list(pictures.iterdir()))
@@ -233,10 +233,10 @@ def test_one_picture_costs_no_other_its_results(
     Image.new("RGB", (33, 44)).save(pictures / "memory.png")
     detect = Detector.predict
 
-    def out_of_memory(self: Detector, images: Any) -> Any:
+    def out_of_memory(self: Detector, images: Any, **options: Any) -> Any:
         if any(image.shape[:2] == (44, 33) for image in images):
             raise RuntimeError("no memory left\nsecond line")
-        return detect(self, images)
+        return detect(self, images, **options)
 
     monkeypatch.setattr(Detector, "predict", out_of_memory)
     said: list[str] = []

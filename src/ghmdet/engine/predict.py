@@ -6,10 +6,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,13 +19,15 @@ from ghmdet import runtime
 from ghmdet.data.coco import read_annotations
 from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
+from ghmdet.engine import extracts
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
+from ghmdet.engine.sources import MOST_SIDE, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.files import hold
 from ghmdet.options import BATCH_SIZE
-from ghmdet.pictures import EXTENSIONS, read_pixels
+from ghmdet.pictures import EXTENSIONS
 
 if TYPE_CHECKING:
     from ghmdet.engine.detect import Detector
@@ -32,8 +36,6 @@ JPEG = (".jpg", ".jpeg")
 DRAWN = b"drawn by ghmdet predict"
 """The comment in each drawing, which tells it from the user's own pictures."""
 FAILED, UNFINISHED = "failed.json", "unfinished.jsonl"
-MOST_SIDE = 4096
-"""Pixels of the longer side of a picture that is looked at and drawn: more need gigabytes."""
 LONGEST_NAME = 255
 """Bytes of a file's name."""
 
@@ -45,26 +47,32 @@ def predict(
     out: Path,
     annotations: Path | None = None,
     threshold: float = runtime.THRESHOLD,
+    save_txt: Annotated[bool, Parameter(negative=())] = False,
+    crop: Annotated[bool, Parameter(negative=())] = False,
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Detect on pictures, or folders of them; writes predictions.json (COCO results) and drawn pictures.
+    """Detect on pictures, folders of them, or videos; writes predictions.json (COCO results) and drawn pictures.
 
     A picture that cannot be used is named with the reason, also in `failed.json`, and the others are done all the same;
     the exit status is 1 then. Interrupted, the same command goes on.
 
     Args:
         checkpoint: A `best.pt` or `last.pt` of a training run, or a file of `ghmdet export`, which needs no PyTorch.
-        pictures: Pictures, and folders that are searched with their subfolders. They are named relative to the folder
-            that holds all of them.
+        pictures: Pictures, patterns ('shots/*.jpg'), videos (extra `video`), and folders that are searched for pictures
+            with their subfolders. They are named relative to the folder that holds all of them; a frame of clip.mp4 is
+            clip.mp4/000000.jpg and so on, and its results have its number as `frame`.
         out: Folder to write. The drawing of a JPEG (.jpg, .jpeg) has its name, that of another picture gets `.jpg`
             added (a.png.jpg); drawings of an earlier predict are removed.
         annotations: COCO annotations, with boxes or without, whose image and category ids the results should carry,
             matched by file and class name, so that `ghmdet score` can compare them; by default pictures are numbered
             from 1 in order of their names.
-        threshold: The least score of a box that is drawn; predictions.json keeps them all.
+        threshold: The least score of a box that is drawn, cropped or written by `--save-txt`; predictions.json keeps
+            them all.
+        save_txt: Also write the boxes as YOLO labels, `labels/NAME.txt`, with their `classes.txt`.
+        crop: Also write what is in each box as a picture, `crops/CLASS/NAME-1.jpg` and so on.
         batch_size: Pictures at a time.
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
@@ -83,21 +91,31 @@ def predict(
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
     out = Path(out)
-    found = find_pictures([Path(picture) for picture in pictures], out)
-    files = {name.as_posix(): file for name, file in found.items()}
+    sources = with_frames(find_pictures([Path(picture) for picture in pictures], out))
+    files = {name: file_of(each) for name, each in sources.items()}
+    found = [Path(name) for name in files]
     opened = stamp(Path(checkpoint))  # before it is read: it may be replaced meanwhile
     detector = _open(Path(checkpoint), device, precision)
     ids, category_ids = list(range(1, len(files) + 1)), detector.category_ids
     if annotations is not None:
-        ids, category_ids = known_ids(annotations, list(found), detector.classes)
+        ids, category_ids = known_ids(annotations, found, detector.classes)
     numbers = dict(zip(files, ids, strict=True))
-    drawings = {name: out / drawn for name, drawn in zip(files, drawing_names(list(found)), strict=True)}
+    drawings = {name: out / drawn for name, drawn in zip(files, drawing_names(found), strict=True)}
+    asked = (
+        (extracts.LABELS, save_txt, extracts.write_labels),
+        (extracts.CROPS, crop, extracts.write_crops),
+    )
+    extracts.check(out, found, [folder for folder, so, _ in asked if so])
     made = {
         "checkpoint": [str(Path(checkpoint).resolve()), opened],
         "options": [threshold, detector.device.type, detector.device.precision, category_ids],
     }
     about = {
-        "images": [{"id": number, "file_name": name} for name, number in numbers.items()],
+        "images": [
+            {"id": number, "file_name": name}
+            | ({"frame": each.number} if isinstance(each := sources[name], Frame) else {})
+            for name, number in numbers.items()
+        ],
         "categories": [
             {"id": i, "name": name} for i, name in zip(category_ids, detector.classes, strict=True)
         ],
@@ -110,7 +128,7 @@ def predict(
                 say(f"{removed} drawings of an earlier predict are removed from {out}")
             if work.lines:
                 say(f"{len(work.lines)} of {len(files)} pictures are done already")
-            todo = {name: file for name, file in files.items() if name not in work.lines}
+            todo = {name: each for name, each in sources.items() if name not in work.lines}
             with counting("pictures", len(todo)) as advance:
                 for name, seen in look(detector, todo, batch_size):
                     advance(1)
@@ -126,6 +144,16 @@ def predict(
             sure = sum(one["score"] >= threshold for _, rows in work.results() for one in rows)
             if failed:
                 write_json(out / FAILED, failed)
+            for folder, so, write in asked:
+                extracts.remove(out / folder)
+                if so:
+                    surer = (
+                        (name, [one for one in rows if one["score"] >= threshold])
+                        for name, rows in work.results()
+                    )
+                    write(
+                        out / folder, surer, sources, dict(zip(category_ids, detector.classes, strict=True))
+                    )
     say(f"{count} boxes, {sure} of them scored at least {threshold:g} and drawn: {out}")
     for reason in failed.values():
         say(reason)
@@ -155,19 +183,20 @@ class Seen(NamedTuple):
 
 
 def look(
-    detector: Detector | runtime.Detector, files: Mapping[str, Path], batch_size: int
+    detector: Detector | runtime.Detector, sources: Mapping[str, Source], batch_size: int
 ) -> Iterator[tuple[str, Seen | DataError]]:
     """What a detector finds in pictures, by their names, or why one cannot be used; so many at a time are in memory.
 
     One with a side above `MOST_SIDE` is shrunk to that.
     """
-    names = list(files)
+    names, reader = list(sources), Reader()
     for start in range(0, len(names), batch_size):
         batch: dict[str, tuple[NDArray[np.uint8], tuple[int, int]] | DataError] = {}
-        stamps = {name: stamp(files[name]) for name in names[start : start + batch_size]}
+        stamps = {name: stamp(file_of(sources[name])) for name in names[start : start + batch_size]}
         for name in stamps:
             try:
-                batch[name] = read_pixels(files[name], MOST_SIDE)
+                if read := reader.read(sources[name], MOST_SIDE):
+                    batch[name] = read
             except DataError as error:
                 batch[name] = error
         found = iter(_detect(detector, [one[0] for one in batch.values() if not isinstance(one, DataError)]))
@@ -176,7 +205,7 @@ def look(
                 yield name, one
             elif isinstance(there := next(found), Exception):
                 reason = f"{type(there).__name__}: {str(there).partition(chr(10))[0]}"
-                yield name, DataError(f"{files[name]}: cannot be looked at ({reason}): leave it out")
+                yield name, DataError(f"{sources[name]}: cannot be looked at ({reason}): leave it out")
             else:
                 yield name, Seen(one[0], there, one[1], stamps[name])
 
@@ -208,8 +237,8 @@ def _detect(
 def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where each picture is, by its name relative to the folder that holds all that were given.
 
-    Each once: those at `paths`, and those in folders there and below, in the order of their names; none of `out`. A
-    path where nothing is counts as a picture if others are there.
+    Each once: those at `paths` or that fit a pattern there, videos too, and those in folders there and below, in the
+    order of their names; none of `out`. A path where nothing is counts as a picture if others are there.
 
     Raises:
         DataError: no path, nothing at any of them, or a folder without a picture.
@@ -217,6 +246,7 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """
     if not paths:
         raise DataError("no picture is given: name pictures, or a folder of them")
+    paths = [one for path in paths for one in _matching(path)]
     if not any(os.path.lexists(path) for path in paths):
         raise DataError(f"{paths[0]}: no such picture or folder")
     own, found, folders = Path(os.path.realpath(out)), dict[Path, Path](), list[Path]()
@@ -234,6 +264,16 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
         found = {_upright(file): file for file in files} | found
     root = Path(os.path.commonpath([_upright(folder) for folder in folders]))
     return {place.relative_to(root): found[place] for place in sorted(found)}
+
+
+def _matching(path: Path) -> list[Path]:
+    """The path, or what is there of a pattern, which a shell leaves alone between quotes."""
+    if os.path.lexists(path) or not has_magic(str(path)):
+        return [path]
+    found = [Path(one) for one in sorted(glob(str(path), recursive=True))]  # noqa: PTH207 - of any root
+    if not found:
+        raise DataError(f"{path}: nothing fits this pattern: correct it")
+    return found
 
 
 def _upright(path: Path) -> Path:

@@ -1,13 +1,16 @@
-"""Progress bars, where there is a terminal to draw them on."""
+"""Progress bars where there is a terminal to draw them on, and lines, ever fewer, where training has none."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+FIRST_LINE = 30.0
 
 
 @contextmanager
@@ -22,9 +25,25 @@ def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def progress_bar(*, show: bool) -> Iterator[Callable[[float, str], None]]:
-    """A bar on stdout for the block, if `show`; yields a function of the share that is done and of what is done now."""
+def progress_bar(
+    *, show: bool, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Callable[[float, str], None]]:
+    """A bar on stdout for the block, if `show`; yields a function of the share that is done and of what is done now.
+
+    Where stdout is no terminal, `say` takes a line after `FIRST_LINE` seconds, and the next each time twice as late.
+    """
+    if not sys.stdout.isatty():
+        began, due = time.monotonic(), FIRST_LINE
+
+        def line(share: float, about: str) -> None:
+            nonlocal due
+            if show and time.monotonic() - began >= due:
+                say(f"{about}: {share:.1%}")
+                due = 2 * (time.monotonic() - began)
+
+        yield line
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not show or not sys.stdout.isatty()) as bar:
+    with Progress(*columns, transient=True, disable=not show) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda share, about: bar.update(task, completed=share, description=about)

@@ -203,14 +203,17 @@ def write_predictions(path: Path, results: Iterable[Mapping[str, Any]], truth: M
 
     truth: COCO annotations, of which only the images and the categories are read.
     """
-    file_names = {image["id"]: image["file_name"] for image in truth["images"]}
+    images = {
+        image["id"]: {key: image[key] for key in ("file_name", "frame") if key in image}
+        for image in truth["images"]
+    }
     classes = {category["id"]: category["name"] for category in truth["categories"]}
     count = 0
 
     def write(file: IO[bytes]) -> None:
         nonlocal count
         for one in results:
-            names = {"file_name": file_names[one["image_id"]], "category_name": classes[one["category_id"]]}
+            names = images[one["image_id"]] | {"category_name": classes[one["category_id"]]}
             line = json.dumps({**names, **one}, ensure_ascii=False)
             # A file's name that is no UTF-8 cannot be written as it is.
             file.write((",\n" if count else "[\n").encode() + line.encode(errors="backslashreplace"))

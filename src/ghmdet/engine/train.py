@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+LONG = 30 * 60
+"""Seconds to go from which a shorter training is mentioned."""
 METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 
@@ -225,7 +227,7 @@ class Trainer:
         """Train to the end of the epochs or of the budget, or until the AP has not risen for `patience` epochs."""
         run, config, progress, data = self.run, self.run.config, self.progress, self.data
         board = contextlib.closing(self.board) if self.board else contextlib.nullcontext()
-        with StopSignal() as stop, progress_bar(show=run.main) as show, board:
+        with StopSignal() as stop, progress_bar(show=run.main, say=run.say) as show, board:
             ended = time.monotonic()
             while True:
                 if self._validation_due():
@@ -398,6 +400,7 @@ class Trainer:
         self.run.say(
             f"about {in_words(seconds)} to go: {left} steps of {in_words(self.budget.pace)}, AP after every"
             f" {'epoch' if every == 1 else f'{every} epochs'}"
+            + ("; for less, stop it and give a time: --budget 20m" if seconds > LONG else "")
         )
 
     def _save(self) -> None:

@@ -46,7 +46,7 @@ def write_report(
     Args:
         runs: Folders of training runs, finished or not; several are put side by side.
         out: The file; by default `report.html` in the run's folder, or in the current one for several runs.
-        data: Data set to inspect the best checkpoint on, as `ghmdet train` takes it; by default the one it was trained on.
+        data: Data set to inspect the best checkpoint on, as of `ghmdet train`; by default the one it was trained on.
         split: Part of the data set; by default the one it was validated on.
         device: auto, cpu or cuda, for the inspection.
         say: Takes each line meant for the user.

@@ -1,0 +1,110 @@
+"""What `ghmdet predict` writes on demand: YOLO labels of its boxes (`--save-txt`), and what is in each (`--crop`)."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ghmdet.draw import save_jpeg
+from ghmdet.engine.sources import Reader, Source
+from ghmdet.engine.unfinished import Results
+from ghmdet.errors import GhmdetError
+
+LABELS, CROPS = "labels", "crops"
+"""The folders that they are written into."""
+MARKER = ".ghmdet-predict"
+"""The file in each that tells it from the user's own."""
+UNSAFE = re.compile(r"[^\w .,()+-]")  # in a folder's name
+Found = Iterable[tuple[str, Results]]
+
+
+def check(out: Path, names: Sequence[Path], folders: Sequence[str]) -> None:
+    """Raise GhmdetError where one of the folders in `out` is in use, or two pictures have one name for labels."""
+    for folder in folders:
+        there = out / folder
+        if not (there / MARKER).exists() and there.exists() and (not there.is_dir() or any(there.iterdir())):
+            raise GhmdetError(f"{there}: holds what no `ghmdet predict` wrote: give another --out")
+    of_labels: dict[Path, Path] = {}
+    for name in names:
+        if name.parts[0] in folders:
+            raise GhmdetError(
+                f"{name}: its drawing would lie in {out / name.parts[0]}: rename the folder it is in"
+            )
+        other = of_labels.setdefault(name.with_suffix(".txt"), name)
+        if LABELS in folders and other != name:
+            raise GhmdetError(
+                f"{name}: its labels would have the name of those of {other}: rename one of the two"
+            )
+
+
+def remove(folder: Path) -> None:
+    """Remove what an earlier predict wrote there."""
+    if (folder / MARKER).exists():
+        shutil.rmtree(folder)
+
+
+def _new(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / MARKER).touch()  # before all else: what is left of an interrupted one is known
+
+
+def write_labels(
+    folder: Path, found: Found, sources: Mapping[str, Source], classes: Mapping[int, str]
+) -> None:
+    """Write the boxes of each picture as rows `class cx cy w h`, in fractions of it, and the names of the classes.
+
+    found: COCO results of each picture by its name. classes: names by category id, in the order of their numbers.
+    """
+    numbers, reader = {category: number for number, category in enumerate(classes)}, Reader()
+    _new(folder)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes.values()), encoding="utf-8")
+    for name, rows in found:
+        height, width = reader.size(sources[name])
+        lines = []
+        for row in rows:
+            x, y, w, h = row["bbox"]
+            place = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+            lines.append(" ".join([str(numbers[row["category_id"]]), *(f"{value:.6f}" for value in place)]))
+        file = folder / Path(name).with_suffix(".txt")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_crops(
+    folder: Path, found: Found, sources: Mapping[str, Source], classes: Mapping[int, str]
+) -> None:
+    """Write what is in each box as a picture: CLASS/NAME-1.jpg for the surest of a picture, then -2 and so on.
+
+    The arguments are those of `write_labels`.
+    """
+    reader = Reader()
+    _new(folder)
+    for name, rows in found:
+        read = reader.read(sources[name]) if rows else None
+        if read is None:
+            continue
+        picture, (height, width) = Image.fromarray(read[0]), read[1]
+        for number, row in enumerate(rows, start=1):
+            x, y, w, h = row["bbox"]
+            scale = picture.width / width, picture.height / height
+            left, top = int(x * scale[0]), int(y * scale[1])
+            right, bottom = (
+                max(first + 1, min(side, math.ceil(end)))
+                for first, side, end in (
+                    (left, picture.width, (x + w) * scale[0]),
+                    (top, picture.height, (y + h) * scale[1]),
+                )
+            )
+            file = (
+                folder
+                / UNSAFE.sub("_", classes[row["category_id"]])
+                / f"{Path(name).with_suffix('')}-{number}.jpg"
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_jpeg(picture.crop((left, top, right, bottom)), file, quality=92)

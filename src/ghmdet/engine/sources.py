@@ -1,0 +1,146 @@
+"""What `ghmdet predict` looks at: picture files, and the frames of videos, one after the other, by PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ghmdet.errors import DataError, GhmdetError
+from ghmdet.pictures import image_size, read_pixels
+
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+class Frame(NamedTuple):
+    """A picture of a video; the first is number 0."""
+
+    video: Path
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.video}: frame {self.number}"
+
+
+def count_frames(video: Path) -> int:
+    """How many frames a video has at most, by its packets: nothing is decoded.
+
+    Raises:
+        GhmdetError: PyAV is not installed.
+        DataError: no video, or a damaged one.
+    """
+    with _opened(video) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+Source = Path | Frame
+"""A picture file, or a frame of a video."""
+MOST_SIDE = 4096
+"""Pixels of the longer side of a picture that is looked at and drawn: more need gigabytes."""
+
+
+def file_of(source: Source) -> Path:
+    """The file that a picture is in."""
+    return source.video if isinstance(source, Frame) else source
+
+
+def with_frames(found: Mapping[Path, Path]) -> dict[str, Source]:
+    """Pictures by their names, with the frames of each video in its place: NAME/000000.jpg and so on.
+
+    Raises GhmdetError where there is a video and PyAV is not installed.
+    """
+    sources: dict[str, Source] = {}
+    for name, file in found.items():
+        sources[name.as_posix()] = file
+        if file.suffix.lower() in VIDEOS:
+            with suppress(DataError):  # it is named where it is read
+                frames = [Frame(file, number) for number in range(count_frames(file))]
+                del sources[name.as_posix()]
+                sources |= {f"{name.as_posix()}/{frame.number:06}.jpg": frame for frame in frames}
+    return sources
+
+
+class Reader:
+    """Reads sources; frames in rising order are each decoded once, and only the present one is in memory."""
+
+    def __init__(self) -> None:
+        self._video: Path | None = None
+        self._next = 0
+        self._rest: Iterator[Any] = iter(())
+        self._sizes: dict[Path, tuple[int, int]] = {}
+
+    def read(self, source: Source, most: int = MOST_SIDE) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
+        """A picture as [h, w, 3] RGB, upright, and its own (height, width); None where a video ends before its frame.
+
+        most: the longest side in pixels; a larger picture is shrunk to it.
+
+        Raises:
+            DataError: a file that cannot be read; of a video, nothing can be read from there on.
+        """
+        if isinstance(source, Path):
+            if source.suffix.lower() in VIDEOS:
+                _opened(source)  # which says why it is none
+            return read_pixels(source, most)
+        pixels = self._frame(source)
+        if pixels is None:
+            return None
+        size = self._sizes[source.video] = pixels.shape[0], pixels.shape[1]
+        if (share := most / max(size)) < 1:
+            width, height = (max(1, round(side * share)) for side in size[::-1])
+            pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        return pixels, size
+
+    def size(self, source: Source) -> tuple[int, int]:
+        """(height, width) of an upright picture; raises DataError where it cannot be read."""
+        if isinstance(source, Path):
+            return image_size(source)[::-1]
+        if source.video not in self._sizes:
+            self.read(Frame(source.video, 0), 1)
+        return self._sizes[source.video]
+
+    def _frame(self, frame: Frame) -> NDArray[np.uint8] | None:
+        if frame.video != self._video or frame.number < self._next:
+            self._video, self._next, self._rest = frame.video, 0, _decode(frame.video)
+        for picture in self._rest:
+            self._next += 1
+            if self._next > frame.number:
+                return np.ascontiguousarray(
+                    np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
+                )
+        return None
+
+
+def _decode(video: Path) -> Iterator[Any]:
+    number = 0
+    with _opened(video) as container:
+        try:
+            for frame in container.decode(video=0):
+                yield frame
+                number += 1
+        except Exception as error:  # whatever the decoder tripped over
+            raise _unreadable(video, f"cannot be decoded from frame {number} on", error) from None
+
+
+def _opened(video: Path) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise GhmdetError(f"{video}: a video needs PyAV: pip install 'ghmdet[video]'") from None
+    try:
+        container = av.open(str(video))
+        if container.streams.video:
+            return container
+    except Exception as error:
+        raise _unreadable(video, "cannot be opened", error) from None
+    raise DataError(f"{video}: holds no video: leave it out")
+
+
+def _unreadable(video: Path, what: str, error: Exception) -> DataError:
+    return DataError(
+        f"{video}: {what} ({getattr(error, 'strerror', None) or type(error).__name__}): leave it out"
+    )

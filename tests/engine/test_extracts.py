@@ -1,0 +1,207 @@
+"""What `ghmdet predict` takes and writes beside pictures and drawings: patterns, videos, YOLO labels, crops."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine_cases import film
+from ghmdet.data import read_data
+from ghmdet.engine import predict as module
+from ghmdet.engine import sources
+from ghmdet.engine.detect import Detector
+from ghmdet.engine.predict import find_pictures, predict
+from ghmdet.errors import DataError, GhmdetError, PartlyDone
+
+OPTIONS: dict[str, Any] = {"device": "cpu", "precision": "fp32", "say": lambda line: None}
+
+
+@pytest.fixture
+def pictures(squares: Path, tmp_path: Path) -> Path:
+    """Three pictures, one of them in a folder below."""
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.png", "below/c.png")):
+        shutil.copy(squares / "images" / f"val_{number}.png", tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def surest(file: Path, count: int) -> tuple[list[dict[str, Any]], float]:
+    """The `count` surest of the results in a file, and the least score of them."""
+    rows = sorted(json.loads(file.read_text()), key=lambda row: -row["score"])[:count]
+    return rows, rows[-1]["score"]
+
+
+def test_labels_and_crops_are_of_the_boxes_that_are_drawn(run: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows, threshold = surest(predict(run / "best.pt", pictures, out=out, **OPTIONS), 7)
+    assert not (out / "labels").exists() and not (out / "crops").exists()
+    predict(run / "best.pt", pictures, out=out, threshold=threshold, save_txt=True, crop=True, **OPTIONS)
+
+    shutil.copytree(pictures, tmp_path / "set" / "images")
+    shutil.copytree(out / "labels", tmp_path / "set" / "labels")
+    read = read_data(tmp_path / "set")
+    assert not [one for one in read.problems if one.severity == "error"]
+    assert read.classes == ("red", "blue") and len(read.records) == 3
+    for record in read.records:
+        name = record.path.relative_to(tmp_path / "set" / "images").as_posix()
+        wanted = [row for row in rows if row["file_name"] == name]
+        order = np.lexsort(record.boxes.T)
+        boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in wanted)]).reshape(
+            -1, 4
+        )
+        expected = np.lexsort(boxes.astype(np.float32).T)
+        np.testing.assert_allclose(record.boxes[order], boxes[expected], atol=1e-2)
+        labels = [read.classes.index(row["category_name"]) for row in wanted]
+        assert record.labels[order].tolist() == [labels[i] for i in expected]
+
+    crops = {path.relative_to(out / "crops").as_posix(): path for path in (out / "crops").rglob("*.jpg")}
+    assert len(crops) == len(rows)
+    for name in {row["file_name"] for row in rows}:
+        of_picture = [row for row in rows if row["file_name"] == name]
+        picture = np.asarray(Image.open(pictures / name).convert("RGB")).astype(float)
+        for number, row in enumerate(of_picture, start=1):
+            cut = np.asarray(Image.open(crops[f"{row['category_name']}/{name[:-4]}-{number}.jpg"])).astype(
+                float
+            )
+            x, y, w, h = row["bbox"]
+            whole = picture[int(y) : int(np.ceil(y + h)), int(x) : int(np.ceil(x + w))]
+            assert cut.shape == whole.shape and abs(cut - whole).mean() < 6
+
+    predict(run / "best.pt", pictures, out=out, **OPTIONS)
+    assert not (out / "labels").exists() and not (out / "crops").exists()
+
+
+def test_what_would_be_overwritten_or_mixed_is_refused_before_the_work(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "look", lambda *_: pytest.fail("it looks"))
+    mine = tmp_path / "out" / "labels" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(GhmdetError, match=r"out/labels: holds what no `ghmdet predict` wrote"):
+        predict(run / "best.pt", pictures, out=tmp_path / "out", save_txt=True, **OPTIONS)
+    assert mine.exists()
+    (pictures / "below").rename(pictures / "crops")
+    with pytest.raises(GhmdetError, match=r"crops/c\.png: its drawing would lie in .*/crops: rename"):
+        predict(run / "best.pt", pictures, out=tmp_path / "other", crop=True, **OPTIONS)
+    shutil.copy(pictures / "a.png", pictures / "a.bmp")
+    with pytest.raises(GhmdetError, match=r"a\.png: its labels would have the name of those of a\.bmp"):
+        predict(run / "best.pt", pictures, out=tmp_path / "other", save_txt=True, **OPTIONS)
+
+
+def test_a_pattern_stands_for_what_fits_it(pictures: Path, tmp_path: Path) -> None:
+    for pattern, names in (("*.png", ["a.png", "b.png"]), ("**/[bc].png", ["b.png", "below/c.png"])):
+        assert [name.as_posix() for name in find_pictures([pictures / pattern], tmp_path / "out")] == names
+    both = find_pictures([pictures / "a*", pictures / "below" / "*.png"], tmp_path / "out")
+    assert [name.as_posix() for name in both] == ["a.png", "below/c.png"]
+    with pytest.raises(DataError, match=r"\*\.jpg: nothing fits this pattern: correct it"):
+        find_pictures([pictures / "*.jpg", pictures / "a.png"], tmp_path / "out")
+    (pictures / "[a].png").write_bytes((pictures / "b.png").read_bytes())  # a name, not a pattern
+    assert list(find_pictures([pictures / "[a].png"], tmp_path / "out")) == [Path("[a].png")]
+
+
+@pytest.fixture
+def frames(squares: Path) -> list[np.ndarray]:
+    return [
+        np.asarray(Image.open(file).convert("RGB"))
+        for file in sorted((squares / "images").glob("*_[0-4].png"))
+    ]
+
+
+def test_the_frames_of_a_video_are_pictures_with_a_number(
+    run: Path, pictures: Path, tmp_path: Path, frames: list[np.ndarray]
+) -> None:
+    video, out = film(tmp_path / "film.mkv", frames), tmp_path / "out"
+    written = predict(run / "best.pt", video, out=out, batch_size=2, **OPTIONS)
+    _, threshold = surest(written, 12)
+    found = Detector.load(run / "best.pt", device="cpu", precision="fp32").predict(frames, threshold=0)
+    by_frame = [[] for _ in frames]
+    for row in json.loads(written.read_text()):
+        assert row["file_name"] == f"film.mkv/{row['frame']:06}.jpg" and row["image_id"] == row["frame"] + 1
+        by_frame[row["frame"]].append(row["score"])
+    for scores, expected in zip(by_frame, found, strict=True):
+        np.testing.assert_allclose(scores, expected["scores"], atol=1e-6)
+    assert len(list((out / "film.mkv").iterdir())) == len(frames) == 9
+    both = (pictures / "a.png", video)
+    more = {"save_txt": True, "crop": True, "threshold": threshold, "batch_size": 4}
+    predict(run / "best.pt", *both, out=tmp_path / "both", **more, **OPTIONS)
+    again = json.loads((tmp_path / "both" / "predictions.json").read_text())
+    assert [row["score"] for row in again if "frame" in row] == [
+        row["score"] for row in json.loads(written.read_text())
+    ]
+    labels = sorted((tmp_path / "both" / "labels").rglob("*.txt"))
+    assert len(labels) == 1 + 1 + 9 and sum(len(file.read_text().splitlines()) for file in labels[1:]) >= 12
+    assert len(list((tmp_path / "both" / "crops").rglob("*.jpg"))) == sum(
+        len(file.read_text().splitlines()) for file in labels if file.name != "classes.txt"
+    )
+
+
+def test_a_video_goes_on_where_it_was_stopped_and_is_decoded_as_a_stream(
+    run: Path, tmp_path: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = film(tmp_path / "film.mkv", frames)
+    whole = predict(run / "best.pt", video, out=tmp_path / "whole", batch_size=2, **OPTIONS)
+    detect, asked = Detector.predict, list[int]()
+
+    def stops(self: Detector, images: Any, **options: Any) -> Any:
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return detect(self, images, **options)
+
+    monkeypatch.setattr(Detector, "predict", stops)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 4 of 9 pictures"):
+        predict(run / "best.pt", video, out=tmp_path / "out", batch_size=2, **OPTIONS)
+    decoded = list[int]()
+    decode = sources._decode
+    monkeypatch.setattr(sources, "_decode", lambda path: (decoded.append(1) or one for one in decode(path)))
+    written = predict(run / "best.pt", video, out=tmp_path / "out", batch_size=2, **OPTIONS)
+    assert sum(asked[3:]) == 5 and len(decoded) == 9
+    assert written.read_text() == whole.read_text()
+
+
+def test_a_damaged_video_is_named_and_its_sound_part_is_done(
+    run: Path, pictures: Path, tmp_path: Path, frames: list[np.ndarray]
+) -> None:
+    whole = film(tmp_path / "film.avi", frames * 4, codec="mpeg4")
+    content = whole.read_bytes()
+    out = tmp_path / "out"
+    for wrong in (b"no video" * 99, b""):
+        whole.write_bytes(wrong)
+        with pytest.raises(PartlyDone, match="1 of 2 pictures could not be read"):
+            predict(run / "best.pt", whole, pictures / "a.png", out=out, **OPTIONS)
+        (reason,) = json.loads((out / "failed.json").read_text()).values()
+        assert reason.startswith(f"{whole}: cannot be opened (")
+        assert json.loads((out / "predictions.json").read_text())[0]["file_name"] == "in/a.png"
+    whole.write_bytes(content[: len(content) * 9 // 10])
+    written = predict(run / "best.pt", whole, pictures / "a.png", out=out, **OPTIONS)
+    rows = json.loads(written.read_text())
+    numbers = {row["frame"] for row in rows if "frame" in row}
+    assert numbers == set(range(len(numbers))) and 1 < len(numbers) < 36
+    assert rows[-1]["file_name"] == "in/a.png"
+
+
+def test_a_phones_video_is_turned_upright_and_a_large_one_is_shrunk(tmp_path: Path) -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:, :30] = 200
+    video = film(tmp_path / "film.mkv", [picture])
+    reader = sources.Reader()
+    pixels, size = reader.read(sources.Frame(video, 0), 30)
+    assert size == (40, 60) == reader.size(sources.Frame(video, 0)) and pixels.shape == (20, 30, 3)
+    assert pixels[:, :14].mean() == 200 and pixels[:, 16:].mean() == 0
+
+
+def test_without_pyav_a_video_says_what_to_install(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "film.mp4").touch()
+    with pytest.raises(GhmdetError, match=r"film\.mp4: a video needs PyAV: pip install 'ghmdet\[video\]'"):
+        predict(run / "best.pt", tmp_path / "film.mp4", out=tmp_path / "out", **OPTIONS)
