@@ -1,4 +1,6 @@
-"""Kills trainings at random moments and resumes them: each must end bit-equal to one that was left alone.
+"""Kills trainings and resumes them: each must end bit-equal to one that was left alone.
+
+Every second kill comes while a file is being written, the others at random moments.
 
 python tests/soak.py --kills 30 [--seed 0]
 """
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ghmdet.data.make import SynthConfig, synthesize
@@ -39,7 +42,13 @@ def state(run: Path) -> tuple[Any, ...]:
             tables.append(
                 [{k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)]
             )
-    return saved["model"], saved["training"]["optimizer"]["state"], *tables
+    with np.load(run / "spectrum.npz") as spectrum:
+        counts = {
+            name: torch.from_numpy(spectrum[name])
+            for name in spectrum.files
+            if spectrum[name].dtype.kind in "iuf"
+        }
+    return saved["model"], saved["training"]["optimizer"]["state"], counts, *tables
 
 
 def same(one: Any, other: Any) -> bool:
@@ -51,6 +60,20 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def kill(process: subprocess.Popen[bytes], run: Path, after: float, writing: bool) -> bool:
+    """Kill a training after so many seconds, or with `writing` in the next file it writes; False if it ended first."""
+    try:
+        process.wait(after)
+        return False
+    except subprocess.TimeoutExpired:
+        while writing and process.poll() is None and not any(run.glob(".*.tmp")):
+            time.sleep(0.0005)
+    ended = process.poll() is not None
+    process.kill()
+    process.wait()
+    return not ended
 
 
 def soak(home: Path, kills: int, seed: int) -> int:
@@ -65,13 +88,10 @@ def soak(home: Path, kills: int, seed: int) -> int:
         out = f"killed{number}"
         while True:
             process = subprocess.Popen(command(home, out), stdout=subprocess.DEVNULL)
-            try:
-                ended = process.wait(rng.uniform(0.2, 1.0) * longest if killed < kills else None)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            if killed < kills and kill(process, home / out, rng.uniform(0.2, 1.0) * longest, killed % 2 == 1):
                 killed += 1
                 continue
+            ended = process.wait()
             wrong += bool(ended) or not same(state(home / "whole"), state(home / out))
             break
         print(f"{killed} kills, {number} runs, {wrong} ended otherwise", flush=True)
