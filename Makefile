@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest fuzz soak bench lint format clean
+.PHONY: demo test test-lowest fuzz soak package bench docs lint format clean
 
 demo: .venv/installed
 	$(BIN)/ghmdet demo --out demo
@@ -23,6 +23,10 @@ soak: .venv/installed
 	$(BIN)/python tests/soak.py --kills 30
 	$(BIN)/python tests/fuzz_readers.py --count 100000
 
+# Builds sdist and wheel, and does the main job with the wheel in an environment of its own: make package PYTHON=python3.13
+package:
+	tests/smoke.sh $(PYTHON)
+
 # Adds rows to benchmarks/results and draws docs/performance.md; the machine should have nothing else to do.
 bench: .venv/installed
 	$(BIN)/python benchmarks/class_losses.py --threads 1
@@ -32,6 +36,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/step_share.py
 	$(BIN)/python benchmarks/performance_page.py
+
+# The documentation as a site: site/index.html.
+docs: .venv/installed
+	$(BIN)/zensical build --strict --clean
 
 # The lower bounds of pyproject.toml, with the oldest Python: make test-lowest PYTHON=python3.10
 test-lowest:
@@ -51,8 +59,8 @@ format: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ghmdet needs Python 3.10 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[pretrained,tensorboard,detr,export,video,dev]'
+	$(BIN)/pip install --quiet --editable '.[pretrained,tensorboard,detr,export,video,docs,dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest demo build
+	rm -rf .venv .venv-lowest demo build site

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,6 @@ from ghmdet.models import BOX_LOSSES, CLS_LOSSES
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
-PAGES += [REPO / "src" / "ghmdet" / "functional" / "README.md"]
 
 
 def slug(heading: str) -> str:
@@ -59,6 +61,22 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         for word in words:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known, line
+
+
+def test_the_documentation_builds_with_every_link_and_anchor_right(tmp_path: Path) -> None:
+    pytest.importorskip("zensical", reason="needs the extra docs")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs the extra docs")
+    for name in ("docs", "src"):
+        shutil.copytree(REPO / name, tmp_path / name)
+    shutil.copy(REPO / "zensical.toml", tmp_path)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    built = subprocess.run(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert built.returncode == 0, built.stdout[-2000:]
+    pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
+    assert pages >= {page.stem for page in (REPO / "docs").glob("*.md")}
+    listed = (tmp_path / "zensical.toml").read_text(encoding="utf-8")
+    assert all(f'"{page.name}"' in listed for page in (REPO / "docs").glob("*.md"))
+    assert "harmonizing_weights" in (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
 
 
 def test_each_loss_is_named_where_losses_are_listed() -> None:

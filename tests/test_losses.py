@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -255,6 +256,30 @@ def test_published_is_the_authors_form_and_guarded_the_floored_one():
         "normalize='none', min_count='positives', per_class=True, compat=None, reduction='mean'"
     )
     assert "mu=0.02" in repr(GHMR()) and "bins=10, momentum=0.7" in repr(GHMR())
+
+
+@pytest.mark.parametrize(
+    "make", [GHMC.published, GHMR.published, partial(GHMC.guarded, 4)], ids=["GHMC", "GHMR", "guarded"]
+)
+def test_the_named_forms_pass_their_options_on(make):
+    plain, other = make(), make(accumulation_steps=3, reduction="sum")
+    assert (plain.spectrum.accumulation_steps, plain.reduction) == (1, "mean")
+    assert (other.spectrum.accumulation_steps, other.reduction) == (3, "sum")
+
+
+@pytest.mark.parametrize("form", [EqlV2, EqualizedFocal])
+def test_equalized_losses_take_any_layout_with_classes_along_dimension_1(form):
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=random)
+    targets = (torch.rand(2, 3, 4, 5, generator=random) < 0.2).float()
+    flat, maps = Equalized(3, form), Equalized(3, form)
+    for _ in range(3):
+        expected = flat(
+            logits.movedim(1, -1).reshape(-1, 3).requires_grad_(), targets.movedim(1, -1).reshape(-1, 3)
+        )
+        torch.testing.assert_close(maps(logits.clone().requires_grad_(), targets), expected)
+    assert flat.spectrum.accumulation_steps == 1
+    assert Equalized(3, form, accumulation_steps=2).spectrum.accumulation_steps == 2
 
 
 def test_the_compatible_mode_moves_in_evaluation_and_only_where_there_are_examples():

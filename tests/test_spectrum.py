@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ghmdet.spectrum
 import naive
 from ghmdet import GradientSpectrum
 from ghmdet.errors import GhmdetError
 from ghmdet.functional.density import RegionCounts
-from ghmdet.spectrum import SpectrumCounts
+from ghmdet.spectrum import SpectrumCounts, SpectrumSums
+from operations import Operations, as_an_accelerator
 from spectrum_cases import CLASSES, STRIDES, count_batch, make_case
 
 
@@ -319,6 +321,49 @@ def test_parts_add_up_to_the_whole():
     assert part(slice(0, 4)).pictures.tolist() == [4]
 
 
+@pytest.mark.parametrize("block", [1, 7, 300])
+def test_blocks_and_a_device_that_is_not_waited_for_count_alike(monkeypatch, block):
+    random = torch.Generator().manual_seed(2)
+    logits, labels = (
+        torch.randn(2, 120, 3, generator=random),
+        torch.randint(-1, 4, (2, 120), generator=random),
+    )
+    whole = count_batch(logits, labels, logits.new_zeros(2, 120, 4) + 0.01)
+    as_an_accelerator(monkeypatch)
+    monkeypatch.setattr(ghmdet.spectrum, "BLOCK", block)
+    with Operations() as used:
+        parts = count_batch(logits, labels, logits.new_zeros(2, 120, 4) + 0.01)
+        assert not used.names & {"bincount", "nonzero"}
+    assert (parts.examples == whole.examples).all() and (parts.boxes == whole.boxes).all()
+    np.testing.assert_allclose(parts.gradient, whole.gradient, rtol=1e-6)
+    np.testing.assert_allclose(parts.box_gradient, whole.box_gradient, rtol=1e-6)
+    assert parts.boxes.sum() == 4 * ((labels >= 0) & (labels < 3)).sum()
+    assert parts.examples.sum() == 3 * (labels >= 0).sum()
+
+
+def test_what_was_read_of_a_pass_does_not_change_when_it_goes_on():
+    sums = SpectrumSums(("a", "b"), (8,), torch.device("cpu"))
+    sums.add_labels(torch.zeros(4, 2), torch.tensor([0, 1, 2, -1]))
+    before = sums.counts()
+    sums.add_labels(torch.zeros(4, 2), torch.tensor([0, 1, 2, -1]))
+    assert before.examples.sum() == 6 and sums.counts().examples.sum() == 12
+    assert {before.examples.dtype, before.boxes.dtype} == {np.dtype(np.int64)}
+    assert {before.gradient.dtype, before.box_gradient.dtype} == {np.dtype(np.float64)}
+
+
+class Trap:
+    def __reduce__(self):
+        return (Path.touch, (Path("trapped"),))
+
+
+def test_a_spectrum_file_cannot_run_code(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("spectrum.npz", pictures=np.array([Trap()], dtype=object))
+    with pytest.raises(GhmdetError, match="not a spectrum"):
+        SpectrumCounts.load("spectrum.npz")
+    assert not Path("trapped").exists()
+
+
 def test_counts_beyond_float32_stay_exact():
     one = SpectrumCounts.empty(("a",), (8,))
     one.examples[..., 0] = 2**53
@@ -331,6 +376,7 @@ def test_epochs_stack_and_come_back_from_a_file(tmp_path: Path):
     first, second = make_case(0).spectrum, make_case(1).spectrum
     both = SpectrumCounts.stack([first, second])
     loaded = SpectrumCounts.load(both.save(tmp_path / "runs" / "spectrum.npz"))
+    assert (loaded.examples.dtype, loaded.boxes.dtype) == (np.int64, np.int64)
     assert equal(loaded, both) and (loaded.classes, loaded.strides) == (CLASSES, STRIDES)
     assert equal(loaded[1:], second) and len(loaded[:0].pictures) == 0
     assert equal(both + both, SpectrumCounts.stack([first + first, second + second]))

@@ -1,4 +1,4 @@
-"""The losses that remember batches, as modules: settings and statistics over :mod:`ghmdet.functional`."""
+"""The losses that remember batches, as modules: settings and statistics over `ghmdet.functional`."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class GHMC(_Harmonized):
     """GHM-C: binary cross entropy harmonized by the gradient density of the batches seen.
 
     Called as ``loss(inputs, targets, valid=None, weight=None)`` with the arguments of
-    :func:`ghmdet.functional.ghm_c_loss`, once a step over everything: concatenate images and pyramid levels, since a
+    `ghmdet.functional.ghm_c_loss`, once a step over everything: concatenate images and pyramid levels, since a
     density for each is another loss. The density is a moving average that includes the present batch. It moves in
     training mode with gradients on, once per optimizer step; elsewhere it is only read. Under torch.distributed the
     counts are summed over the ranks in training: with "sum" the ranks add up to one process on the joined batch,
@@ -147,7 +147,7 @@ class GHMC(_Harmonized):
       Σ L_CE / max(R(g), P), the default, since the published form fails on small data: docs/small-data.md), a number,
       or 0 for the published form, which `GHMC.published()` gives. `normalize`: "occupied" (the authors' code), "all"
       (the article) or "none", by default "none" with a floor and "occupied" without. Both as in
-      :func:`ghmdet.functional.harmonizing_weights`.
+      `ghmdet.functional.harmonizing_weights`.
     - `per_class`: a density, a number of examples and of positives for each of `num_classes` classes; the mean over
       elements is then the mean over classes.
     - `accumulation_steps`: the number of calls that make one optimizer step.
@@ -235,8 +235,8 @@ class SoftmaxGHMC(_Weighing):
     """Softmax cross entropy harmonized by the density of g = 1 − p_label in the batches seen.
 
     Called as ``loss(inputs, labels, valid=None, weight=None)`` with the arguments of
-    :func:`ghmdet.functional.softmax_ghm_loss`, once a step over everything. The moving average and the ranks are as in
-    :class:`GHMC`.
+    `ghmdet.functional.softmax_ghm_loss`, once a step over everything. The moving average and the ranks are as in
+    `GHMC`.
 
     - `num_classes`: C, the number of logits, the background's included. `background`: its label, -1 for the last,
       None where every label is an object's.
@@ -245,7 +245,7 @@ class SoftmaxGHMC(_Weighing):
       `normalize`: by default "none", "all" and "occupied" for these.
     - `per_class`: a density for the examples of each label; the mean over examples is then the mean over labels.
 
-    The other options are as in the function and in :class:`GHMC`. Raises ValueError for options that are out of range
+    The other options are as in the function and in `GHMC`. Raises ValueError for options that are out of range
     or do not go together, and for logits of another number of classes.
 
     >>> import torch
@@ -308,11 +308,11 @@ class SoftmaxGHMC(_Weighing):
 class Equalized(nn.Module):
     """EQL v2 or equalized focal loss, by the gradients of each class in the training so far: the sum over the elements.
 
-    Called as ``loss(inputs, targets, valid=None)`` with the arguments of :func:`ghmdet.functional.ghm_c_loss`, once a
+    Called as ``loss(inputs, targets, valid=None)`` with the arguments of `ghmdet.functional.ghm_c_loss`, once a
     step over everything. The batches before weigh this one; the first is plain cross entropy or focal loss. Its own
     gradients, as weighed and of all ranks, then join them, in training mode with gradients on.
 
-    `form`: the loss of a ratio. `accumulation_steps`: as in :class:`GHMC`.
+    `form`: the loss of a ratio. `accumulation_steps`: as in `GHMC`.
     """
 
     def __init__(
@@ -345,10 +345,10 @@ class GHMR(_Harmonized):
     """GHM-R: authentic smooth L1 harmonized by the gradient density of the batches seen.
 
     Called as ``loss(inputs, targets, valid=None, weight=None)`` with the arguments of
-    :func:`ghmdet.functional.ghm_r_loss`, once a step over everything. `mu` is μ of ASL_1. `min_count` is "mean" (the
+    `ghmdet.functional.ghm_r_loss`, once a step over everything. `mu` is μ of ASL_1. `min_count` is "mean" (the
     guarded form Σ ASL_1 / (M max(R(gr), N / M)), in which no coordinate weighs more than in ASL1; the default), a
     number of examples, or 0 for the published form, which `GHMR.published()` gives. `normalize` is by default "all"
-    with a floor and "occupied" without. The other options, the moving average and the ranks are as in :class:`GHMC`.
+    with a floor and "occupied" without. The other options, the moving average and the ranks are as in `GHMC`.
 
     Raises ValueError for options that are out of range or do not go together.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
+from ghmdet.functional import _arguments
 from ghmdet.functional.density import RegionCounts, check_whole, unit_region
 from ghmdet.functional.gradient_norm import asl1_gradient_norm
 
@@ -43,7 +44,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 class GradientSpectrum(nn.Module):
-    """A moving average of :class:`RegionCounts`, kept in buffers (so in the state dict).
+    """A moving average of `RegionCounts`, kept in buffers (so in the state dict).
 
     After t optimizer steps with counts c_1 … c_t and momentum m it is Σ_s m^(t−s) c_s / Σ_s m^(t−s): linear in the
     counts, without the pull of a zero start, and decaying in regions that stay empty. With `accumulation_steps` k, the
@@ -91,7 +92,7 @@ class GradientSpectrum(nn.Module):
         return self.training and torch.is_grad_enabled()
 
     def update(self, counts: RegionCounts) -> RegionCounts:
-        """The average including the counts of this call, which is kept only where :attr:`moves` says so."""
+        """The average including the counts of this call, which is kept only where `moves` says so."""
         self._check(counts)
         moves = self.moves  # before gradients are off
         with torch.no_grad():
@@ -218,7 +219,7 @@ class SpectrumCounts:
     An example of the classification is an anchor and a class, its gradient norm g = |p - p*|; it is an object's (kind
     1) where p* is 1, else background (kind 0). An example of the boxes is one coordinate of an anchor that answers for
     an object, its gradient norm gr = |d| / sqrt(d² + μ²) with μ = .02. Passes over the parts of a data set, or over the
-    ranks of a run, add up with `+`; passes at several epochs join with :meth:`stack`.
+    ranks of a run, add up with `+`; passes at several epochs join with `stack`.
 
     Raises GhmdetError where the arrays' shapes do not fit together.
     """
@@ -279,7 +280,7 @@ class SpectrumCounts:
 
     @classmethod
     def load(cls, path: Path | str) -> SpectrumCounts:
-        """What :meth:`save` wrote. Raises GhmdetError naming the file where it is something else."""
+        """What `save` wrote. Raises GhmdetError naming the file where it is something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = [
@@ -308,7 +309,7 @@ _ARRAYS = tuple(field.name for field in fields(SpectrumCounts))[2:]
 class SpectrumSums:
     """The counts of one pass on a device, to which batches are added without the host waiting for it.
 
-    classes, strides: names and strides (see :class:`SpectrumCounts`). Counts are int64, sums float64.
+    classes, strides: names and strides (see `SpectrumCounts`). Counts are int64, sums float64.
     """
 
     def __init__(self, classes: Sequence[str], strides: Sequence[int], device: torch.device) -> None:
@@ -383,7 +384,7 @@ class SpectrumSums:
     def _add_boxes(self, difference: Tensor, label: Tensor, level: Tensor) -> None:
         k = len(self.classes)
         label = torch.where(label < 0, k, label)
-        if label.is_cpu:  # where a look at values costs nothing
+        if _arguments.values_can_be_read(label):
             objects = (label < k).nonzero()[:, 0]
             difference, label, level = difference[objects], label[objects], level[objects]
         norm = asl1_gradient_norm(difference.float(), MU)  # [n, 4]
@@ -395,7 +396,7 @@ class SpectrumSums:
         counts, sums = self.tables[counts_name].view(-1), self.tables[sums_name].view(-1)
         place = unit_region(norm, REGIONS).add_(first + level[:, None] * REGIONS)
         place, values = place.flatten(), norm.flatten().double()
-        if place.is_cpu:
+        if _arguments.values_can_be_read(place):
             counts += torch.bincount(place, minlength=len(counts))
             sums += torch.bincount(place, values, minlength=len(sums))
         else:  # where bincount would make the host wait

@@ -27,7 +27,7 @@ NOT_COUNTED = 2
 
 
 class Watch:
-    """Counts what a model's class loss is given, epoch by epoch; :func:`ghmdet.watch` makes one.
+    """Counts what a model's class loss is given, epoch by epoch; `ghmdet.watch` makes one.
 
     Nothing waits for an accelerator until an epoch ends. Each rank counts its own examples; `end_epoch` and `report`
     add them up, so every rank must call them.
@@ -46,7 +46,7 @@ class Watch:
 
     @torch.no_grad()
     def __call__(self, logits: Levels, targets: Levels, valid: Levels | None = None) -> None:
-        """Count a batch: the arguments of :func:`ghmdet.functional.ghm_c_loss`, or of ``softmax_ghm_loss``."""
+        """Count a batch: the arguments of `ghmdet.functional.ghm_c_loss`, or of ``softmax_ghm_loss``."""
         x, wanted, mask, _ = join_levels(logits, targets, valid, None)
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != self.logits:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__

@@ -21,3 +21,11 @@ def test_both_equal_torchvisions():
 
 def test_a_wild_offset_gives_a_finite_box():
     assert decode(torch.full((1, 4), 1e4), random_boxes(1)).isfinite().all()
+
+
+def test_any_number_of_dimensions_before_the_coordinates():
+    boxes, anchors = random_boxes(12), random_boxes(12)
+    deltas = encode(boxes, anchors)
+    shape = (2, 3, 2, 4)
+    assert torch.equal(encode(boxes.view(shape), anchors.view(shape)), deltas.view(shape))
+    assert torch.equal(decode(deltas.view(shape), anchors.view(shape)), decode(deltas, anchors).view(shape))

@@ -269,7 +269,10 @@ def test_more_anchors_than_there_are_is_all_of_them():
 
 
 def target(boxes, labels):
-    return {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "labels": torch.tensor(labels)}
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=None if labels else torch.int64),
+    }
 
 
 GOOD = target([[0, 0, 5, 5]], [1])
@@ -281,6 +284,19 @@ GOOD = target([[0, 0, 5, 5]], [1])
         ([GOOD], "1 targets for 2 images"),
         ([GOOD, target([[0, 0, 5, 5], [9, 1, 4, 5]], [0, 0])], r"target 1, box 1 is \[9.0, 1.0, 4.0, 5.0\]"),
         ([target([[0, 0, 5, 0]], [0]), GOOD], r"target 0, box 0 is \[0.0, 0.0, 5.0, 0.0\]"),
+        ([GOOD, target([[3, 0, 2, 5]], [0])], r"target 1, box 0 is \[3.0, 0.0, 2.0, 5.0\]"),
+        (
+            [target([], []), target([[0, 0, 5, 5.006], [0, 7, 5, 7]], [0, 0])],
+            r"target 1, box 1 is \[0.0, 7.0, 5.0, 7.0\]",
+        ),
+        (
+            [GOOD, {"boxes": torch.zeros(1, 5), "labels": torch.zeros(1).long()}],
+            r"boxes \[1, 5\] and labels \[1\]; they must",
+        ),
+        (
+            [GOOD, {"boxes": torch.zeros(4), "labels": torch.zeros(4).long()}],
+            r"boxes \[4\] and labels \[4\]; they must be \[n, 4\] and \[n\]",
+        ),
         ([GOOD, target([[0, 0, float("nan"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, nan, 5.0\]"),
         ([GOOD, target([[0, 0, float("inf"), 5]], [0])], r"target 1, box 0 is \[0.0, 0.0, inf, 5.0\]"),
         (

@@ -38,7 +38,7 @@ class Curve(TypedDict):
 
 
 class Findings(NamedTuple):
-    """What :func:`find` found.
+    """What `find` found.
 
     confusion: [K + 1, K + 1], rows truth, columns detected, last of both background. reliability: None where a score
     lies outside 0..1.

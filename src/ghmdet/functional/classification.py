@@ -31,7 +31,7 @@ def binary_cross_entropy(
 ) -> Tensor:
     """L_CE(p, p*) with p = sigmoid(x), each class times its `class_weight` [C] if given (article, "cross entropy").
 
-    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit.
+    Arguments, masks and result as in `ghm_c_loss`. Raises ValueError for shapes that do not fit.
     """
     check_reduction(reduction)
     arguments = class_arguments(inputs, targets, valid, weight, class_weight=class_weight)
@@ -58,10 +58,10 @@ def ghm_c_loss(
 ) -> Tensor:
     """L_GHM-C = 1/N Σ β_i L_CE(p_i, p*_i): cross entropy harmonized by its own gradient density (article, GHM-C loss).
 
-    The weights β are :func:`ghmdet.functional.harmonizing_weights` of g = |p − p*|, with its options `bins`, `method`,
+    The weights β are `ghmdet.functional.harmonizing_weights` of g = |p − p*|, with its options `bins`, `method`,
     `normalize`, `min_count` and `per_class`; no gradient flows through them. ``min_count="positives",
     normalize="none"`` is the guarded form Σ L_CE / max(R(g_i), P). The batch alone makes the density; for a moving
-    average and for several ranks use :class:`ghmdet.GHMC`.
+    average and for several ranks use `ghmdet.GHMC`.
 
     - `inputs`: logits of any layout with the classes along dimension 1, [N, C], [N, C, H, W], or [N] for one class; or
       a list of such, a tensor for each pyramid level, with lists of as many targets (masks, weights): their elements
@@ -112,7 +112,7 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Focal loss α_t (1 − p_t)^γ L_CE (Lin et al. 2017), equal to torchvision's; a negative `alpha` leaves α_t out.
 
-    Arguments, masks, `impl` and result as in :func:`ghm_c_loss`; targets that may be soft (of the inputs' shape) have
+    Arguments, masks, `impl` and result as in `ghm_c_loss`; targets that may be soft (of the inputs' shape) have
     readable steps only. Raises ValueError for shapes that do not fit, `alpha` above 1
     and negative `gamma`.
     """
@@ -136,7 +136,7 @@ def quality_focal_loss(
 ) -> Tensor:
     """Quality focal loss |p − y|^β L_CE(p, y) (Li et al. 2020): y is an object's IoU with the predicted box, else 0.
 
-    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit and `beta` below
+    Arguments, masks and result as in `ghm_c_loss`. Raises ValueError for shapes that do not fit and `beta` below
     1.
     """
     if not beta >= 1:
@@ -159,7 +159,7 @@ def varifocal_loss(
 ) -> Tensor:
     """Varifocal loss: y L_CE(p, y), but α p^γ L_CE(p, 0) where y = 0 (Zhang et al. 2021); y as in quality focal loss.
 
-    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit and `gamma` below
+    Arguments, masks and result as in `ghm_c_loss`. Raises ValueError for shapes that do not fit and `gamma` below
     1.
     """
     if not gamma >= 1:
@@ -186,7 +186,7 @@ def ohem_loss(
     Hardness is the unweighted cross entropy; of equals the first are kept. A batch without positives keeps as many
     negatives as a batch with one. "mean" divides by the number kept; what is dropped counts as not valid. With
     `per_class` each class (dimension 1) keeps its own negatives, by its own number of positives.
-    Arguments, masks and result as in :func:`ghm_c_loss`. Raises ValueError for shapes that do not fit and a negative
+    Arguments, masks and result as in `ghm_c_loss`. Raises ValueError for shapes that do not fit and a negative
     `ratio`.
     """
     if not ratio >= 0:

@@ -57,7 +57,7 @@ Weigh = Callable[[RegionCounts], tuple[Tensor, Tensor | None]]
 
 
 class Weighting(NamedTuple):
-    """The options of the harmonizing weights (see :func:`harmonizing_weights`)."""
+    """The options of the harmonizing weights (see `harmonizing_weights`)."""
 
     bins: int = 30
     method: str = "unit-region"
@@ -180,7 +180,7 @@ def harmonizing_weights(
     """β_i, the weight that each example gets from the density of its gradient norm (article: β_i = N / GD(g_i)).
 
     - `bins`: M, the number of unit regions; ε = 1/M for ``method="exact"`` and ``"prefix"``, which are those of
-      :func:`gradient_density`.
+      `gradient_density`.
     - `normalize`: ``"all"`` is the article's N / GD(g). ``"occupied"`` is the same over the occupied part of the
       range, so that without a floor the weights sum to N; for unit regions that is N / (R · occupied regions), the
       authors' code. ``"none"`` is N / R: every occupied region carries a total weight of N.

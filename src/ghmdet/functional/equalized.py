@@ -1,7 +1,7 @@
 """Class losses that even out what each class's positives and negatives have pulled: EQL v2 and equalized focal loss.
 
 Both take g, the ratio of a class's summed gradient norms, positives to negatives, over the training until now, in a
-shape that broadcasts with the logits. :class:`ghmdet.losses.Equalized` keeps the sums.
+shape that broadcasts with the logits. `ghmdet.losses.Equalized` keeps the sums.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def softmax_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
 
     `logits` [N, C, ...] over all classes (background is one of them if the model has it), `labels` [N, ...] integers
     in 0..C-1, negative = ignored (g is 0 there). The result has the labels' shape. This is the softmax form of the
-    article's |p − p*|; :func:`ghmdet.functional.softmax_ghm_loss` weighs by it.
+    article's |p − p*|; `ghmdet.functional.softmax_ghm_loss` weighs by it.
     Raises ValueError for shapes that do not fit and, on the CPU, for a label of C or more.
 
     >>> softmax_gradient_norm(torch.zeros(2, 4), torch.tensor([3, 0]))

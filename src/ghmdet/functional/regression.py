@@ -26,7 +26,7 @@ def smooth_l1_loss(
 ) -> Tensor:
     """SL_1(d) = d² / 2δ up to |d| = δ, and |d| − δ/2 beyond, with d = inputs − targets and δ = `beta` (article).
 
-    Arguments, masks and result as in :func:`ghm_r_loss`. Raises ValueError for shapes that do not fit and unless `beta`
+    Arguments, masks and result as in `ghm_r_loss`. Raises ValueError for shapes that do not fit and unless `beta`
     is positive.
     """
     check_positive("beta", beta)
@@ -49,8 +49,8 @@ def balanced_l1_loss(
 ) -> Tensor:
     """δ L_b(|d| / δ), with L_b(x) = α/b (bx + 1) ln(bx + 1) − αx up to 1, γx + γ/b − α beyond (Pang et al. 2019).
 
-    b = exp(γ/α) − 1, d = inputs − targets; δ = `beta` is where it turns into a line, as in :func:`smooth_l1_loss` (the
-    article has 1). Arguments, masks and result as in :func:`ghm_r_loss`. Raises ValueError for shapes that do not fit
+    b = exp(γ/α) − 1, d = inputs − targets; δ = `beta` is where it turns into a line, as in `smooth_l1_loss` (the
+    article has 1). Arguments, masks and result as in `ghm_r_loss`. Raises ValueError for shapes that do not fit
     and unless `alpha`, `gamma` and `beta` are positive.
     """
     for name, value in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
@@ -75,7 +75,7 @@ def asl1_loss(
 ) -> Tensor:
     """ASL_1(d) = sqrt(d² + μ²) − μ, with d = inputs − targets (article, authentic smooth L1).
 
-    Arguments, masks and result as in :func:`ghm_r_loss`. Raises ValueError for shapes that do not fit and unless `mu`
+    Arguments, masks and result as in `ghm_r_loss`. Raises ValueError for shapes that do not fit and unless `mu`
     is positive.
     """
     check_positive("mu", mu)
@@ -101,16 +101,16 @@ def ghm_r_loss(
 ) -> Tensor:
     """L_GHM-R = 1/N Σ β_i ASL_1(d_i): authentic smooth L1 harmonized by its own gradient density (article, GHM-R loss).
 
-    The weights β are :func:`ghmdet.functional.harmonizing_weights` of gr = |d| / sqrt(d² + μ²), with its options
+    The weights β are `ghmdet.functional.harmonizing_weights` of gr = |d| / sqrt(d² + μ²), with its options
     `bins`, `method`, `normalize` and `min_count` (a number or "mean"); no gradient flows through them.
     ``min_count="mean", normalize="all"`` is the guarded form. For a moving average and for several ranks use
-    :class:`ghmdet.GHMR`.
+    `ghmdet.GHMR`.
 
     - `inputs`, `targets`: offsets of one shape, as [N, 4]; d is their difference.
     - `valid`: bool mask, the inputs' shape or that without dimension 1 ([N]); what it leaves out changes nothing.
     - `weight`: float, shapes as `valid`; multiplies the loss and does not enter the counts.
     - `reduction`: "mean" over the valid elements, "sum", or "none" (the inputs' shape, 0 where not valid).
-    - `impl`: as in :func:`ghm_c_loss`; offsets are few and have readable steps only.
+    - `impl`: as in `ghm_c_loss`; offsets are few and have readable steps only.
 
     The result is float32 (float64 for float64 inputs), also for half precision and under autocast. Raises ValueError
     for shapes, dtypes or options that do not fit.

@@ -25,7 +25,7 @@ from ghmdet.functional.gradient_norm import softmax_norm
 
 
 class SoftmaxCrossEntropy(NamedTuple):
-    """The options of the softmax beside those of its weights (see :func:`softmax_ghm_loss`)."""
+    """The options of the softmax beside those of its weights (see `softmax_ghm_loss`)."""
 
     background: int | None = None
     class_weight: Tensor | None = None
@@ -95,9 +95,9 @@ def softmax_ghm_loss(
 ) -> Tensor:
     """1/N Σ β_i L_i: softmax cross entropy L_i = −log p_label, harmonized by the density of g = 1 − p_label.
 
-    The weights β are :func:`ghmdet.functional.harmonizing_weights` of g, with its options `bins`, `method`, `normalize`
+    The weights β are `ghmdet.functional.harmonizing_weights` of g, with its options `bins`, `method`, `normalize`
     and `min_count`; no gradient flows through them. For a moving average and for several ranks use
-    :class:`ghmdet.SoftmaxGHMC`.
+    `ghmdet.SoftmaxGHMC`.
 
     - `inputs`: logits [N, C, ...] over all labels, the background too where the model has one; or a list of such, a
       tensor for each level, with lists of as many labels: their examples have one density.

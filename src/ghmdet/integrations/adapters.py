@@ -25,7 +25,7 @@ LIBRARIES = {
 
 
 class Choice(NamedTuple):
-    """The losses that a user chose, by the names of the detector's own (see :func:`harmonize`)."""
+    """The losses that a user chose, by the names of the detector's own (see `harmonize`)."""
 
     cls: str = "ghm-c"
     box: str | None = None
@@ -65,7 +65,7 @@ _ADAPTERS: dict[type[nn.Module], Adapter] = {}
 
 
 def register_adapter(model_type: type[nn.Module], adapter: Adapter) -> None:
-    """Have :func:`harmonize` treat models of a type, and of types derived from it, by the adapter given last."""
+    """Have `harmonize` treat models of a type, and of types derived from it, by the adapter given last."""
     _ADAPTERS[model_type] = adapter
 
 

@@ -17,7 +17,7 @@ class MMDetGHMC(nn.Module):
     For heads that call their class loss once a step over all levels, as FCOS does. RetinaNet's kind calls it for each
     level, and a density for each level is another loss.
 
-    - `loss_weight` multiplies the loss. `per_class`: a density for each class. Options of :class:`ghmdet.GHMC` follow.
+    - `loss_weight` multiplies the loss. `per_class`: a density for each class. Options of `ghmdet.GHMC` follow.
     """
 
     use_sigmoid = True

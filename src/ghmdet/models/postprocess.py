@@ -28,7 +28,7 @@ def postprocess(
 
     logits [B, A, K], deltas [B, A, 4], anchors [A, 4]; `level_counts` splits A into the pyramid's levels. The rules
     are torchvision's: the best candidates of each level above the threshold, then NMS class by class; with `soft_nms`
-    what NMS leaves is weighed by :func:`soften`. Boxes without area, which torchvision keeps, are left out.
+    what NMS leaves is weighed by `soften`. Boxes without area, which torchvision keeps, are left out.
     """
     logits, deltas = logits.float(), deltas.float()
     counts, detections = list(level_counts), []

@@ -168,7 +168,7 @@ def draw_weights(spectrum: SpectrumCounts) -> Figure:
 def draw_reliability(reliability: Reliability) -> Figure:
     """The share of detections that hit over their score, and below it how many hit and miss at each score (log scale).
 
-    reliability: as :func:`ghmdet.evaluation.findings.find` gives it.
+    reliability: as `ghmdet.evaluation.findings.find` gives it.
     """
     figure, (above, below) = new_figure("Do scores mean what they say", "score", "share that hits", rows=2)
     edges, share = np.array(reliability["edges"]), np.array(reliability["share"], dtype=float)
@@ -189,7 +189,7 @@ def draw_reliability(reliability: Reliability) -> Figure:
 def draw_precision_recall(curves: Mapping[str, Curve | None]) -> Figure:
     """Precision over recall at IoU .50 of each class, and their mean; of more than eight the four best and worst.
 
-    curves: by class, as :func:`ghmdet.evaluation.findings.find` gives them.
+    curves: by class, as `ghmdet.evaluation.findings.find` gives them.
     """
     xlabel, ylabel = (
         "recall: share of the objects found (IoU .50)",

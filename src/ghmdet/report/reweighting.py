@@ -1,6 +1,6 @@
 """What each loss makes of a spectrum: weights and gradients by region, the numbers behind the figures.
 
-Each function takes the last epoch of a :class:`SpectrumCounts` and treats its pictures as one batch, where training
+Each function takes the last epoch of a `SpectrumCounts` and treats its pictures as one batch, where training
 averages over many batches. All class losses are scaled to the total gradient of cross entropy, and GHM-R to that of
 authentic smooth L1: how large a loss is as a whole is set by its weight and says nothing of how it treats examples.
 """
