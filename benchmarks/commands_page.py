@@ -30,7 +30,10 @@ SESSION = (
     ("Judging", "val runs/scenes-1/best.pt scenes"),
     ("", "report runs/scenes-1 runs/scenes-2 --out report.html"),
     ("", "spectrum runs/scenes-1/best.pt scenes --out spectrum"),
-    ("Detecting", "predict runs/scenes-1/best.pt scenes/images --annotations VAL --out predictions"),
+    (
+        "Detecting",
+        "predict runs/scenes-1/best.pt 'scenes/images/val_*.jpg' --annotations VAL --out predictions",
+    ),
     ("", "score predictions/predictions.json VAL"),
     ("", "export runs/scenes-1/best.pt --out scenes.onnx"),
     ("Wrong labels", "audit scenes --checkpoint runs/scenes-1/best.pt --split val --out audit"),
