@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from engine_cases import TINY
+from ghmdet.audit import Suspicion
+from ghmdet.audit import command as commands
 from ghmdet.audit import folds as engine
-from ghmdet.audit.command import COLUMNS, write_audit
+from ghmdet.audit.command import COLUMNS, how_far, write_audit
 from ghmdet.audit.folds import Fold
 from ghmdet.cli import main
 from ghmdet.data import read_data
@@ -24,6 +26,7 @@ from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.evaluation.score import Metrics, score
 from ghmdet.signals import StopSignal
 
 CONFIG = FoldConfig(**vars(replace(TINY, epochs=1)))
@@ -65,8 +68,12 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
     assert len(judged[0] | judged[1]) == 12 and judged[0].isdisjoint(judged[1])
     assert found and len(read(tmp_path / "a")["items"]) == len(found)
     assert "open" in said[-1]
-    (words,) = (line for line in said if line.startswith("the folds' detectors agree with the labels"))
-    assert words.endswith("train longer (--epochs) or on larger pictures (--size)")  # after one epoch
+    assert (
+        sum(line.startswith("the judging detectors agree with the labels to AP50 0.") for line in said) == 1
+    )
+    (words,) = (line for line in said if line.startswith("Warning: AP50 0."))  # after one epoch
+    assert words.endswith("Train longer (--epochs) or on larger pictures (--size).")
+    assert sum(line.startswith("worth a look: ") for line in said) == 1
     again = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
     assert len(in_process) == 2 and again == found
     plan = tmp_path / "a" / "folds" / "plan.json"
@@ -118,21 +125,91 @@ def test_labels_that_changed_since_are_another_audit(squares: Path, tmp_path: Pa
         write_audit(tmp_path / "set", out=tmp_path / "a", list_commands=True, config=CONFIG, say=str)
 
 
+LEARNT = "of these 12 pictures were trained on, with these very labels: it has learnt wrong ones too"
+
+
 def test_a_checkpoint_judges_what_it_did_not_train_on_or_says_so(
     squares: Path, run: Path, tmp_path: Path
 ) -> None:
+    """However the data set is named, and wherever it lies."""
     said: list[str] = []
     write_audit(squares, out=tmp_path / "val", checkpoint=run / "best.pt", say=said.append)
     told = read(tmp_path / "val")
     assert (told["split"], told["pictures"], told["learnt"]) == ("val", 4, False)
-    assert "trained on these very labels" not in "".join(said)
-    write_audit(squares, out=tmp_path / "train", checkpoint=run / "best.pt", split="train", say=said.append)
-    assert read(tmp_path / "train")["learnt"] is True and "trained on these very labels" in "".join(said)
-    assert "trained on these very labels" in (tmp_path / "train" / "review.html").read_text()
-    assert "trained on these very labels" not in (tmp_path / "val" / "review.html").read_text()
-    shutil.copytree(squares, tmp_path / "set")  # another set: nothing there was learnt, as far as is known
-    write_audit(tmp_path / "set", out=tmp_path / "other", checkpoint=run / "best.pt", say=str)
+    assert "these very labels" not in "".join(said)
+    assert "these very labels" not in (tmp_path / "val" / "review.html").read_text()
+
+    shutil.copytree(squares, tmp_path / "moved")
+    (tmp_path / "linked").symlink_to(squares)
+    file = Path("annotations", "instances_train.json")
+    given = [squares, squares / file, tmp_path / "moved", tmp_path / "moved" / file, tmp_path / "linked"]
+    for number, data in enumerate(given):
+        out = tmp_path / str(number)
+        write_audit(data, out=out, checkpoint=run / "best.pt", split="train", say=said.append)
+        assert read(out)["learnt"] is True
+        assert sum(f"Warning: 12 {LEARNT}" in line for line in said) == 1
+        assert f"12 {LEARNT}" in (out / "review.html").read_text()
+        said.clear()
+
+    content = json.loads((tmp_path / "moved" / file).read_text())
+    for one in content["annotations"][1:]:  # other labels; those of the first picture but one stay
+        one["bbox"][2] += one["image_id"] != content["annotations"][0]["image_id"]
+    (tmp_path / "moved" / file).write_text(json.dumps(content))
+    write_audit(tmp_path / "moved", out=tmp_path / "some", checkpoint=run / "best.pt", say=said.append)
+    assert sum(f"Warning: 1 {LEARNT}" in line for line in said) == 1
+    content["annotations"][0]["bbox"][2] += 1
+    (tmp_path / "moved" / file).write_text(json.dumps(content))
+    write_audit(tmp_path / "moved", out=tmp_path / "other", checkpoint=run / "best.pt", say=said.append)
     assert (read(tmp_path / "other")["split"], read(tmp_path / "other")["learnt"]) == ("train", False)
+
+
+def test_a_detector_that_has_hardly_learnt_is_said_to_be(squares: Path, run: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    write_audit(squares, out=tmp_path / "a", checkpoint=run / "best.pt", say=said.append)
+    agrees = read(tmp_path / "a")["AP50"]
+    part = read_data(squares, "val")
+    detector = Detector.load(run / "best.pt", device="cpu")
+    found = detect(detector.model, part, device=detector.device)
+    assert agrees == pytest.approx(score(part.to_coco(), found).AP50, abs=0.02) and agrees < 0.3
+    weak = f"Warning: AP50 {agrees:.2f} is too little to judge these labels by"
+    assert sum(line.startswith(weak) for line in said) == 1
+    assert "is too little to judge" in (tmp_path / "a" / "review.html").read_text()
+
+    # Anyone's detections too: bad ones are told of, good ones are not.
+    truth = part.to_coco()["annotations"]
+    for name, bad in (("bad", 60), ("good", 0)):
+        results = [{**one, "score": 0.9, "bbox": [one["bbox"][0] + bad, *one["bbox"][1:]]} for one in truth]
+        (tmp_path / "r.json").write_text(json.dumps(results))
+        said.clear()
+        out = tmp_path / name
+        write_audit(squares, out=out, results=tmp_path / "r.json", split="val", say=said.append)
+        assert ("too little to judge" in "".join(said)) is bool(bad)
+        assert ("too little to judge" in (out / "review.html").read_text()) is bool(bad)
+    assert "the judging detectors agree with the labels to AP50 1.00" in said
+
+
+def test_agreement_is_taken_from_a_sample(
+    squares: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detections of all pictures of a large data set would fill the memory."""
+    monkeypatch.setattr(commands, "SAMPLE", 5)
+    asked: list[int] = []
+
+    def counted(truth: dict[str, Any], results: list[dict[str, Any]]) -> Metrics:
+        asked.append(len(truth["images"]))
+        assert {one["image_id"] for one in results} <= {one["id"] for one in truth["images"]}
+        return score(truth, results)
+
+    monkeypatch.setattr(commands, "score", counted)
+    write_audit(squares, out=tmp_path / "a", checkpoint=run / "best.pt", split="train", say=str)
+    assert asked == [4]  # every third of 12
+
+
+def test_the_terminal_says_how_far_to_look() -> None:
+    found = [Suspicion(0, "spurious", 0, None, None, each, each, None) for each in (0.9, 0.7, 0.69, 0.5, 0.2)]
+    assert how_far(found).startswith(
+        "worth a look: the first 2 (score 0.7 or more), at most the first 4 (0.5"
+    )
 
 
 def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Path, tmp_path: Path) -> None:

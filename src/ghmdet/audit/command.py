@@ -7,28 +7,33 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import App, Parameter
 
-from ghmdet.audit.folds import commands, judge_folds, plan, train_all
+from ghmdet.audit.folds import agreement, commands, judge_folds, plan, train_all
 from ghmdet.audit.mend import mend
 from ghmdet.audit.review import write_review
-from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, rank
+from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, judge_all, rank
 from ghmdet.compare.arms import settings
 from ghmdet.data import DetectionData, read_data, require_images
 from ghmdet.data.coco import load_json
+from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, read_json, same_data, write_json
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, Range
+from ghmdet.evaluation.score import score
 from ghmdet.files import hold, write_atomic
 
+SAMPLE = 1000  # pictures that a detector's AP50 is taken from
 COLUMNS = ("id", "picture", "kind", "label", "class", "box", "new_class", "new_box", "score", "g", "gr")
 
 app = App(name="audit")
@@ -83,16 +88,18 @@ def write_audit(
         raise GhmdetError(f"--{min(given).replace('_', '-')} is for training folds: nothing is trained here")
     if not list_commands:  # other hosts may have other devices
         choose_device(config.device)
-    learnt = False
+    learnt = ""
     with nullcontext() if list_commands else hold(out):
         if checkpoint:
             how = f"the detector {checkpoint}"
-            part, found, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
+            part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
         else:
             part = _read(data, split or "train", say=lambda line: None if list_commands else say(line))
             if results:
                 how = f"the detections {results}"
-                found = audit(_detections(results, part), part)
+                detections = _detections(results, part)
+                found = audit(detections, part)
+                agrees = _agreement(detections, part)
             else:
                 how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
                 runs = plan(part, out, folds or 3, config, (lambda line: None) if list_commands else say)
@@ -101,20 +108,38 @@ def write_audit(
                         say(command)
                     return []
                 train_all(runs, say)
-                found = rank(judge_folds(runs, config.device), part)
-        write(out, part, found, {"data": str(data.absolute()), "judged_by": how, "learnt": learnt}, review)
+                found, agrees = rank(judge_folds(runs, config.device), part), agreement(runs)
+        warnings = list(filter(None, [learnt, WEAK.format(agrees) if agrees < LITTLE else ""]))
+        about = {"data": str(data.absolute()), "judged_by": how, "learnt": bool(learnt), "AP50": agrees}
+        write(out, part, found, about, review, warnings)
     counts = Counter(one.kind for one in found)
     say(f"{len(found)} suspicions: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS)}")
-    if learnt:
-        say(LEARNT)
+    say(f"the judging detectors agree with the labels to AP50 {agrees:.2f}")
+    for line in warnings:
+        say(f"Warning: {line}")
+    say(how_far(found))
     say(f"to review the first {min(review, len(found))}, open {out / 'review.html'}")
     return found
 
 
-LEARNT = (
-    "This detector was trained on these very labels: it has learnt wrong ones too, and hides them. Use --folds, or "
-    "another --split."
+LITTLE = 0.3
+WEAK = (
+    "AP50 {:.2f} is too little to judge these labels by: most suspicions are the detector's own mistakes. Train longer"
+    " (--epochs) or on larger pictures (--size)."
 )
+"""Of a detector that has hardly learnt: its AP50 on the labels it judges is below LITTLE."""
+LEARNT = "it has learnt wrong ones too, and hides them. Use --folds, or another --split."
+SOME, MOST = 0.7, 0.5
+"""Scores that 8 and 9 of 10 planted errors had at least; below the second hardly any suspicion was an error."""
+
+
+def how_far(found: Sequence[Suspicion]) -> str:
+    """How many suspicions are worth a look."""
+    some, most = (sum(one.score >= least for one in found) for least in (SOME, MOST))
+    return (
+        f"worth a look: the first {some} (score {SOME} or more), at most the first {most} ({MOST} or more): they had 8"
+        " and 9 of 10 planted errors. Stop earlier once you reject nearly all (docs/audit.md)"
+    )
 
 
 def _read(
@@ -128,8 +153,8 @@ def _read(
 
 def _by_checkpoint(
     data: Path, checkpoint: Path, split: str | None, device: str, say: Callable[[str], None]
-) -> tuple[DetectionData, list[Suspicion], bool]:
-    """The part that is judged, what a detector finds there, and whether it was trained on it."""
+) -> tuple[DetectionData, list[Suspicion], float, str]:
+    """The part that is judged, what a detector finds there, its AP50, and that it was trained on it, or nothing."""
     detector = Detector.load(checkpoint, device=device, precision="fp32")
     arguments = (read_json(checkpoint.parent / "run.json") or {}).get("arguments") or {}
     own = same_data(data, arguments.get("data"))
@@ -141,9 +166,33 @@ def _by_checkpoint(
             " detector of the same classes, or --folds"
         )
     part = _read(data, split, say, detector.classes)
+    results = list[Mapping[str, Any]]()
+    sample = set(_sample(part).records.image_ids.tolist())
+
+    def keep(found: Sequence[Mapping[str, Any]]) -> None:
+        results.extend(one for one in found if one["image_id"] in sample)
+
     with counting("pictures", len(part.records)) as advance:
-        found = audit(detector, part, advance=advance)
-    return part, found, own and part.split == arguments.get("train_split")
+        found = rank(judge_all(detector, part, advance, keep), part)
+    learnt = (trained_on(checkpoint.parent, part) or "").partition(": ")[0]
+    if not learnt and own and part.split == arguments.get("train_split"):
+        learnt = (
+            "The detector was trained on this part"  # by an older version, which did not keep what it was
+        )
+    return part, found, _agreement(results, part), f"{learnt}: {LEARNT}" if learnt else ""
+
+
+def _sample(data: DetectionData) -> DetectionData:
+    """Every so manieth picture, so many that AP50 is known well enough: the detections of all would fill the memory."""
+    count = len(data.records)
+    return replace(data, records=data.records.take(np.arange(0, count, -(-count // SAMPLE))))
+
+
+def _agreement(results: Sequence[Mapping[str, Any]], data: DetectionData) -> float:
+    """AP50 of detections on a sample of the pictures; 0 where it has no boxes."""
+    part = _sample(data)
+    inside = set(part.records.image_ids.tolist())
+    return score(part.to_coco(), [one for one in results if one["image_id"] in inside]).AP50 or 0.0
 
 
 def _detections(file: Path, data: DetectionData) -> Sequence[dict[str, Any]]:
@@ -179,7 +228,12 @@ def _detections(file: Path, data: DetectionData) -> Sequence[dict[str, Any]]:
 
 
 def write(
-    out: Path, data: DetectionData, found: Sequence[Suspicion], about: dict[str, Any], review: int
+    out: Path,
+    data: DetectionData,
+    found: Sequence[Suspicion],
+    about: dict[str, Any],
+    review: int,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write audit.json, audit.csv, suggestions.json (COCO), and the page with the first `review` of them."""
     rows = [_row(number, one, data) for number, one in enumerate(found, start=1)]
@@ -190,6 +244,7 @@ def write(
         "classes": data.classes,
         "pictures": len(data.records),
         "labels": int((~data.records.crowd).sum()),
+        "warnings": list(warnings),
         "made": provenance(about),
     }
     write_json(out / "audit.json", told | {"items": rows})
@@ -214,7 +269,7 @@ def write(
         if one.suggested
     ]
     write_json(out / "suggestions.json", content | {"annotations": suggested})
-    write_review(out, data, found[:review], rows[:review], told, LEARNT if about["learnt"] else "")
+    write_review(out, data, found[:review], rows[:review], told | {"how_far": how_far(found)})
 
 
 def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:

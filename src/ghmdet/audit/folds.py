@@ -26,8 +26,6 @@ from ghmdet.signals import StopSignal
 
 AT_THE_END = 10**6  # epochs between two validations: no checkpoint is chosen on what is judged
 
-LITTLE = 0.3  # AP50 of a detector that has hardly learnt: most suspicions are its own mistakes
-
 
 @dataclass(frozen=True)
 class Fold(Run):
@@ -116,13 +114,11 @@ def train_all(runs: list[Fold], say: Callable[[str], None]) -> None:
             if reason or not run.over:
                 raise GhmdetError(f"{run.out}: {reason or 'its training did not end'}")
             say(f"{run} of {len(runs)} trained in {(time.monotonic() - began) / 60:.1f} min: {run.out}")
-    found = [float(read_rows(run.out / "metrics.csv")[-1]["AP50"] or 0) for run in runs]
-    words = (
-        f"the folds' detectors agree with the labels they judge to AP50 {min(found):.2f} to {max(found):.2f}"
-    )
-    if min(found) < LITTLE:
-        words += ": too little to judge them by; train longer (--epochs) or on larger pictures (--size)"
-    say(words)
+
+
+def agreement(runs: list[Fold]) -> float:
+    """The least AP50 of any fold's detector on the labels that it judges."""
+    return min(float(read_rows(run.out / "metrics.csv")[-1]["AP50"] or 0) for run in runs)
 
 
 def judge_folds(runs: list[Fold], device: str) -> Iterator[tuple[int, Judged]]:

@@ -31,12 +31,10 @@ def write_review(
     found: Sequence[Suspicion],
     rows: Sequence[Mapping[str, Any]],
     about: Mapping[str, Any],
-    warning: str,
 ) -> None:
     """Write review.html and crops/ into `out`.
 
-    found, rows: the suspicions, and what audit.json says of each. about: what it says of them all. warning: what a
-    reader must know of the detector.
+    found, rows: the suspicions, and what audit.json says of each. about: what it says of them all.
     """
     shutil.rmtree(out / "crops", ignore_errors=True)
     items = [dict(row) for row in rows]
@@ -62,7 +60,7 @@ def write_review(
     content = Markup(json.dumps(told, separators=(",", ":")).replace("<", "\\u003c"))
     write_atomic(
         out / "review.html",
-        page.render(about=about, shown=len(items), warning=warning, json=content).lstrip(),
+        page.render(about=about, shown=len(items), json=content).lstrip(),
     )
 
 

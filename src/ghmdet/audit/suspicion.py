@@ -109,12 +109,20 @@ def judge_all(
     source: Detector | Sequence[Mapping[str, Any]],
     data: DetectionData,
     advance: Callable[[int], None] = lambda pictures: None,
+    keep: Callable[[Sequence[Mapping[str, Any]]], None] = lambda results: None,
 ) -> Iterator[tuple[int, Judged]]:
-    """The image id of each picture and what is seen there; arguments and errors as in `audit`."""
+    """The image id of each picture and what is seen there; arguments and errors as in `audit`.
+
+    keep: takes what a detector finds in each picture, as COCO results.
+    """
     if isinstance(source, Detector):
-        seen: Iterable[tuple[Scored, Floats | None]] = (
-            (scored(each.results, data), each.seen) for each in look(source, data)
-        )
+
+        def looks(detector: Detector) -> Iterator[tuple[Scored, Floats | None]]:
+            for each in look(detector, data):
+                keep(each.results)
+                yield scored(each.results, data), each.seen
+
+        seen: Iterable[tuple[Scored, Floats | None]] = looks(source)
     else:
         read_tables(data.to_coco(), source)  # names the first mistake
         by_picture = sorted(source, key=lambda one: one["image_id"])
