@@ -119,11 +119,11 @@ def test_each_command_is_explained_by_the_docstring_of_its_function_each_option_
         for name, command in each.resolved_commands().items()
         if command.default_command and not name.startswith("-")
     ]
-    assert len(commands) == 16
+    assert len(commands) == 17
     for command in commands:
         assert inspect.cleandoc(command.help) == inspect.getdoc(command.default_command)
         arguments = command.assemble_argument_collection(parse_docstring=True).filter_by(show=True)
-        assert arguments
+        assert arguments or command.name == ("doctor",)
         assert not [each.name for each in arguments if not each.parameter.help], command.name
 
 

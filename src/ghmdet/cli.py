@@ -44,6 +44,7 @@ for parent, command, function in (
     (app, "report", "ghmdet.report.page:write_report"),
     (app, "compare", "ghmdet.compare.run:compare"),
     (app, "demo", "ghmdet.demo:demo"),
+    (app, "doctor", "ghmdet.doctor:doctor"),
     (data_app, "synth", "ghmdet.commands:synth"),
     (data_app, "check", "ghmdet.commands:check"),
     (data_app, "thin", "ghmdet.commands:thin"),

@@ -117,7 +117,7 @@ def test_pretrained_features_are_those_of_the_whole_classifier():
     model = RetinaNet(PRESETS["nano"], ["a"]).eval()
     load_weights(model, "auto")
     classifier = timm.create_model("tf_efficientnet_lite0").eval()
-    file = torch.load(weights._lite0_file(), weights_only=True)
+    file = torch.load(weights.lite0_file(), weights_only=True)
     classifier.load_state_dict(dict(zip(classifier.state_dict(), file.values(), strict=True)))
     image = torch.randn(1, 3, 97, 130)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_pretrained_features_are_those_of_the_whole_classifier():
 
 def test_a_changed_package_file_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path, {"a": torch.zeros(1)}, "lite0.pth")
-    monkeypatch.setattr(weights, "_lite0_file", lambda: path)
+    monkeypatch.setattr(weights, "lite0_file", lambda: path)
     with pytest.raises(
         CheckpointError, match=r"lite0.pth: its SHA-256 is .* where 579344248a93.. is expected: reinstall"
     ):

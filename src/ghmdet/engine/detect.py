@@ -20,6 +20,7 @@ from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.run_folder import coco_results
 from ghmdet.errors import DataError
 from ghmdet.models import RetinaNet
+from ghmdet.models.folding import fold_batch_norm
 from ghmdet.pictures import resized_size
 from ghmdet.runtime import THRESHOLD, above
 
@@ -45,14 +46,15 @@ class Detector:
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Detector:
-        """The detector in a checkpoint that training wrote (`best.pt` or `last.pt`).
+        """The detector in a checkpoint that training wrote (`best.pt` or `last.pt`), to detect: batch norm is folded.
 
         Raises:
             CheckpointError: the file is missing or is not such a checkpoint.
             GhmdetError: the device is not there.
         """
         chosen = choose_device(device, precision)  # first: to read a checkpoint takes longer
-        return cls(*load_detector(path), chosen)
+        model, category_ids = load_detector(path)
+        return cls(fold_batch_norm(model), category_ids, chosen)
 
     @torch.inference_mode()
     def predict(

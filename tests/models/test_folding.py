@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detector_cases import TINY
+from torch import nn
+
+from ghmdet.models import PRESETS, RetinaNet
+from ghmdet.models.folding import fold_batch_norm
+
+
+def with_statistics(model: RetinaNet) -> RetinaNet:
+    """The detector in eval mode, its batch norms as after a training, from which nothing is 0 or 1."""
+    for norm in model.backbone.batch_norms():
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight, 1, 0.2)
+        nn.init.normal_(norm.bias)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["nano", "r18", "r50_small"])
+@torch.no_grad()
+def test_nothing_but_rounding_changes_and_no_batch_norm_is_left(name: str) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(RetinaNet(PRESETS[name], ["a", "b"]))
+    folded = fold_batch_norm(copy.deepcopy(model))
+    assert model.backbone.batch_norms() and not folded.backbone.batch_norms()
+    images = torch.randn(1, 3, 128, 160)
+    for one, other in zip(model.forward_raw(images), folded.forward_raw(images), strict=True):
+        torch.testing.assert_close(one.sigmoid(), other.sigmoid(), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_network_whose_norms_follow_other_convolutions_is_left_as_it_is() -> None:
+    class Crossed(nn.Module):
+        """Its first norm is applied to the input, before the convolution that is registered before it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [self.conv(self.norm(images))]
+
+    torch.manual_seed(0)
+    model = RetinaNet(TINY, ["a"])
+    model.backbone.body = body = Crossed()
+    fold_batch_norm(with_statistics(model))
+    assert model.backbone.body is body and isinstance(body.norm, nn.BatchNorm2d)
+
+
+def test_gradients_reach_the_picture_through_a_folded_detector() -> None:
+    torch.manual_seed(0)
+    model = with_statistics(RetinaNet(TINY, ["a"]))
+    folded = fold_batch_norm(copy.deepcopy(model))
+    gradients = []
+    for each in (model, folded):
+        images = torch.ones(1, 3, 96, 128, requires_grad=True)
+        each.forward_raw(images)[0].sum().backward()
+        gradients.append(images.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from ghmdet.doctor import EXTRAS, doctor
+from ghmdet.engine.device import choose_device
+
+
+def test_it_says_what_is_installed_and_what_auto_takes_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor()
+    said = capsys.readouterr().out
+    for name in ("ghmdet", "torch", "pillow"):
+        assert f"{name} {version(name)}" in said
+    assert f"`--device auto --precision auto` takes {choose_device().reason}" in said
+    assert "ImageNet weights of `nano`: " in said
+    rows = {line.split()[0]: line for line in said.splitlines() if line.startswith("  ")}
+    assert rows.keys() == EXTRAS.keys()
+    for name, (package, use) in EXTRAS.items():
+        assert rows[name].endswith(use)
+        try:
+            assert f" {version(package)} " in rows[name]
+        except ImportError:
+            assert " not installed " in rows[name]
+
+
+def test_each_extra_of_the_project_is_in_it_with_one_of_its_packages() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = text.partition("[project.optional-dependencies]")[2].partition("dev = [")[0].splitlines()
+    named = {line.partition(" = ")[0]: line for line in extras if line}
+    assert named.keys() == EXTRAS.keys()
+    for name, (package, _) in EXTRAS.items():
+        assert f'"{package}>=' in named[name]
+
+
+def test_without_torch_it_still_answers() -> None:
+    code = "import sys; sys.modules['torch'] = None\nfrom ghmdet.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "only ONNX files can be used: torch is not installed" in done.stdout
+    assert all(name in done.stdout for name in EXTRAS)
