@@ -43,9 +43,13 @@ def open_page(browser: Any) -> Iterator[Open]:
     troubles: list[str] = []
     contexts = []
 
-    def open_page(path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True) -> Any:
+    def open_page(
+        path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True, phone: bool = False
+    ) -> Any:
+        size = {"width": 390, "height": 844} if phone else {"width": width, "height": 900}
+        touched = {"is_mobile": True, "has_touch": True} if phone else {}
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script
+            viewport=size, color_scheme=scheme, java_script_enabled=script, **touched
         )
         contexts.append(context)
         page = context.new_page()

@@ -20,7 +20,7 @@ from small_sets import Picture, coco_content, draw
 __all__ = ["browser", "open_page"]
 pytestmark = needs_chromium
 BOX, OTHER = (20.0, 20.0, 60.0, 60.0), (100.0, 100.0, 140.0, 140.0)
-CAT, DOG = 0, 1
+CAT, DOG, EMU = 0, 1, 2
 FOUND = [
     Suspicion(0, "missing", None, None, Label(DOG, OTHER), 0.9, 0.9, None),
     Suspicion(0, "class", 0, Label(CAT, BOX), Label(DOG, BOX), 0.8, 0.8, 0.1),
@@ -123,6 +123,82 @@ def test_no_grave_barrier_and_a_phone_scrolls_only_downwards(page_of: Path, open
             page.evaluate(f"[...document.querySelectorAll('{CONTROLS}')].indexOf(document.activeElement)")
         )
     assert reached - {-1} == set(range(wanted))
+
+
+def test_on_a_phone_question_picture_and_buttons_are_on_one_screen(page_of: Path, open_page: Open) -> None:
+    page = open_page(page_of, phone=True)
+    assert grave(page) == []
+    page.screenshot(path=REPO / "test-artefacts" / "audit-phone.png")
+    assert page.locator("kbd:visible").count() == 0  # it has no keys
+    accept = page.get_by_role("button", name="Accept")
+
+    def tops() -> list[float]:
+        """Where question, picture and buttons begin; each ends on the screen."""
+        boxes = [one.bounding_box() for one in (page.locator(".said"), page.locator(".stage"), accept)]
+        assert all(box["y"] >= 0 and box["y"] + box["height"] <= 844 for box in boxes)
+        assert boxes[1]["y"] + boxes[1]["height"] <= boxes[2]["y"]
+        return [box["y"] for box in boxes]
+
+    before = tops()
+    for _ in FOUND:
+        accept.tap()
+        assert tops() == before and page.evaluate("scrollY") == 0
+    for scrolled in (100, 10_000):  # as far as it goes
+        page.evaluate(f"scrollTo(0, {scrolled})")
+        there, before = page.evaluate("scrollY"), page.locator(".stage").bounding_box()
+        for key in ("Back", "Back", "Reject", "Next", "Undo"):
+            page.get_by_role("button", name=key).tap()
+            assert page.evaluate("scrollY") == there and page.locator(".stage").bounding_box() == before
+    assert open_page(page_of).locator("kbd:visible").count() == 5
+    # The last line is not hidden behind the buttons.
+    assert page.locator(".note").bounding_box()["y"] + 20 < accept.bounding_box()["y"]
+
+
+def test_a_second_box_for_an_object_is_told_of(tmp_path: Path, open_page: Open) -> None:
+    near, far = (102.0, 101.0, 141.0, 142.0), (150.0, 100.0, 180.0, 140.0)
+    found = [
+        Suspicion(0, "missing", None, None, Label(DOG, OTHER), 0.9, 0.9, None),
+        Suspicion(0, "shifted", 0, Label(CAT, BOX), Label(CAT, near), 0.8, 0.8, 0.9),
+        Suspicion(0, "missing", None, None, Label(DOG, far), 0.7, 0.7, None),
+        Suspicion(0, "class", 0, Label(CAT, near), Label(EMU, near), 0.6, 0.6, None),
+        Suspicion(0, "class", 0, Label(CAT, near), Label(DOG, near), 0.5, 0.5, None),
+    ]
+    write(tmp_path / "a", made(tmp_path), found, {"data": "x", "judged_by": "y", "learnt": False}, 9)
+    page = open_page(tmp_path / "a" / "review.html")
+
+    def told() -> list[str]:
+        lines = []
+        for _ in found:
+            lines.append(page.locator(".twin").inner_text())
+            page.keyboard.press("n")
+        for _ in found:
+            page.keyboard.press("b")
+        return lines
+
+    assert told() == [""] * 5
+    page.keyboard.press("a")
+    page.keyboard.press("b")
+    second = "Number 1 was accepted for this object: accept one of the two."
+    assert told() == ["", second, "", "", second]
+    page.keyboard.press("u")
+    assert told() == [""] * 5
+
+
+def test_the_page_says_how_many_of_the_last_were_accepted(tmp_path: Path, open_page: Open) -> None:
+    found = [
+        Suspicion(0, "missing", None, None, Label(DOG, (x, 0, x + 9, 9)), 0.9, 0.9, None) for x in range(25)
+    ]
+    write(tmp_path / "a", made(tmp_path), found, {"data": "x", "judged_by": "y", "learnt": False}, 25)
+    page = open_page(tmp_path / "a" / "review.html")
+    for _ in range(19):
+        page.keyboard.press("a")
+    assert page.locator(".now").inner_text() == "19 of 25 decided. Number 20."
+    page.keyboard.press("r")
+    assert "20 of 25 decided. Of the last 20, 19 accepted. Number 21." in page.locator(".now").inner_text()
+    for _ in range(5):
+        page.keyboard.press("r")
+    assert "25 of 25 decided. Of the last 20, 14 accepted." in page.locator(".now").inner_text()
+    assert "Worth a look: the first 25 (score 0.7 or more)" in page.locator("#about").inner_text()
 
 
 def test_names_are_text_and_a_page_without_script_says_so(page_of: Path, open_page: Open) -> None:

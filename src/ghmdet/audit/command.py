@@ -137,7 +137,7 @@ def how_far(found: Sequence[Suspicion]) -> str:
     """How many suspicions are worth a look."""
     some, most = (sum(one.score >= least for one in found) for least in (SOME, MOST))
     return (
-        f"worth a look: the first {some} (score {SOME} or more), at most the first {most} ({MOST} or more): they had 8"
+        f"Worth a look: the first {some} (score {SOME} or more), at most the first {most} ({MOST} or more): they had 8"
         " and 9 of 10 planted errors. Stop earlier once you reject nearly all (docs/audit.md)"
     )
 

@@ -22,11 +22,23 @@ const svg = (name, values) => {
 };
 const rect = (box, of) => svg("rect", { x: box[0], y: box[1], width: box[2], height: box[3], class: of });
 
+const RECENT = 20;
+function overlap([ax, ay, aw, ah], [bx, by, bw, bh]) {
+  const both = Math.max(0, Math.min(ax + aw, bx + bw) - Math.max(ax, bx)) * Math.max(0, Math.min(ay + ah, by + bh) - Math.max(ay, by));
+  return both / (aw * ah + bw * bh - both);
+}
+// The accepted suspicion that has brought this one's object a box: `audit apply` refuses the second.
+const twin = (one) => one.new_box && items.find((other) =>
+  other !== one && other.picture === one.picture && decisions[other.id] === "accept" && other.new_box &&
+  (other.new_class === one.new_class || (one.kind !== "class" && other.kind !== "class")) && overlap(other.new_box, one.new_box) >= .5);
+
 function show() {
   const one = chosen[at];
-  const decided = chosen.filter((each) => decisions[each.id]).length;
-  find(".now").textContent = `${decided} of ${chosen.length} decided.` + (one ? ` Number ${at + 1}.` : "");
-  find("progress").value = chosen.length ? decided / chosen.length : 0;
+  const decided = chosen.filter((each) => decisions[each.id]);
+  const last = decided.slice(-RECENT), accepted = last.filter((each) => decisions[each.id] === "accept").length;
+  find(".now").textContent = `${decided.length} of ${chosen.length} decided.` +
+    (last.length === RECENT ? ` Of the last ${RECENT}, ${accepted} accepted.` : "") + (one ? ` Number ${one.id}.` : "");
+  find("progress").value = chosen.length ? decided.length / chosen.length : 0;
   find(".review").hidden = !one;
   if (!one) return;
   const [left, top, side] = one.window;
@@ -38,14 +50,15 @@ function show() {
     ...one.around.map(([x1, y1, x2, y2]) => rect([x1, y1, x2 - x1, y2 - y1], "near")),
     ...(one.box && one.kind !== "class" ? [rect(one.box, "halo"), rect(one.box, "given")] : []),
     ...(one.new_box ? [rect(one.new_box, "halo"), rect(one.new_box, one.kind === "class" ? "given" : "suggested")] : []));
+  const first = twin(one);
   find(".said").textContent = sentence[one.kind](one);
+  find(".twin").textContent = first ? `Number ${first.id} was accepted for this object: accept one of the two.` : "";
   const facts = { picture: one.picture, kind: one.kind, score: one.score, g: one.g, gr: one.gr ?? "–", decision: decisions[one.id] ?? "none yet" };
-  find(".facts").innerHTML = "";
-  for (const [name, value] of Object.entries(facts)) {
+  find(".facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => {
     const [term, text] = ["dt", "dd"].map((tag) => document.createElement(tag));
     [term.textContent, text.textContent] = [name, value];
-    find(".facts").append(term, text);
-  }
+    return [term, text];
+  }));
   for (const [key, word] of [["a", "accept"], ["r", "reject"]])
     find(`[data-key="${key}"]`).setAttribute("aria-pressed", decisions[one.id] === word);
 }
@@ -94,7 +107,8 @@ for (const name of ["", ...new Set(items.map((one) => one.kind))]) {
   button.addEventListener("click", () => {
     kind = name;
     for (const other of find("#kinds").children) other.setAttribute("aria-pressed", other === button);
-    filter();
+    if (matchMedia("(max-width: 50rem)").matches) find("#about").open = false;
+filter();
   });
   find("#kinds").append(button);
 }
@@ -107,4 +121,5 @@ find("#export").addEventListener("click", () => {
   link.click();
   URL.revokeObjectURL(link.href);
 });
+if (matchMedia("(max-width: 50rem)").matches) find("#about").open = false;
 filter();
