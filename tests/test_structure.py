@@ -19,7 +19,7 @@ FLOORS = (
     ("report",),
     ("compare",),
     ("audit",),
-    ("demo", "commands", "watching", "", "cli", "__main__"),
+    ("demo", "commands", "doctor", "watching", "", "cli", "__main__"),
 )
 LIMIT = 450
 

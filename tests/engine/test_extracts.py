@@ -17,6 +17,7 @@ from ghmdet.data import read_data
 from ghmdet.engine import predict as module
 from ghmdet.engine import sources
 from ghmdet.engine.detect import Detector
+from ghmdet.engine.extracts import write_crops
 from ghmdet.engine.predict import find_pictures, predict
 from ghmdet.errors import DataError, GhmdetError, PartlyDone
 
@@ -82,6 +83,7 @@ def test_what_would_be_overwritten_or_mixed_is_refused_before_the_work(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "look", lambda *_: pytest.fail("it looks"))
+    out = tmp_path / "other"
     mine = tmp_path / "out" / "labels" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.touch()
@@ -90,10 +92,36 @@ def test_what_would_be_overwritten_or_mixed_is_refused_before_the_work(
     assert mine.exists()
     (pictures / "below").rename(pictures / "crops")
     with pytest.raises(GhmdetError, match=r"crops/c\.png: its drawing would lie in .*/crops: rename"):
-        predict(run / "best.pt", pictures, out=tmp_path / "other", crop=True, **OPTIONS)
+        predict(run / "best.pt", pictures, out=out, crop=True, **OPTIONS)
     shutil.copy(pictures / "a.png", pictures / "a.bmp")
-    with pytest.raises(GhmdetError, match=r"a\.png: its labels would have the name of those of a\.bmp"):
-        predict(run / "best.pt", pictures, out=tmp_path / "other", save_txt=True, **OPTIONS)
+    for option in ("save_txt", "crop"):
+        with pytest.raises(
+            GhmdetError, match=r"a\.png: what is written of it would have the name of that of a\.bmp"
+        ):
+            predict(
+                run / "best.pt", pictures / "a.png", pictures / "a.bmp", out=out, **{option: True}, **OPTIONS
+            )
+    shutil.copy(pictures / "a.png", pictures / "classes.png")
+    with pytest.raises(GhmdetError, match=r"classes\.png: .* that of classes\.txt: rename it"):
+        predict(run / "best.pt", pictures / "classes.png", out=out, save_txt=True, **OPTIONS)
+
+
+def test_drawings_in_a_folder_of_that_name_outlive_what_was_written_there_before(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    predict(run / "best.pt", pictures, out=tmp_path / "out", save_txt=True, crop=True, **OPTIONS)
+    (pictures / "below").rename(pictures / "labels")
+    predict(run / "best.pt", pictures, out=tmp_path / "out", **OPTIONS)
+    assert [file.name for file in (tmp_path / "out" / "labels").iterdir()] == ["c.png.jpg"]
+
+
+def test_a_class_names_no_folder_elsewhere(tmp_path: Path, pictures: Path) -> None:
+    rows = [{"category_id": k, "bbox": [0, 0, 20, 20], "score": 0.9} for k in (1, 2, 3)]
+    classes = {1: "..", 2: "a/b", 3: "Zoë 2"}
+    write_crops(tmp_path / "crops", [("a.png", rows)], {"a.png": pictures / "a.png"}, classes)
+    made = {file.relative_to(tmp_path / "crops").as_posix() for file in tmp_path.glob("crops/*/*.jpg")}
+    assert made == {"__/a-1.jpg", "a_b/a-2.jpg", "Zoë 2/a-3.jpg"}
+    assert not list(tmp_path.glob("*.jpg"))
 
 
 def test_a_pattern_stands_for_what_fits_it(pictures: Path, tmp_path: Path) -> None:

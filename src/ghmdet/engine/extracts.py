@@ -19,26 +19,25 @@ LABELS, CROPS = "labels", "crops"
 """The folders that they are written into."""
 MARKER = ".ghmdet-predict"
 """The file in each that tells it from the user's own."""
-UNSAFE = re.compile(r"[^\w .,()+-]")  # in a folder's name
+UNSAFE = re.compile(r"[^\w ,()+-]")  # in a folder's name
 Found = Iterable[tuple[str, Results]]
 
 
 def check(out: Path, names: Sequence[Path], folders: Sequence[str]) -> None:
-    """Raise GhmdetError where one of the folders in `out` is in use, or two pictures have one name for labels."""
+    """Raise GhmdetError where one of the folders in `out` is in use, or two pictures differ by their endings alone."""
     for folder in folders:
         there = out / folder
         if not (there / MARKER).exists() and there.exists() and (not there.is_dir() or any(there.iterdir())):
             raise GhmdetError(f"{there}: holds what no `ghmdet predict` wrote: give another --out")
-    of_labels: dict[Path, Path] = {}
-    for name in names:
+    taken = {Path("classes"): Path("classes.txt")}
+    for name in names if folders else ():
         if name.parts[0] in folders:
             raise GhmdetError(
                 f"{name}: its drawing would lie in {out / name.parts[0]}: rename the folder it is in"
             )
-        other = of_labels.setdefault(name.with_suffix(".txt"), name)
-        if LABELS in folders and other != name:
+        if (other := taken.setdefault(name.with_suffix(""), name)) != name:
             raise GhmdetError(
-                f"{name}: its labels would have the name of those of {other}: rename one of the two"
+                f"{name}: what is written of it would have the name of that of {other}: rename it"
             )
 
 
@@ -101,10 +100,7 @@ def write_crops(
                     (top, picture.height, (y + h) * scale[1]),
                 )
             )
-            file = (
-                folder
-                / UNSAFE.sub("_", classes[row["category_id"]])
-                / f"{Path(name).with_suffix('')}-{number}.jpg"
-            )
+            label = UNSAFE.sub("_", classes[row["category_id"]])[:80]
+            file = folder / label / f"{Path(name).with_suffix('')}-{number}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             save_jpeg(picture.crop((left, top, right, bottom)), file, quality=92)

@@ -122,6 +122,8 @@ def predict(
     }
     failed: dict[str, str] = {}
     with hold(out):
+        for folder, _, _ in asked:
+            extracts.remove(out / folder)
         old = earlier_drawings(out, set(drawings.values()))
         with Unfinished(out / UNFINISHED, made, files, drawings) as work:
             if removed := remove_drawings(out, set(old) - {drawings[name] for name in work.lines}):
@@ -145,7 +147,6 @@ def predict(
             if failed:
                 write_json(out / FAILED, failed)
             for folder, so, write in asked:
-                extracts.remove(out / folder)
                 if so:
                     surer = (
                         (name, [one for one in rows if one["score"] >= threshold])
