@@ -18,9 +18,11 @@ test: lint
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz_readers.py --count 20000
 
-# Too long for `make test`: kills trainings while they run, and damages data sets 100,000 times.
+# Too long for `make test`: kills trainings while they run, compares processes, watches memory, damages data sets 100,000 times.
 soak: .venv/installed
 	$(BIN)/python tests/soak.py --kills 30
+	$(BIN)/python tests/parity.py
+	$(BIN)/python tests/endurance.py
 	$(BIN)/python tests/fuzz_readers.py --count 100000
 
 # Builds sdist and wheel, and does the main job with the wheel in an environment of its own: make package PYTHON=python3.13
@@ -32,6 +34,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/class_losses.py --threads 1
 	$(BIN)/python benchmarks/class_losses.py --threads 2
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/step_share.py

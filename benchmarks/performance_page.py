@@ -91,11 +91,23 @@ that read something of every anchor; ready-made operations are what it could not
 | loss | architecture | forward | backward | ready-made |
 |---|---|---|---|---|"""
 
+SCALING = """## Many processes
+
+On paper and simulated (`benchmarks/scaling.py`): no such machine was there. A process works on two pictures
+with `r50` of 38 million weights. Its gradient goes round a ring at 25 GB/s, the loss's sums up and down a tree
+at 20 us a message, and nothing hides behind the work. The step itself is taken as 0.1 s, a guess for a GPU, or
+as the {work:.2f} s measured above on a CPU. The last columns are why the processes agree on one density at all:
+the share of the class loss's gradient that would be wrong if each weighed its examples by its own two pictures
+(simulated scenes, drawn anew for each row; 20 classes, some rare).
+
+| processes | loss sends | gradient sends | gradient | loss | at work: 0.1 s | {work:.2f} s | wrong | rarer half |
+|---|---|---|---|---|---|---|---|---|"""
+
 
 def draw() -> None:
     """Write the page."""
     PAGE.write_text(
-        "\n".join([HEAD.format(fair=fair()), *losses(), *steps(), *kernels()]).rstrip() + "\n",
+        "\n".join([HEAD.format(fair=fair()), *losses(), *steps(), *kernels(), *scaling()]).rstrip() + "\n",
         encoding="utf-8",
     )
 
@@ -178,6 +190,22 @@ def kernels() -> list[str]:
             seen = [f"{way['kernels']} ({way['large']})" for way in ways.values()]
             ready = sum(way["ready-made"] for way in ways.values())
             parts.append(f"| {loss} | {architecture} | {seen[0]} | {seen[1]} | {ready} |")
+    return [*parts, ""]
+
+
+def scaling() -> list[str]:
+    """The newest row of each number of processes."""
+    work = sum(all_rows("step_share")[-1]["r50, batch 2"]["milliseconds"].values()) / 1000
+    parts = [SCALING.format(work=work)]
+    for ranks, row in sorted({row["ranks"]: row for row in all_rows("scaling")}.items()):
+        sent, seconds, wrong = (row[name] for name in ("bytes", "seconds", "gradient wrong by own density"))
+        talk = seconds["gradient"] + seconds["loss"]
+        parts.append(
+            f"| {ranks} | {sent['loss'] / 1000:.1f} kB | {sent['gradient'] / 1e6:.0f} MB"
+            f" | {1000 * seconds['gradient']:.1f} ms | {1000 * seconds['loss']:.2f} ms"
+            f" | {seconds['work'] / (seconds['work'] + talk):.1%} | {work / (work + talk):.1%}"
+            f" | {wrong['all']:.0%} | {wrong['rarest half']:.0%} |"
+        )
     return [*parts, ""]
 
 

@@ -154,3 +154,23 @@ def test_alone_there_is_one_rank_and_nothing_to_sum():
     tensor = torch.tensor([2.0], requires_grad=True)
     assert world_size() == 1
     assert sum_over_ranks(tensor).item() == 2 and not sum_over_ranks(tensor).requires_grad
+
+
+def test_what_ranks_exchange_grows_with_regions_and_classes_and_not_with_examples(monkeypatch):
+    given = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda x: given.append(x.numel() * x.element_size()))
+
+    def exchanged(loss, examples, columns):
+        given.clear()
+        loss(torch.zeros(examples, columns, requires_grad=True), torch.zeros(examples, columns)).backward()
+        return sum(given)
+
+    for examples in (7, 7000):
+        for classes in (3, 80, 1203):  # float32 counts of each region, all examples, and the positives
+            assert exchanged(GHMC.guarded(classes), examples, classes) == 4 * classes * (30 + 2)
+            assert exchanged(GHMC(bins=10), examples, classes) == 4 * (10 + 2)
+            wide = GHMC(bins=60, per_class=True, num_classes=classes)
+            assert exchanged(wide, examples, classes) == 4 * classes * (60 + 2)
+        assert exchanged(GHMR(), examples, 4) == 4 * (10 + 2)

@@ -236,7 +236,7 @@ def test_columns_are_what_the_file_says_and_what_cannot_be_read_is_a_problem(tmp
     }
     read = read_annotations(content)
     assert list(read.images) == [2, 1] and read.categories == {1: "1"}
-    assert read.record == ["annotation id 5 of '2'", "annotation id 6 of 'b.jpg'"]
+    assert list(read.record) == ["annotation id 5 of '2'", "annotation id 6 of 'b.jpg'"]
     assert read.image.tolist() == [0, 1] and read.category.tolist() == [1, 1]
     assert read.box.tolist() == [[1, 2, 3, 4], [1.5, 2, 1, 4]]
     assert math.isnan(read.area[0]) and read.area[1] == 7 and read.crowd.tolist() == [True, False]

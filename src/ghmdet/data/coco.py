@@ -7,9 +7,11 @@ import json
 import math
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from ghmdet.data.collector import MENDS, UNCLEAR, Collector, judge_box
 from ghmdet.data.layout import SPLITS, checked_classes, class_name, read_text, split_called
 from ghmdet.data.records import DetectionData, Problem, Severity
+from ghmdet.data.stream import Boxes, stream
 from ghmdet.data.tree import PROBES, Tree, below, looks_like_label
 from ghmdet.data.values import flag, number, numbers, shown, side, whole
 from ghmdet.errors import DataError
@@ -175,7 +178,7 @@ class CocoAnnotations:
     file: str
     images: dict[int, Mapping[str, Any]]
     categories: dict[int, str]
-    record: list[str]
+    record: Sequence[str]
     image: NDArray[np.int64]
     category: NDArray[np.int64]
     box: NDArray[np.float64]
@@ -205,21 +208,22 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
 
     images, sizes, first, left_out = _images(content["images"], report)
     categories = _categories(content, file)
-    rows: list[tuple[Any, ...]] = []
+    places = {image_id: place for place, image_id in enumerate(images)}
+    where, which = array("q"), array("q")  # place of the record and of the image
+    labels, corners, areas, crowds = array("q"), array("d"), array("d"), bytearray()
     rejected, merged = Counter[int](), {other for image_id, other in first.items() if image_id != other}
-    for place, annotation in enumerate(content["annotations"] if boxes else ()):
-        record = f"annotations[{place}]"
+    annotations: Sequence[Any] = content["annotations"] if boxes else ()
+    ids = list(images)
+    named = _Records(annotations, images, ids, where, which)
+    for place, annotation in enumerate(annotations):
         if not isinstance(annotation, Mapping):
-            report("malformed annotation", record, annotation, "write an object")
+            report("malformed annotation", f"annotations[{place}]", annotation, "write an object")
             continue
-        if "id" in annotation:
-            record = f"annotation id {shown(annotation['id'])}"
         image_id = first.get(whole(annotation.get("image_id")))
         if image_id is None:
             mend = "name an image of the list 'images' or remove it"
-            report("unknown image id", record, annotation.get("image_id"), mend)
+            report("unknown image id", named.of(place), annotation.get("image_id"), mend)
             continue
-        record += f" of '{images[image_id].get('file_name', image_id)}'"
         category, bbox, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
         box = numbers(bbox)
         if bbox is None or box == []:
@@ -227,50 +231,90 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         crowd, square = flag(annotation.get("iscrowd")), number(area)
         rejected[image_id] += 1
         if whole(category) not in categories:
-            report("unknown class", record, category, "name a category of the list 'categories'")
+            report(
+                "unknown class",
+                named.of(place, image_id),
+                category,
+                "name a category of the list 'categories'",
+            )
             continue
         if box is None or len(box) != 4:
-            report("malformed box", record, bbox, "write four numbers: x, y, width, height")
+            report(
+                "malformed box", named.of(place, image_id), bbox, "write four numbers: x, y, width, height"
+            )
             continue
         kind, kept = judge_box((box[0], box[1], box[0] + box[2], box[1] + box[3]), *sizes[image_id])
         if kind and kept is None:
-            report(kind, record, bbox, MENDS[kind])
+            report(kind, named.of(place, image_id), bbox, MENDS[kind])
         elif crowd is None:
-            report("malformed iscrowd", record, annotation["iscrowd"], "write 0 or 1")
+            report("malformed iscrowd", named.of(place, image_id), annotation["iscrowd"], "write 0 or 1")
         else:
             rejected[image_id] -= 1
             if area is not None and (square is None or square < 0 or math.isinf(square)):
-                report("malformed area", record, area, "taken from the box", "warning")
+                report("malformed area", named.of(place, image_id), area, "taken from the box", "warning")
                 square = None
-            square = math.nan if square is None else square
-            rows.append((record, image_id, whole(category), box, square, crowd))
+            where.append(place)
+            which.append(places[image_id])
+            labels.append(whole(category) or 0)
+            corners.extend(box)
+            areas.append(math.nan if square is None else square)
+            crowds.append(crowd)
+    image, label = np.asarray(which, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+    sides = np.asarray(corners, dtype=np.float64).reshape(-1, 4)
+    order = np.argsort(image, kind="stable")
     if merged:
         alike = {
-            (row[1], row[2], *row[3]) if row[1] in merged else place: row for place, row in enumerate(rows)
+            (image[row], label[row], *sides[row].tolist()) if ids[image[row]] in merged else row: row
+            for row in order.tolist()
         }
-        rows = [row for row in alike.values() if row[1] not in left_out]
-    sound = {row[1] for row in rows}
-    unclear = [i for i in images if rejected[i] and i not in sound and i not in left_out]
+        order = np.array([row for row in alike.values() if ids[image[row]] not in left_out], dtype=np.int64)
+    sound = np.bincount(image[order], minlength=len(images)) > 0
+    unclear = [i for i in images if rejected[i] and not sound[places[i]] and i not in left_out]
     if unclear:
         name = str(images[unclear[0]].get("file_name", unclear[0]))
         problems.append(Problem("error", UNCLEAR, file, "", name, MENDS[UNCLEAR], len(unclear)))
-    places = {image_id: place for place, image_id in enumerate(images)}
-    rows.sort(key=lambda row: places[row[1]])
-    column = list(zip(*rows, strict=True)) or [()] * 6
     return CocoAnnotations(
         file,
         images,
         categories,
-        list(column[0]),
-        np.array([places[image_id] for image_id in column[1]], dtype=np.int64),
-        np.array(column[2], dtype=np.int64),
-        np.array(column[3], dtype=np.float64).reshape(-1, 4),
-        np.array(column[4], dtype=np.float64),
-        np.array(column[5], dtype=np.bool_),
+        _Records(annotations, images, ids, np.asarray(where, dtype=np.int64)[order], image[order]),
+        image[order],
+        label[order],
+        sides[order],
+        np.asarray(areas, dtype=np.float64)[order],
+        np.array(crowds, dtype=np.bool_)[order],
         np.array([rejected[image_id] for image_id in images], dtype=np.int64),
         left_out.union(unclear),
         problems,
     )
+
+
+@dataclass(frozen=True)
+class _Records(Sequence[str]):
+    """How errors name the record of each box, made when one is asked for."""
+
+    annotations: Sequence[Any]
+    images: dict[int, Mapping[str, Any]]
+    ids: Sequence[int]
+    where: Any
+    """The place of each box's record."""
+    which: Any
+    """The place of each box's image."""
+
+    def of(self, place: int, image_id: int | None = None) -> str:
+        """The name of the annotation at a place, with that of its image where it has one."""
+        annotation = self.annotations[place]
+        known = "id" in annotation
+        record = f"annotation id {shown(annotation['id'])}" if known else f"annotations[{place}]"
+        if image_id is None:
+            return record
+        return f"{record} of '{self.images[image_id].get('file_name', image_id)}'"
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.of(int(self.where[row]), self.ids[int(self.which[row])])
 
 
 def _images(
@@ -331,13 +375,17 @@ def _content(source: Path | str | Mapping[str, Any], lists: Sequence[str]) -> tu
     wanted = "an object with images, annotations, categories"
     content, file = source, "annotations given in memory"
     if isinstance(source, (str, Path)):
-        content, file = load_json(Path(source)), str(source)
+        file = str(source)
+        try:
+            content = stream(Path(source))
+        except (OSError, RecursionError, ValueError):
+            content = load_json(Path(source))
     if isinstance(content, list):
         raise DataError(f"{file}: a JSON list, as COCO results are: annotations are {wanted}")
     if not isinstance(content, Mapping):
         raise DataError(f"{file}: no COCO annotations: expected {wanted}")
     for key in lists:
-        if not isinstance(content.get(key), (list, tuple)):
+        if not isinstance(content.get(key), (list, tuple, Boxes)):
             raise DataError(f"{file}: no list '{key}': COCO annotations have {', '.join(lists)}")
     if not content["images"]:
         raise DataError(f"{file}: an empty data set: the list 'images' names none: add images")
@@ -376,6 +424,10 @@ def _category_ids(classes: Sequence[str], categories: dict[int, str]) -> tuple[i
     return tuple(known[name] if name in known else next(free) for name in classes)
 
 
+def _told(read: CocoAnnotations, row: int) -> tuple[str, str]:
+    return read.record[row], shown(read.box[row].tolist())
+
+
 def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None = None) -> DetectionData:
     """Read one COCO file; classes are ordered by category id, or as given by `classes`.
 
@@ -393,7 +445,6 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
         collect.report("malformed image record", f"image id {image_id}", shown(read.images[image_id]), mend)
     ends = itertools.pairwise(np.searchsorted(read.image, np.arange(len(read.images) + 1)).tolist())
     rows = dict(zip(read.images, zip(ends, read.rejected.tolist(), strict=True), strict=True))
-    boxes = read.box.tolist()
     for (image_id, name), place in zip(named.items(), places, strict=True):
         if image_id in read.left_out:
             continue
@@ -402,10 +453,12 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
         image, ((start, end), rejected) = read.images[image_id], rows[image_id]
         size = image.get("width"), image.get("height")
         if collect.add_image(image_id, name, size, f"image '{name}'", rejected):
-            for row in range(start, end):
-                x, y, w, h = boxes[row]
-                label, crowd = read.categories[int(read.category[row])], bool(read.crowd[row])
-                corners, value = (x, y, x + w, y + h), shown(boxes[row])
-                collect.add_box(corners, label, read.record[row], value, crowd=crowd, area=read.area[row])
+            columns = (read.box, read.category, read.crowd, read.area)
+            for row, box, category, crowd, area in zip(
+                range(start, end), *(column[start:end].tolist() for column in columns), strict=True
+            ):
+                x, y, w, h = box
+                label, corners = read.categories[category], (x, y, x + w, y + h)
+                collect.add_box(corners, label, partial(_told, read, row), crowd=crowd, area=area)
     where = tree.given if tree.whole else file  # the file given may be that of another split
     return collect.pack(where, "COCO", split, _category_ids(classes, read.categories))

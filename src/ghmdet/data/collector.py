@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,25 +125,25 @@ class Collector:
         self,
         box: Corners,
         name: str,
-        record: str,
-        value: str,
+        told: tuple[str, str] | Callable[[], tuple[str, str]],
         *,
         crowd: bool = False,
         area: float = math.nan,
     ) -> None:
         """Judge a box x1 y1 x2 y2 of class `name` in the last image, and keep it if it is sound.
 
-        record and value: the box's name and the box itself as problems show them. area: the annotation's own in square
-        pixels, NaN where it has none.
+        told: the box's name and the box itself as problems show them, or what gives them. area: the annotation's own in
+        square pixels, NaN where it has none.
         """
         if name not in self._labels and not (self._all and name):
             mend = "not among the classes asked for" if name else "write the name of its class"
-            self.report("unknown class", record, f"'{name}'", mend)
+            self.report("unknown class", (told() if callable(told) else told)[0], f"'{name}'", mend)
             self._rejected[-1] += not name
             return
         label = self._labels.setdefault(name, len(self._labels))
         kind, kept = judge_box(box, *self.size)
         if kind is not None:
+            record, value = told() if callable(told) else told
             self.report(kind, record, value, MENDS[kind], "error" if kept is None else "warning")
             self._rejected[-1] += kept is None
         if kept is not None:
@@ -160,7 +160,7 @@ class Collector:
 
         category_ids: the classes' numbers, 1, 2 ... by default. Raises DataError where there is no class.
         """
-        rows = np.array(self._rows).reshape(-1, 7)
+        rows = np.asarray(self._rows).reshape(-1, 7)
         found = tuple(self._labels)
         if not found and self.problems:
             raise DataError(f"{self.file}: no class (the first rejected: {self.problems[0]}): correct it")

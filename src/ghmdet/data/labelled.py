@@ -189,7 +189,7 @@ class OneFileEach:
                     elif crowd is None:
                         collect.reject("malformed difficult", record, shown(difficult), "write 0 or 1")
                     else:
-                        collect.add_box(box, label, record, written, crowd=crowd)
+                        collect.add_box(box, label, (record, written), crowd=crowd)
         collect.file = place.listing or Path(place.folder)
         return collect.pack(tree.given, self.name, split)
 

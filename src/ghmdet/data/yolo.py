@@ -299,7 +299,8 @@ def read_split(
             collect.file = label or picture
             width, height = collect.size
             for (x1, y1, x2, y2), name, record, value in filter(None, boxes):
-                collect.add_box((x1 * width, y1 * height, x2 * width, y2 * height), name, record, value)
+                corners = (x1 * width, y1 * height, x2 * width, y2 * height)
+                collect.add_box(corners, name, (record, value))
     if len(own) in rows.classes and 0 not in rows.classes:
         raise DataError(f"{named}: rows of classes 1 to {len(own)} and none of class 0: number them from 0")
     bare = [os.path.splitext(picture)[0] for picture, label in found if label is None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from ghmdet.draw import draw_batch, undrawable
@@ -41,6 +41,7 @@ from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import hold, write_atomic
 from ghmdet.models import ModelConfig, RetinaNet, load_weights, model_state
+from ghmdet.models.synced_norm import synchronise
 from ghmdet.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ class Trainer:
         self.model = model = RetinaNet(network, self.data.train.classes, losses)
         run.say(f"resuming {run.saved['file']}" if run.saved else load_weights(model, config.weights))
         run.say(f"{config.model} on {run.device.reason}; {run.accelerator.num_processes} process(es)")
+        if run.accelerator.num_processes > 1 and not model.backbone.frozen:
+            synchronise(model.backbone, run.device.type)
         model.to(run.accelerator.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(
             model,
@@ -324,9 +327,6 @@ class Trainer:
     def _validate(self, stop: StopSignal) -> None:
         """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
         run, progress, folder, val = self.run, self.progress, self.run.folder, self.data.val
-        # A batch norm that learns has other statistics on each rank; rank 0's are the ones that are kept.
-        for buffer in self.average.model.buffers():
-            broadcast(buffer)
         mine = detect(
             self.average.model,
             val,

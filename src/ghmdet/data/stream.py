@@ -1,0 +1,181 @@
+"""COCO annotations read a part at a time: what a large file takes is what its boxes are, not what its text is."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 20  # characters
+LONGEST = 64  # chunks of one value
+SPACE = re.compile(r"[ \t\n\r]*")
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+IMAGE = ("id", "file_name", "width", "height")
+BOX = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+EXACT = 1 << 53  # up to which a float holds each whole number
+ODD, NO_AREA = 64, 32
+
+
+class NotPlain(ValueError):
+    """The file is not read this way: for what is wrong or unusual there is `load_json`."""
+
+
+class Boxes(Sequence[Any]):
+    """The list `annotations` in columns; a record comes out as it went in, without what tells nothing of its box."""
+
+    def __init__(self) -> None:
+        self.ids, self.values, self.kinds = array("q"), array("d"), bytearray()
+        self.odd: dict[int, Any] = {}
+
+    def append(self, record: Any) -> None:
+        """Keep a record."""
+        try:
+            ids = [record["id"], record["image_id"], record["category_id"]]
+            area, crowd = record.get("area"), record.get("iscrowd", 0)
+            values = [*record["bbox"], 0 if area is None else area]
+            kind = NO_AREA if area is None else 0
+            for bit, value in enumerate(values):
+                if type(value) is int and -EXACT <= value <= EXACT:
+                    kind |= 1 << bit
+                elif type(value) is not float:
+                    raise TypeError
+            if len(values) != 5 or not all(type(one) is int for one in (*ids, crowd)) or crowd not in (0, 1):
+                raise TypeError
+            self.ids.extend([*ids, crowd])
+        except (AttributeError, KeyError, OverflowError, TypeError):
+            del self.ids[4 * len(self) :]  # of which some may have been added
+            self.odd[len(self)] = self._short(record)
+            ids, values, kind = [0, 0, 0, 0], [0.0] * 5, ODD
+            self.ids.extend(ids)
+        self.values.extend(values)
+        self.kinds.append(kind)
+
+    @staticmethod
+    def _short(record: Any) -> Any:
+        if not isinstance(record, dict):
+            return record
+        keys = BOX if record.get("bbox") else (*BOX, "segmentation")
+        return {key: record[key] for key in keys if key in record}
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, place: Any) -> Any:
+        kind = self.kinds[place]
+        if kind & ODD:
+            return self.odd[place]
+        found: dict[str, Any] = dict(zip(BOX[:3], self.ids[4 * place : 4 * place + 3], strict=True))
+        values: list[float] = self.values[5 * place : 5 * place + 5].tolist()
+        if kind & 31:
+            values = [int(value) if kind >> bit & 1 else value for bit, value in enumerate(values)]
+        found["bbox"] = values[:4]
+        if not kind & NO_AREA:
+            found["area"] = values[4]
+        found["iscrowd"] = self.ids[4 * place + 3]
+        return found
+
+
+class _Text:
+    """The values of a JSON text that is read as they are asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.text, self.at = file, "", 0
+        self.decode = json.JSONDecoder().raw_decode
+
+    def more(self) -> bool:
+        """Read on, and forget what was taken; False at the end of the file."""
+        new, rest = self.file.read(CHUNK), self.text[self.at :]
+        if not new:
+            return False
+        if len(rest) > LONGEST * CHUNK or HALF.search(rest[-6:] + new):
+            raise NotPlain
+        self.text, self.at = rest + new, 0
+        return True
+
+    def next(self) -> str:
+        """The next character that is no space, not yet taken; empty at the end."""
+        while True:
+            found = SPACE.match(self.text, self.at)
+            assert found is not None
+            self.at = found.end()
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def take(self, wanted: str) -> str:
+        """The next character, which must be one of these."""
+        found = self.next()
+        if not found or found not in wanted:
+            raise NotPlain
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.next()
+        while True:
+            try:
+                found, end = self.decode(self.text, self.at)
+            except json.JSONDecodeError:
+                if self.more():
+                    continue
+                raise NotPlain from None
+            if isinstance(found, (int, float)) and len(self.text) < end + 3 and self.more():
+                continue  # a number may go on, as "1" before "e+9" does
+            self.at = end
+            return found
+
+    def items(self) -> Iterator[Any]:
+        """The values of the list that comes next."""
+        self.take("[")
+        if self.next() == "]":
+            self.at += 1
+            return
+        yield self.value()
+        while self.take(",]") == ",":
+            yield self.value()
+
+
+def stream(file: Path) -> Mapping[str, Any]:
+    """The lists of a file of COCO annotations, of each record what tells of images and boxes.
+
+    Raises NotPlain, or what reading and decoding raise, where `load_json` has to say what is there.
+    """
+    if not file.is_file():
+        raise NotPlain
+    content: dict[str, Any] = {}
+    with open(file, encoding="utf-8-sig", newline="") as opened:
+        text = _Text(opened)
+        text.take("{")
+        while text.next() != "}" or content:
+            key = text.value()
+            text.take(":")
+            if not isinstance(key, str) or key in content:
+                raise NotPlain
+            content[key] = _value(text, key)
+            if text.take(",}") == "}":
+                break
+        else:
+            raise NotPlain
+        if text.next():
+            raise NotPlain
+    return content
+
+
+def _value(text: _Text, key: str) -> Any:
+    if text.next() != "[" or key not in ("images", "annotations"):
+        return text.value()
+    if key == "images":
+        return [_image(one) for one in text.items()]
+    boxes = Boxes()
+    for one in text.items():
+        boxes.append(one)
+    return boxes
+
+
+def _image(record: Any) -> Any:
+    if not isinstance(record, dict) or type(record.get("id")) is not int or not record.get("file_name"):
+        return record  # which an error may show
+    return {key: record[key] for key in IMAGE if key in record}

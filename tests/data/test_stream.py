@@ -1,0 +1,128 @@
+"""Annotations read a part at a time are what the whole text says."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghmdet.data import stream as module
+from ghmdet.data.coco import load_json, read_annotations
+from ghmdet.data.stream import NotPlain, stream
+from ghmdet.errors import DataError
+
+WORDS: Any = st.sampled_from(["a.jpg", "b/ü.png", "", '"q"', "x" * 40])
+NUMBERS: Any = st.sampled_from([0, 1, 2, 7, -3, 2.5, 1e300, float("nan"), 2**53 + 1, 10**30, "4", None, True])
+BOX: Any = st.lists(NUMBERS, max_size=5) | st.lists(st.floats(0, 50), min_size=4, max_size=4) | NUMBERS
+RECORD: Any = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.integers(0, 9) | NUMBERS,
+        "image_id": st.integers(1, 3) | NUMBERS,
+        "category_id": st.integers(1, 2) | NUMBERS,
+        "bbox": BOX,
+        "area": NUMBERS,
+        "iscrowd": st.integers(0, 1) | NUMBERS,
+        "segmentation": st.sampled_from([[[1, 1, 9, 1, 9, 8]], [], None]),
+        "more": WORDS,
+    },
+)
+CONTENT: Any = st.fixed_dictionaries(
+    {
+        "info": st.sampled_from([{}, {"a": [1, {"b": "]"}]}, 12345678]),
+        "images": st.lists(
+            st.fixed_dictionaries(
+                {"id": st.integers(1, 4) | NUMBERS, "file_name": WORDS, "url": WORDS},
+                optional={"width": NUMBERS, "height": NUMBERS},
+            )
+            | NUMBERS,
+            max_size=5,
+        ),
+        "annotations": st.lists(RECORD | NUMBERS, max_size=6),
+        "categories": st.just([{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]),
+    }
+)
+
+
+def outcome(source: Any) -> Any:
+    """What reading gives, or what it says."""
+    try:
+        read = read_annotations(source)
+    except DataError as error:
+        return str(error).partition(":")[2].removeprefix(" ")
+    columns = (read.image, read.category, read.box, read.area, read.crowd, read.rejected)
+    problems = [(one.kind, one.record, one.value, one.mend, one.count) for one in read.problems]
+    sizes = {number: (image.get("file_name"), image.get("width")) for number, image in read.images.items()}
+    return [column.tolist() for column in columns], list(read.record), problems, repr(sizes), read.left_out
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=CONTENT, chunk=st.integers(1, 60), indent=st.sampled_from([None, 1]), ascii=st.booleans())
+def test_in_parts_it_says_what_it_says_as_a_whole(
+    content: Any, chunk: int, indent: int | None, ascii: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("stream") / "a.json"
+    file.write_text(json.dumps(content, indent=indent, ensure_ascii=ascii), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(module, "LONGEST", 10**6)
+        stream(file)
+        in_parts = outcome(file)
+    np.testing.assert_equal(in_parts, outcome(json.loads(file.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [1, 2',
+        '{"images": [1 2]}',
+        '{"images": [], "images": []}',
+        '{"images": []} more',
+        '{"a": 1,}',
+        "{}",
+        "[]",
+        '{"images": [{"file_name": "\\ud83d\\ude00"}]}',
+        '{"a": ' + "[" * 10_000,
+        '{"a": ' + "9" * 5000 + "}",
+        "{1: 2}",
+        '{"a" 1}',
+        "",
+        "\xff",
+    ],
+)
+def test_what_is_unusual_is_left_to_the_reader_of_the_whole(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises((NotPlain, RecursionError, ValueError)):
+        stream(file)
+    try:
+        load_json(file)
+    except DataError as error:
+        with pytest.raises(DataError) as said:
+            read_annotations(file)
+        assert str(said.value) == str(error)
+
+
+def test_memory_is_that_of_the_boxes_and_not_of_the_text(tmp_path: Path) -> None:
+    outline = [[float(number) for number in range(60)]]
+    boxes = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [1.5, 2, 3, 4], "segmentation": outline}
+        for i in range(20_000)
+    ]
+    image = {"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}
+    content = {"images": [image], "annotations": boxes, "categories": [{"id": 1, "name": "one"}]}
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    del content, boxes
+    tracemalloc.start()
+    read = read_annotations(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read.box) == 20_000
+    assert peak < 0.9 * file.stat().st_size, peak
