@@ -31,9 +31,9 @@ MODULES = {
     "GHMC guarded": lambda reduction: GHMC.guarded(3, reduction=reduction),
     "GHMC accumulated": lambda reduction: GHMC(accumulation_steps=2, reduction=reduction),
     "GHMR": lambda reduction: GHMR(reduction=reduction),
-    "softmax": lambda reduction: Labelled(3, 0, per_class=True, reduction=reduction),
+    "softmax": lambda reduction: Labelled(3, background=0, per_class=True, reduction=reduction),
     "softmax weighed": lambda reduction: Labelled(
-        3, 0, class_weight=torch.tensor([0.2, 1.0, 3.0]), reduction=reduction
+        3, background=0, class_weight=torch.tensor([0.2, 1.0, 3.0]), reduction=reduction
     ),
 }
 SUMS = {
