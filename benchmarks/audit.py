@@ -1,11 +1,16 @@
 """How well `ghmdet audit` ranks planted wrong labels, beside two peers on the same detections.
 
     python benchmarks/audit.py DATA --share .2 --seed 0 --out FOLDER [--kinds class,missing] [--size 256 --epochs 20]
+        [--judges AUDIT] [--keep FILE]
 
 Wrong labels are planted in the training part (`ghmdet data spoil`), detectors of three folds judge what they did not
 learn, and a row is appended to results/audit.jsonl: of each kind, and of all together, average precision, AUROC among
 the labels, precision of the first 50 and 200, and the share found in the first tenth as many items as there are boxes.
 A second label on an object is found with either of the two. The same command goes on where it was stopped.
+
+The row also holds how the scores of the list divide planted errors from the rest ("scores"). With `--judges`, nothing
+is trained: the folds' detectors of a finished audit of DATA itself judge the pictures that they did not learn. `--keep`
+writes what was labelled and detected, for peers that run in an environment of their own (audit_cleanlab.py).
 
 FOLDER/decisions.json accepts, of the first as many suspicions as errors were planted, those whose suggestion mends one:
 `ghmdet audit apply FOLDER --out MENDED` gives the set to train on beside FOLDER/data and DATA.
@@ -20,6 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +143,45 @@ def hotcoco_items(data: DetectionData, results: list[dict[str, Any]]) -> dict[st
     return items
 
 
+def judges_of(audit: Path, data: DetectionData) -> Iterator[tuple[Path, DetectionData]]:
+    """The folds' detectors of a finished audit, and the pictures of `data` that each did not learn, by their names."""
+    places = {Path(data.records.name(i)).name: i for i in range(len(data.records))}
+    for folder in sorted((audit / "folds").glob("fold*")):
+        judged = json.loads((folder / "instances_val.json").read_text())["images"]
+        chosen = np.array([places[Path(image["file_name"]).name] for image in judged])
+        yield audit / "runs" / folder.name / "last.pt", replace(data, records=data.records.take(chosen))
+
+
+def divided(scores: list[float], hit: list[bool], planted: int) -> dict[str, Any]:
+    """How many suspicions of each band of scores are planted errors, and the share of those planted from each on."""
+    s, h = np.array(scores), np.array(hit, dtype=bool)
+    edges = [0.9, 0.8, 0.7, 0.6, 0.5, 0.0]
+    bands = zip(edges, [np.inf, *edges], strict=False)
+    return {
+        f"{low:g}": {
+            "suspicions": int(((s >= low) & (s < high)).sum()),
+            "planted": int(h[(s >= low) & (s < high)].sum()),
+            "share_from": round(float(h[s >= low].sum() / planted), 4),
+        }
+        for low, high in bands
+    }
+
+
+def peer_row(kept: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The average precision of each list of a peer, for each kind that was planted."""
+    classes = {category: label for label, category in enumerate(kept["categories"])}
+    planted = Counter(one["kind"] for one in kept["wrong"])
+    boxes = len(kept["labels"])
+    found = {
+        name: find([Item(**each) for each in each_list], kept["wrong"], classes)
+        for name, each_list in lists.items()
+    }
+    return {
+        kind: {name: figures(each, {kind}, planted[kind], boxes)["AP"] for name, each in found.items()}
+        for kind in planted
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,19 +193,35 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--judges", type=Path, help="a finished audit of DATA, whose folds' detectors judge")
+    parser.add_argument(
+        "--keep", type=Path, help="a JSON file to write labels, detections and planted errors into"
+    )
+    parser.add_argument(
+        "--peer", type=Path, nargs=2, help="what --keep wrote, and audit_cleanlab.py's scores of it"
+    )
     options = parser.parse_args()
+    if options.peer:
+        kept, lists = (json.loads(file.read_text()) for file in options.peer)
+        about = {"data": options.data.name, "share": options.share, "seed": options.seed, "peer": "cleanlab"}
+        append_row("audit", about | peer_row(kept, lists) | {"date": today()})
+        return
     spoiled = options.out / "data"
     kinds = options.kinds.split(",")
     print(spoil(options.data, spoiled, options.share, kinds=kinds, seed=options.seed))
     data = read_data(spoiled)
-    runs = plan(data, options.out, 3, FoldConfig(size=options.size, epochs=options.epochs), print)
-    train_all(runs, print)
+    if options.judges:
+        judges = list(judges_of(options.judges, data))
+    else:
+        runs = plan(data, options.out, 3, FoldConfig(size=options.size, epochs=options.epochs), print)
+        train_all(runs, print)
+        judges = [(run.out / "last.pt", run.part) for run in runs]
 
     judged, plain, results = [], list[Item](), list[dict[str, Any]]()
     nothing = np.zeros((0, 4))  # a spoiled set of crowds is not measured
-    for run in runs:
-        detector = Detector.load(run.out / "last.pt", precision="fp32")
-        for record, saw in zip(run.part.records, look(detector, run.part), strict=True):
+    for checkpoint, part in judges:
+        detector = Detector.load(checkpoint, precision="fp32")
+        for record, saw in zip(part.records, look(detector, part), strict=True):
             found, boxes = scored(saw.results, data), record.boxes.astype(float)
             results += saw.results
             one = judge(found, boxes, record.labels, len(data.classes), saw.seen, nothing)
@@ -199,10 +261,17 @@ def main() -> None:
         name: figures(find(items, wrong, classes), {*kinds, "missing"}, len(wrong), boxes)
         for name, items in lists.items()
     }
+    told = find(whole, wrong, classes)
+    row["scores"] = divided([one.score for one in ranked], [one is not None for one in told], len(wrong))
+    row |= {"judges": "trained on the published labels"} if options.judges else {}
+    if options.keep:
+        labels = data.to_coco()["annotations"]
+        kept = {"labels": labels, "detections": results, "wrong": wrong, "categories": data.category_ids}
+        options.keep.write_text(json.dumps(kept))
     write(
         options.out, data, ranked, {"data": str(spoiled.absolute()), "judged_by": "folds", "learnt": False}, 0
     )
-    first = zip(range(1, len(wrong) + 1), ranked, find(whole, wrong, classes), strict=False)
+    first = zip(range(1, len(wrong) + 1), ranked, told, strict=False)
     right = [{"id": i, "decision": "accept"} for i, one, hit in first if hit and mends(one, hit, classes)]
     audit = json.loads((options.out / "audit.json").read_text())["audit"]
     (options.out / "decisions.json").write_text(json.dumps({"audit": audit, "decisions": right}))
