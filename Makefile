@@ -35,6 +35,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/class_losses.py --threads 2
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/many_classes.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/step_share.py

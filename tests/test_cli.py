@@ -84,6 +84,8 @@ HEAVY = ("torchvision", "timm", "accelerate", "matplotlib", "PIL", "hotcoco", "c
         ("import ghmdet", ("torch", "numpy", *HEAVY)),
         ("from ghmdet import GHMC, GHMR, GradientSpectrum, functional", HEAVY),
         ("import ghmdet; ghmdet.functional.ghm_c_loss", HEAVY),
+        ("import ghmdet.runtime", ("torch", "onnxruntime", *(name for name in HEAVY if name != "PIL"))),
+        ("from ghmdet.cli import main; main(['--version'])", ("torch", "numpy", *HEAVY[:-2])),
         ("from ghmdet.cli import main; main(['--help'])", ("torch", "numpy", *HEAVY[:-2])),
         ("from ghmdet.cli import main; main(['data', '--help'])", ("torch", "numpy", *HEAVY[:-2])),
         ("from ghmdet.cli import main; main(['trian'])", ("torch", "numpy", *HEAVY[:-2])),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ghmdet.data import check_data, read_data
-from ghmdet.data.coco import load_json
+from ghmdet.data.annotations import load_json
 from ghmdet.data.make import spoil
 
 BAD = os.fsdecode(b"caf\xe9")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ghmdet.data import DetectionData, check_data, read_data
-from ghmdet.data.coco import read_annotations
+from ghmdet.data.annotations import read_annotations
 from ghmdet.data.images import read_picture
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError

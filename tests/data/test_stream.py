@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghmdet.data import stream as module
-from ghmdet.data.coco import load_json, read_annotations
+from ghmdet.data.annotations import load_json, read_annotations
 from ghmdet.data.stream import NotPlain, stream
 from ghmdet.errors import DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ghmdet.data import DetectionData, check_data, read_data
-from ghmdet.data.coco import read_annotations
+from ghmdet.data.annotations import read_annotations
 from ghmdet.errors import DataError
 from small_sets import three_pictures, write_coco, write_voc, write_yolo
 

@@ -22,7 +22,7 @@ from ghmdet.audit.review import write_review
 from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, judge_all, rank
 from ghmdet.compare.arms import settings
 from ghmdet.data import DetectionData, read_data, require_images
-from ghmdet.data.coco import load_json
+from ghmdet.data.annotations import load_json
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from ghmdet.data import Record
-from ghmdet.data.coco import load_json
+from ghmdet.data.annotations import load_json
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
 from ghmdet.data.read import DataSet

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from ghmdet.data.coco import is_labelme, load_json
+from ghmdet.data.annotations import load_json
+from ghmdet.data.coco import is_labelme
 from ghmdet.data.collector import Collector
 from ghmdet.data.layout import SPLITS, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData

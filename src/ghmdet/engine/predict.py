@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ghmdet import runtime
-from ghmdet.data.coco import read_annotations
+from ghmdet.data.annotations import read_annotations
 from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts

@@ -20,7 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from ghmdet.data.coco import load_json, split_name
+from ghmdet.data.annotations import load_json
+from ghmdet.data.coco import split_name
 from ghmdet.data.layout import SPLITS, split_called
 from ghmdet.data.tree import ending
 from ghmdet.errors import GhmdetError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ghmdet.data.coco import CocoAnnotations, load_json, read_annotations
+from ghmdet.data.annotations import CocoAnnotations, load_json, read_annotations
 from ghmdet.data.values import number, numbers, shown, whole
 from ghmdet.errors import DataError
 
