@@ -23,6 +23,7 @@ picture that could not be read, a detector that learnt nothing), and 2 where it 
 
 """
 SESSION = (
+    ("This machine", "doctor"),
     ("Data", "data synth scenes --images 200 --wrong-label-share 0.1"),
     ("", "data check scenes"),
     ("Training", "train scenes --size 256 --epochs 20 --no-report"),
@@ -56,9 +57,8 @@ def main() -> None:
             ran = subprocess.run(
                 words, cwd=home, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT
             )
-            shown = (
-                re.sub(r"[^\n]*\r(?!\n)", "", ran.stdout).replace(str(Path(home).resolve()) + "/", "").strip()
-            )
+            shown = re.sub(r"[^\n]*\r(?!\n)", "", ran.stdout).replace(str(Path(home).resolve()) + "/", "")
+            shown = shown.replace(sys.prefix, ".venv").strip()
             print(f"{ran.returncode}  ghmdet {line}\n{shown}\n", flush=True)
             status = f"\n(exit status {ran.returncode})" if ran.returncode else ""
             text += f"```text\n$ ghmdet {line}\n{shown}{status}\n```\n\n"
