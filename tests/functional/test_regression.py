@@ -71,6 +71,21 @@ def test_balanced_l1_by_hand(beta):
     torch.testing.assert_close(gradient.tolist(), [0.0, slope, -slope, 1.5, 1.5, -1.5])
 
 
+@every_loss
+def test_only_the_difference_counts(name):
+    inputs, targets = example(40, 4)
+    moved = LOSSES[name](inputs.detach() + 0.5, targets + 0.5)
+    torch.testing.assert_close(moved, LOSSES[name](inputs.detach(), targets), rtol=1e-9, atol=0)
+    assert not torch.isclose(LOSSES[name](inputs.detach() + 0.5, targets), moved)
+
+
+@pytest.mark.parametrize("name", ["alpha", "gamma", "beta"])
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_size_of_balanced_l1_that_is_not_positive_is_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        ghm.balanced_l1_loss(*example(3), **{name: value})
+
+
 def test_smooth_l1_equals_the_article():
     inputs, targets = example(200)
     expected = [naive.smooth_l1(d, 1 / 9) for d in (inputs - targets).tolist()]

@@ -260,3 +260,55 @@ def test_the_order_of_examples_and_a_constant_on_a_row_change_nothing(pairs, for
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.randn(4, 4), torch.tensor([0, 1, 2, 3]))
+
+
+@every_form
+def test_maps_of_logits_are_the_same_examples_as_rows(form):
+    logits, labels = example(2 * 3 * 5)
+    maps = logits.detach().view(2, 3, 5, 4).movedim(-1, 1)
+    for reduction in ("mean", "sum"):
+        rows = ghm.softmax_ghm_loss(logits, labels, reduction=reduction, **FORMS[form])
+        found = ghm.softmax_ghm_loss(maps, labels.view(2, 3, 5), reduction=reduction, **FORMS[form])
+        torch.testing.assert_close(found, rows)
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 255, -7])
+def test_an_ignored_index_may_be_any_number(ignored):
+    logits, labels = example()
+    other = labels.masked_fill(labels == 0, -1) if ignored == 0 else labels
+    other = other.masked_fill(other == 1, -1) if ignored == 1 else other
+    given = labels if ignored in (0, 1) else labels.masked_fill(labels < 0, ignored)
+    expected = ghm.softmax_ghm_loss(logits, other)
+    assert torch.equal(ghm.softmax_ghm_loss(logits, given, ignore_index=ignored), expected)
+
+
+def test_a_background_is_counted_from_the_end_too():
+    logits, labels = example()
+    for label in range(4):
+        first, last = (
+            ghm.softmax_ghm_loss(logits, labels, **GUARDED | {"background": at}) for at in (label, label - 4)
+        )
+        assert torch.equal(first, last)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": [[0.0, 1.0]]}, "inputs"),
+        ({"labels": [0, 1]}, "labels"),
+        ({"valid": [True, True]}, "valid"),
+        ({"weight": 1.0}, "weight"),
+        ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid has shape \(3,\), labels \(2,\): give the same"),
+        ({"weight": torch.ones(2, 1)}, r"weight has shape \(2, 1\), labels \(2,\): give the same"),
+        ({"valid": torch.ones(2)}, "valid"),
+        (
+            {"background": -5},
+            r"background=-5 is none of 4 labels: give one of 0\.\.3, -1 for the last, or None where every",
+        ),
+        ({"background": 4}, "background=4 is none of 4 labels"),
+    ],
+)
+def test_each_argument_of_another_kind_is_named(changed, message):
+    arguments = {"inputs": torch.zeros(2, 4), "labels": torch.tensor([0, 1])} | changed
+    with pytest.raises(ValueError, match=message):
+        ghm.softmax_ghm_loss(**arguments)
