@@ -35,7 +35,7 @@ SESSION = (
         "Detecting",
         "predict runs/scenes-1/best.pt 'scenes/images/val_*.jpg' --annotations VAL --out predictions",
     ),
-    ("", "score predictions/predictions.json VAL"),
+    ("", "score VAL predictions/predictions.json"),
     ("", "export runs/scenes-1/best.pt --out scenes.onnx"),
     ("Wrong labels", "audit scenes --checkpoint runs/scenes-1/best.pt --split val --out audit"),
     ("Comparing losses", "compare scenes --arms ghm-c,ce --seeds 2 --epochs 4 --out compared --list"),
