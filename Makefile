@@ -41,7 +41,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step_share.py
 	$(BIN)/python benchmarks/performance_page.py
 
-# The documentation as a site: site/index.html.
+# The documentation as a site: site/index.html. Its search needs a server: python -m http.server -d site
 docs: .venv/installed
 	$(BIN)/zensical build --strict --clean
 

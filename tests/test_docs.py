@@ -39,7 +39,7 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
 def spans(page: Path) -> list[tuple[str, bool]]:
     """The commands on a page, and whether each stands on a line of its own: a whole one."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    whole = re.findall(r"^ *(?:COMPARE=\")?(?:.*-m )?(ghmdet .*?)\"?$", text, re.MULTILINE)
+    whole = re.findall(r"^ *(?:COMPARE=\")?(?:.*-m )?(ghmdet [a-z].*?)\"?$", text, re.MULTILINE)
     return [(line, not re.search(r"\.\.\.|\[", line)) for line in whole] + [
         (span, False) for span in re.findall(r"`[^`\n]*?(ghmdet [a-z][^`]*)`", text)
     ]

@@ -305,7 +305,9 @@ def test_a_long_run_is_told_of_a_shorter_one(
     lines: list[str] = []
     train(squares, tmp_path / "run", replace(TINY, epochs=2, val_every=None), say=lines.append)
     (line,) = (line for line in lines if line.startswith("about "))
-    assert line.endswith("AP after every epoch; for less, stop it and give a time: --budget 20m")
+    assert line.endswith(
+        "AP after every epoch; for less, stop it and begin another run with a time: --budget 20m"
+    )
 
 
 def test_without_a_terminal_progress_is_a_line_in_the_first_minute_and_ever_fewer_later(

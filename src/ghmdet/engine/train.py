@@ -400,7 +400,11 @@ class Trainer:
         self.run.say(
             f"about {in_words(seconds)} to go: {left} steps of {in_words(self.budget.pace)}, AP after every"
             f" {'epoch' if every == 1 else f'{every} epochs'}"
-            + ("; for less, stop it and give a time: --budget 20m" if seconds > LONG else "")
+            + (
+                "; for less, stop it and begin another run with a time: --budget 20m"
+                if seconds > LONG
+                else ""
+            )
         )
 
     def _save(self) -> None:
