@@ -544,3 +544,181 @@ def test_an_xml_file_of_a_single_tag_gets_an_object(tmp_path: Path) -> None:
     (tmp_path / "set" / "Annotations" / "c.xml").write_text("<annotation a='/>'/>")
     status, _, mended = judged(tmp_path, [suspicion("missing", None, (EMU, 1, 2, 13, 14), picture=2)])
     assert status == 0 and ("c.jpg", "emu", (1, 2, 13, 14)) in mended
+
+
+def test_objects_added_to_an_empty_xml_file_are_all_there_in_their_order(tmp_path: Path) -> None:
+    boxes = [(EMU, 1, 2, 13, 14), (CAT, 20, 20, 30, 30), (DOG, 40, 5, 50, 15)]
+    found = [suspicion("missing", None, box, picture=2) for box in boxes]
+    for place, text in enumerate(
+        ("<annotation/>", "<v:annotation xmlns:v='urn:voc' />", "<annotation></annotation>")
+    ):
+        root = tmp_path / str(place)
+        write_voc(root / "set", pictures())
+        (root / "set" / "Annotations" / "c.xml").write_text(text)
+        status, _, mended = judged(root, found)
+        names = [(("cat", "dog", "emu")[box[0]], box[1:]) for box in boxes]
+        assert status == 0 and sorted(one[1:] for one in mended if one[0] == "c.jpg") == sorted(names)
+        copy = (root / "copy" / "Annotations" / "c.xml").read_text()
+        assert re.findall("name>([a-z]+)</", copy) == [name for name, _ in names]
+
+
+@pytest.mark.parametrize("name", ["VOC", "YOLO"])
+def test_a_linked_picture_keeps_labels_of_its_own(tmp_path: Path, name: str) -> None:
+    two = {"a.jpg": (CAT, 5, 5, 25, 35), "c.jpg": (DOG, 30, 10, 50, 30)}
+    WRITERS[name](tmp_path / "set", [Picture(file, boxes=[box]) for file, box in two.items()])
+    for link in (tmp_path / "set").rglob("c.jpg"):
+        link.unlink()
+        link.symlink_to("a.jpg")
+    if name == "YOLO":
+        (tmp_path / "set" / "classes.txt").write_text("cat\ndog\nemu\n")
+    data = read_data(tmp_path / "set")
+    place = [record.path.name for record in data.records].index
+    label = data.classes.index
+    found = [
+        suspicion("class", (label("cat"), 5, 5, 25, 35), (label("dog"), 5, 5, 25, 35), place("a.jpg")),
+        suspicion("missing", None, (label("cat"), 2, 2, 12, 12), place("c.jpg")),
+    ]
+    status, said, mended = judged(tmp_path, found)
+    assert (status, said) == (0, [])
+    assert mended == [
+        ("a.jpg", "dog", (5, 5, 25, 35)),
+        ("c.jpg", "cat", (2, 2, 12, 12)),
+        ("c.jpg", "dog", (30, 10, 50, 30)),
+    ]
+
+
+def coco(root: Path, **lists: Any) -> dict[str, Any]:
+    """The content of a COCO set in `root`/set of a picture with a cat and a dog, with other lists where given."""
+    write_coco(root / "set", [Picture("a.jpg", boxes=[(CAT, 5, 5, 25, 35), (DOG, 40, 10, 60, 40)])])
+    file = next((root / "set").rglob("instances_train.json"))
+    content = json.loads(file.read_text()) | {
+        "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}]
+    }
+    for key, change in lists.items():
+        content[key] = change(content[key])
+    file.write_text(json.dumps(content))
+    return content
+
+
+def mended_coco(root: Path) -> dict[str, Any]:
+    return json.loads(next((root / "copy").rglob("instances_train.json")).read_text())
+
+
+CLASS = suspicion("class", (CAT, 5, 5, 25, 35), (DOG, 5, 5, 25, 35))
+SPURIOUS = suspicion("spurious", (CAT, 5, 5, 25, 35), None)
+MISSING = suspicion("missing", None, (CAT, 30, 1, 39, 9))
+BOTH = [("a.jpg", "dog", (5, 5, 25, 35)), ("a.jpg", "dog", (40, 10, 60, 40))]
+
+
+def test_a_category_that_only_groups_is_given_to_no_object(tmp_path: Path) -> None:
+    group = {"id": 0, "name": "cat", "supercategory": "none"}
+    coco(tmp_path, categories=lambda old: [group, *(one | {"supercategory": "cat"} for one in old)])
+    status, _, mended = judged(tmp_path, [MISSING])
+    assert status == 0 and ("a.jpg", "cat", (30, 1, 39, 9)) in mended
+    assert [one["category_id"] for one in mended_coco(tmp_path)["annotations"]] == [10, 20, 10]
+
+
+def test_a_copy_that_cannot_be_read_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco(tmp_path)
+    judged(tmp_path, [MISSING])
+    shutil.rmtree(tmp_path / "copy")
+    coco(tmp_path, categories=lambda old: [*old, {"id": 30, "name": "cat"}])  # by hand, since the audit
+    capsys.readouterr()
+    decisions = json.loads((tmp_path / "audit" / "decisions.json").read_text())
+    assert apply(tmp_path / "audit", decisions, tmp_path / "copy") == 2
+    error = capsys.readouterr().err
+    assert "its copy could not be read: " in error and "class 'cat' is there twice" in error
+    assert ".unfinished" not in error and not (tmp_path / "copy" / "mended.json").exists()
+
+
+@pytest.mark.parametrize("bbox", [None, [], "left out"])
+def test_an_object_that_has_a_mask_alone_is_a_label(tmp_path: Path, bbox: Any) -> None:
+    mask = {"segmentation": [[5, 5, 25, 5, 25, 35, 5, 35]]}
+
+    def masked(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        first = {key: value for key, value in old[0].items() if key != "bbox"}
+        return [first | mask | ({} if bbox == "left out" else {"bbox": bbox}), old[1]]
+
+    content = coco(tmp_path, annotations=masked)
+    assert judged(tmp_path, [CLASS]) == (0, [], BOTH)
+    assert mended_coco(tmp_path)["annotations"][0] == content["annotations"][0] | {"category_id": 20}
+    again = suspicion("missing", None, (CAT, 6, 5, 25, 35))
+    status, said, mended = judged(tmp_path, [again])
+    assert status == 1 and "labelled there already" in said[0]["why"] and len(mended) == 2
+    status, _, mended = judged(tmp_path, [suspicion("shifted", (CAT, 5, 5, 25, 35), (CAT, 1, 1, 21, 31))])
+    assert status == 0 and mended[0] == ("a.jpg", "cat", (1, 1, 21, 31))
+
+
+@pytest.mark.parametrize("crowd", ["true", "1", True, 1, "1.0"])
+def test_a_crowd_written_in_any_way_is_no_label(tmp_path: Path, crowd: Any) -> None:
+    there = {"id": 9, "image_id": 1, "category_id": 10, "bbox": [30, 1, 9, 8], "iscrowd": crowd}
+    coco(tmp_path, annotations=lambda old: [*old, there])
+    status, said, _ = judged(tmp_path, [MISSING])
+    assert (status, said) == (0, []) and mended_coco(tmp_path)["annotations"][2] == there
+
+
+def test_what_is_no_record_stays_as_it_is(tmp_path: Path) -> None:
+    content = coco(
+        tmp_path,
+        annotations=lambda old: [None, 5, *old, [], {"id": "x", "image_id": None}],
+        images=lambda old: [*old, None, {"id": None}, "b"],
+        categories=lambda old: [{"id": 7}, {"id": 8, "name": None}, {"id": 9, "name": " emu "}, *old],
+    )
+    classes = read_data(tmp_path / "set").classes
+    assert classes == ("7", "8", "emu", "cat", "dog")
+    cat, dog = classes.index("cat"), classes.index("dog")
+    added = [(0, 30, 1, 39, 9), (1, 30, 10, 39, 19), (2, 30, 20, 39, 29)]
+    found = [
+        suspicion("class", (cat, 5, 5, 25, 35), (dog, 5, 5, 25, 35)),
+        *(suspicion("missing", None, one) for one in added),
+    ]
+    status, said, mended = judged(tmp_path, found)
+    assert (status, said) == (0, [])
+    assert [one[1] for one in mended] == ["7", "8", "dog", "dog", "emu"]
+    copy = mended_coco(tmp_path)
+    assert copy["images"] == content["images"] and copy["categories"] == content["categories"]
+    assert copy["annotations"][:2] == [None, 5]
+    assert copy["annotations"][4:6] == content["annotations"][4:6]
+    assert [one["category_id"] for one in copy["annotations"][6:]] == [7, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "./a.jpg"])
+def test_labels_of_a_picture_listed_twice_are_changed_in_both_its_records(tmp_path: Path, name: str) -> None:
+    def listed(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*old, old[0] | {"id": 2, "file_name": name}]
+
+    def of_second(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [old[0] | {"image_id": 2}, old[1]]
+
+    coco(tmp_path / "second", images=listed, annotations=of_second)
+    assert judged(tmp_path / "second", [CLASS]) == (0, [], BOTH)
+
+    def of_both(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*old, old[0] | {"id": 8, "image_id": 2}, old[1] | {"id": 9, "image_id": "2"}]
+
+    coco(tmp_path / "both", images=listed, annotations=of_both)
+    assert judged(tmp_path / "both", [CLASS]) == (0, [], BOTH)
+    assert [one["category_id"] for one in mended_coco(tmp_path / "both")["annotations"]] == [20, 20, 20, 20]
+    assert judged(tmp_path / "both", [SPURIOUS]) == (0, [], BOTH[1:])
+    assert [one["id"] for one in mended_coco(tmp_path / "both")["annotations"]] == [2, 9]
+    moved = suspicion("shifted", (CAT, 5, 5, 25, 35), (CAT, 1, 1, 21, 31))
+    assert judged(tmp_path / "both", [moved]) == (0, [], [("a.jpg", "cat", (1, 1, 21, 31)), BOTH[1]])
+
+
+def test_polygons_that_a_change_makes_unclear_name_the_line_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_yolo(tmp_path / "set", [Picture("a.jpg", boxes=A), Picture("b.jpg", boxes=[NEW])])
+    (tmp_path / "set" / "classes.txt").unlink()
+    yaml = tmp_path / "set" / "data.yaml"
+    yaml.write_text("names: [cat, dog, emu]\n")
+    # The second can be a box with points as well.
+    rows = "0 0 0 .5 0 .5 .5 0 .5\n1 .6 .6 .2 .2 .6 .6 .62 .62\n"
+    (tmp_path / "set" / "labels" / "train" / "a.txt").write_text(rows)
+    with pytest.raises(FileNotFoundError):  # not made
+        judged(tmp_path, [suspicion("spurious", (CAT, 0, 0, 30, 20), None)])
+    error = capsys.readouterr().err
+    assert "if its rows are polygons, write 'task: segment' into its data.yaml" in error
+    yaml.write_text("names: [cat, dog, emu]\ntask: segment\n")
+    status, said, mended = judged(tmp_path, [suspicion("spurious", (CAT, 0, 0, 30, 20), None)])
+    assert (status, said, len(mended)) == (0, [], 2)

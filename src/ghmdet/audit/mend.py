@@ -88,14 +88,19 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
         log = {"made by": "ghmdet audit apply", "data": str(data), "audit": told["audit"]}
         write_atomic(folder / MARKER, json.dumps(log | {"done": done, "refused": refused}, indent=1) + "\n")
         mended = DataSet(folder if source.tree.whole else folder / os.path.relpath(data.absolute(), home))
-        reads = mended.read(mended.find(split), told["classes"]).boxes_per_class()
+        try:
+            found = mended.read(mended.find(split)).boxes_per_class()  # with its own classes, as for training
+        except DataError as error:
+            said = str(error).replace(str(folder), str(home))
+            raise DataError(f"{data}: its copy could not be read: {said}") from None
+        reads = {name: found.get(name, 0) for name in told["classes"]}
         for file in map(Path, mended.tree.used):
             if ending(str(file)) not in EXTENSIONS and not file.absolute().is_relative_to(folder.absolute()):
                 raise DataError(f"{data}: its copy would still read {file}: name it by a relative path there")
         if {k: v for k, v in reads.items() if v} != {k: v for k, v in counts.items() if v}:
-            raise DataError(
-                f"{data}: the copy reads as {reads}, not as {dict(counts)}: is its label format mixed?"
-            )
+            polygons = "if its rows are polygons, write 'task: segment' into its data.yaml, beside the names"
+            advice = polygons if source.format == "YOLO" else "is its label format mixed?"
+            raise DataError(f"{data}: the copy reads as {reads}, not as {dict(counts)}: {advice}")
     for item in refused:
         say(f"refused: number {item['id']} ({item['kind']} in {item['picture']}): {item['why']}")
     if left := sorted(_below(home) - used):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +15,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from ghmdet.data import Record
-from ghmdet.data.annotations import load_json
+from ghmdet.data.annotations import box_of, load_json, read_annotations
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
 from ghmdet.data.read import DataSet
 from ghmdet.data.tree import Tree, ending
-from ghmdet.data.values import number, numbers, whole
+from ghmdet.data.values import flag, numbers, whole
 from ghmdet.data.yolo import IMAGES, LABELS, Rows, class_names, label_lines, names_file, pairs, row_numbers
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -61,55 +61,65 @@ class Sheet(Protocol):
 
 
 class _Coco:
-    """One JSON file; what else it holds stays as it is, but for the mask of an object whose box is moved."""
+    """One JSON file; what else it holds stays as it is, but for the mask of an object whose box is moved.
+
+    A row is the annotations of one box: several where a picture is listed twice and both of its records have the box.
+    """
 
     def __init__(self, source: DataSet, split: str) -> None:
         self.file: Path = source.splits[split]
         self.content = load_json(self.file)
-        self.categories = {whole(one["id"]): str(one["name"]) for one in self.content["categories"]}
+        read = read_annotations(self.content, boxes=False)
+        self.categories, self.images = dict[int | None, str](read.categories.items()), read.images
+        self.merged = {other for number, other in read.first.items() if number != other}
         self.of: dict[int | None, list[Any]] = {}
-        for one in self.content["annotations"]:
-            self.of.setdefault(whole(one.get("image_id")), []).append(one)
-        self.free = 1 + max((whole(one.get("id")) or 0 for one in self.content["annotations"]), default=0)
+        there = [one for one in self.content["annotations"] if isinstance(one, Mapping)]
+        for one in there:
+            self.of.setdefault(read.first.get(whole(one.get("image_id"))), []).append(one)
+        self.free = 1 + max((whole(one.get("id")) or 0 for one in there), default=0)
         self.removed: set[int] = set()
 
     def rows(self, picture: Record) -> list[Any]:
-        return [one for one in self.of.get(picture.image_id, []) if id(one) not in self.removed]
+        alike: dict[tuple[Any, ...], list[Any]] = {}
+        for one in self.of.get(picture.image_id, []):
+            box = box_of(one) if picture.image_id in self.merged else None
+            alike.setdefault((whole(one.get("category_id")), *box) if box else (id(one),), []).append(one)
+        return list(alike.values())
 
     def look(self, row: Any, picture: Record) -> Seen | None:
-        box, name = numbers(row.get("bbox")), self.categories.get(whole(row.get("category_id")))
+        box, name = box_of(row[-1]), self.categories.get(whole(row[-1].get("category_id")))
         return (
             (name, (box[0], box[1], box[0] + box[2], box[1] + box[3]))
-            if name and box and len(box) == 4 and not number(row.get("iscrowd"))
+            if name and box and len(box) == 4 and flag(row[-1].get("iscrowd")) is False
             else None
         )
 
     def written(self) -> dict[int, str]:
-        return {
-            number: str(image.get("file_name"))
-            for image in self.content["images"]
-            if (number := whole(image.get("id"))) is not None
-        }
+        return {number: str(image.get("file_name")) for number, image in self.images.items()}
 
     def refuses(self, label: str | None, box: Corners | None) -> str:
         return _unknown(label, self.categories.values())
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
-        if label is not None:
-            row["category_id"] = next(key for key, name in self.categories.items() if name == label)
-        if box is not None:
-            width, height = box[2] - box[0], box[3] - box[1]
-            row |= {"bbox": [*box[:2], round(width, 2), round(height, 2)], "area": round(width * height, 2)}
-            row.pop("segmentation", None)
+        for one in row:
+            if label is not None:
+                one["category_id"] = next(key for key, name in self.categories.items() if name == label)
+            if box is not None:
+                width, height = box[2] - box[0], box[3] - box[1]
+                one |= {
+                    "bbox": [*box[:2], round(width, 2), round(height, 2)],
+                    "area": round(width * height, 2),
+                }
+                one.pop("segmentation", None)
 
     def add(self, picture: Record, label: str, box: Corners) -> None:
         row = {"id": self.free, "image_id": picture.image_id, "iscrowd": 0}
         self.free += 1
         self.content["annotations"].append(row)
-        self.put(row, picture, label, box)
+        self.put([row], picture, label, box)
 
     def remove(self, row: Any, picture: Record) -> None:
-        self.removed.add(id(row))
+        self.removed.update(map(id, row))
 
     def files(self) -> dict[Path, str]:
         left = [one for one in self.content["annotations"] if id(one) not in self.removed]
@@ -147,6 +157,7 @@ class _Xml:
     def __init__(self, file: Path) -> None:
         self.raw = read_text(file).encode()
         self.changes: list[tuple[int, int, str]] = []
+        self.added = ""
         above, roots = list[_Element](), list[_Element]()
         parser = expat.ParserCreate("UTF-8")
         parser.buffer_text = True
@@ -190,18 +201,18 @@ class _Xml:
         self.changes.append((len(self.raw[: one.start].rstrip()), one.end, ""))
 
     def append(self, text: str) -> None:
-        """Put text behind the last element below the root."""
-        if self.empty(self.root):
-            whole = f">{text}\n</{self.root.name}>"
-            self.changes.append((self.root.inside - 2, self.root.inside, whole))
-            return
-        place = self.root.children[-1].end if self.root.children else self.root.inside
-        self.changes.append((place, place, text))
+        """Put text behind the last element below the root, and behind what was put there before."""
+        self.added += text
 
     def text(self) -> str:
         """The text with all changes; it is written as UTF-8."""
-        raw = self.raw
-        for start, end, text in sorted(self.changes, key=lambda change: change[:2], reverse=True):
+        raw, root, changes = self.raw, self.root, list(self.changes)
+        if self.added and self.empty(root):
+            changes.append((root.inside - 2, root.inside, f">{self.added}\n</{root.name}>"))
+        elif self.added:
+            place = root.children[-1].end if root.children else root.inside
+            changes.append((place, place, self.added))
+        for start, end, text in sorted(changes, key=lambda change: change[:2], reverse=True):
             raw = raw[:start] + text.encode() + raw[end:]
         return self.ENCODING.sub(rb'\1"UTF-8"', raw).decode()
 
@@ -217,7 +228,7 @@ class _Voc:
         self.read: dict[Path, _Xml] = {}
 
     def _xml(self, picture: Record) -> _Xml:
-        file = self.of[os.path.realpath(picture.path)]
+        file = self.of[_own(picture.path)]
         if file not in self.read:
             self.read[file] = _Xml(file)
         return self.read[file]
@@ -263,7 +274,7 @@ class _Voc:
         self._xml(picture).remove(row)
 
     def files(self) -> dict[Path, str]:
-        return {file: xml.text() for file, xml in self.read.items() if xml.changes}
+        return {file: xml.text() for file, xml in self.read.items() if xml.changes or xml.added}
 
     def lists(self) -> Iterator[Path]:
         return (place.listing for place in self.places if place.listing)
@@ -283,12 +294,12 @@ class _Yolo:
             if label is None:  # where its label file would be
                 folder, name = os.path.split(picture)
                 home = own.homes(folder, IMAGES, LABELS)[0]
-                self.of[os.path.realpath(picture)] = Path(home, f"{Path(name).stem}.txt")
+                self.of[_own(picture)] = Path(home, f"{Path(name).stem}.txt")
         self.kind = Rows(place.names[0], [label for _, label in found if label])
         self.lines: dict[Path, list[list[str]]] = {}
 
     def rows(self, picture: Record) -> list[Any]:
-        file = self.of[os.path.realpath(picture.path)]
+        file = self.of[_own(picture.path)]
         if file not in self.lines:
             self.lines[file] = [[line] for line in label_lines(str(file))] if file.exists() else []
         return self.lines[file]
@@ -347,10 +358,15 @@ class _Yolo:
 SHEETS: dict[str, Callable[[DataSet, str], Sheet]] = {"COCO": _Coco, "VOC": _Voc, "YOLO": _Yolo}
 
 
+def _own(picture: str | Path) -> str:
+    """By what a picture is known: its own path, as a link to another picture has labels of its own."""
+    return os.path.normpath(Path(picture).absolute())
+
+
 def _files_of(found: Sequence[tuple[str, str | None]]) -> dict[str, Path]:
-    """The label file of each picture, by its real path; VOC names the label file first."""
+    """The label file of each picture, by its own path; VOC names the label file first."""
     both = [(b, a) if ending(a) not in EXTENSIONS else (a, b) for a, b in found if b is not None]
-    return {os.path.realpath(str(picture)): Path(str(label)) for picture, label in both}
+    return {_own(str(picture)): Path(str(label)) for picture, label in both}
 
 
 def _unknown(label: str | None, names: Collection[str]) -> str:

@@ -51,8 +51,9 @@ class CocoAnnotations:
     file: its name in errors. images: the record of each id, in the file's order. categories: the name of each id, in
     the ids' order. Of each box, record: how errors name it; image: its image's place in `images`; category: an id;
     box: x, y, width, height in pixels as written; area: square pixels, NaN where none is given; crowd: whether it is a
-    crowd region. Of each image, rejected: how many of its annotations could not be read. left_out: the ids of images
-    that count for nothing: further records of a picture, and pictures of which no annotation makes sense.
+    crowd region. Of each image, rejected: how many of its annotations could not be read. first: the id that each id of
+    an image stands for, another one's where both records name one picture. left_out: the ids of images that count for
+    nothing: further records of a picture, and pictures of which no annotation makes sense.
     """
 
     file: str
@@ -65,6 +66,7 @@ class CocoAnnotations:
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     rejected: NDArray[np.int64]
+    first: Mapping[int | None, int]
     left_out: set[int]
     problems: list[Problem]
 
@@ -105,9 +107,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
             report("unknown image id", named.of(place), annotation.get("image_id"), mend)
             continue
         category, bbox, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
-        box = numbers(bbox)
-        if bbox is None or box == []:
-            box = _around(annotation.get("segmentation"))
+        box = box_of(annotation)
         crowd, square = flag(annotation.get("iscrowd")), number(area)
         rejected[image_id] += 1
         if whole(category) not in categories:
@@ -164,6 +164,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         np.asarray(areas, dtype=np.float64)[order],
         np.array(crowds, dtype=np.bool_)[order],
         np.array([rejected[image_id] for image_id in images], dtype=np.int64),
+        first,
         left_out.union(unclear),
         problems,
     )
@@ -238,6 +239,13 @@ def name_of(image: Mapping[str, Any]) -> str:
     """The `file_name` of an image's record; empty where it has none."""
     name = image.get("file_name")
     return name if isinstance(name, str) else ""
+
+
+def box_of(annotation: Mapping[str, Any]) -> list[float] | None:
+    """The numbers of an annotation's `bbox`, or where it has none those of the box around its polygons."""
+    written = annotation.get("bbox")
+    box = numbers(written)
+    return _around(annotation.get("segmentation")) if written is None or box == [] else box
 
 
 def _around(segmentation: object) -> list[float] | None:
