@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -43,3 +44,34 @@ def test_without_torch_it_still_answers() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "only ONNX files can be used: torch is not installed" in done.stdout
     assert all(name in done.stdout for name in EXTRAS)
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["ImportError", "OSError", "RuntimeError"],
+)
+@pytest.mark.parametrize(
+    ("package", "before", "after"),
+    [
+        ("onnxruntime", "`--device auto --precision auto` takes ", "ONNX files cannot be used: "),
+        ("torch", "devices: ", "only ONNX files can be used: "),
+        ("torchvision", "devices: ", "only ONNX files can be used: "),
+    ],
+)
+def test_a_broken_package_is_named_with_the_mend_and_the_rest_is_said(
+    tmp_path: Path, package: str, before: str, after: str, error: str
+) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}('DLL load failed')")
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", "from ghmdet.cli import main; main(['doctor'])"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    why = f"{error}: DLL load failed"
+    mend = f"install it again, pip install --force-reinstall {package}"
+    assert f"{after}{package} is installed but broken ({why}): {mend}\n" in done.stdout
+    assert before in done.stdout and all(name in done.stdout for name in EXTRAS)

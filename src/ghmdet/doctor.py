@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -42,14 +43,14 @@ def _version(package: str) -> str | None:
 
 def _devices() -> list[str]:
     cores = f"{os.cpu_count()} CPU cores"
-    try:
+    if problem := _problem("torch", "torchvision", "timm", "accelerate"):
+        lines = [f"devices: {cores}", f"only ONNX files can be used: {problem}"]
+    else:
         import torch
 
         from ghmdet.engine.device import choose_device
         from ghmdet.models.weights import lite0_file
-    except ImportError as error:
-        lines = [f"devices: {cores}", f"only ONNX files can be used: {error.name or error} is not installed"]
-    else:
+
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         lines = [
             f"devices: {', '.join([f'{cores}, {torch.get_num_threads()} threads', *gpus])}",
@@ -58,7 +59,25 @@ def _devices() -> list[str]:
             f"ImageNet weights of `nano`: {lite0_file() or 'from the network, once (the extra pretrained has them)'}",
         ]
     if find_spec("onnxruntime"):
+        if problem := _problem("onnxruntime"):
+            return [*lines, f"ONNX files cannot be used: {problem}"]
         import onnxruntime
 
         lines.append(f"onnxruntime computes by {', '.join(onnxruntime.get_available_providers())}")
     return lines
+
+
+def _problem(*names: str) -> str | None:
+    """Why the first of some packages that cannot be imported cannot, and the mend; None where all can."""
+    for name in names:
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            return f"{error.name or name} is not installed"
+        except Exception as error:  # whatever a damaged or mismatched installation raises
+            why = str(error).partition("\n")[0]
+            return (
+                f"{name} is installed but broken ({type(error).__name__}: {why}): install it again,"
+                f" pip install --force-reinstall {name}"
+            )
+    return None

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import json
 import shutil
 import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,16 @@ import torch
 from engine_cases import TINY
 from ghmdet import Detector
 from ghmdet.cli import main
-from ghmdet.engine.checkpoint import PREVIOUS, load_checkpoint, run_arguments, save_checkpoint, saved_run
+from ghmdet.data import read_data
+from ghmdet.data.fingerprint import fingerprint, labelled
+from ghmdet.engine.checkpoint import (
+    PREVIOUS,
+    load_checkpoint,
+    run_arguments,
+    save_checkpoint,
+    saved_run,
+    trained_on,
+)
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import CheckpointError, GhmdetError
@@ -246,3 +258,62 @@ def test_a_run_with_settings_that_have_gone_is_resumed_where_they_were_off(tmp_p
         saved_run(Path("data"), tmp_path, TrainConfig(epochs=60), resume=True)
     with pytest.raises(GhmdetError, match=r"cannot resume .* with other settings: augment .*'zoom_out': 0.5"):
         saved_run(Path("data"), tmp_path, TrainConfig(), resume=True)
+
+
+def test_pictures_that_were_learnt_are_known_in_any_folder_and_format_and_empty_ones_are_not(
+    squares: Path, run: Path, tmp_path: Path
+) -> None:
+    truth = json.loads((squares / "annotations" / "instances_train.json").read_text())
+
+    def known(name: str, truth: dict[str, Any]) -> int:
+        (tmp_path / name / "annotations").mkdir(parents=True)
+        for image in truth["images"]:
+            file = tmp_path / name / "images" / image["file_name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(squares / "images" / file.name, file)
+        (tmp_path / name / "annotations" / "instances_train.json").write_text(json.dumps(truth))
+        said = trained_on(run, read_data(tmp_path / name, "train")) or "0"
+        return int(said.partition(" of these 12 pictures")[0])
+
+    other = copy.deepcopy(truth)
+    for number, image in enumerate(other["images"]):
+        image["file_name"] = f"day {number % 2}/{image['file_name']}"
+        image["id"] += 100
+    for one in other["annotations"][::-1]:
+        one["area"] *= 0.7
+        one["image_id"] += 100
+        one["bbox"][0] += 0.1
+    other["annotations"].reverse()
+    assert known("elsewhere", other) == 12
+    yolo = tmp_path / "yolo"
+    for folder in ("images", "labels"):
+        (yolo / folder / "train").mkdir(parents=True)
+    for image in truth["images"]:
+        shutil.copy(squares / "images" / image["file_name"], yolo / "images" / "train")
+        rows = [
+            f"{one['category_id'] - 1} {(x + w / 2) / 96:.4f} {(y + h / 2) / 72:.4f} {w / 96:.4f} {h / 72:.4f}\n"
+            for one in truth["annotations"]
+            if one["image_id"] == image["id"]
+            for x, y, w, h in [one["bbox"]]
+        ]
+        (yolo / "labels" / "train" / image["file_name"]).with_suffix(".txt").write_text("".join(rows))
+    names = ", ".join(one["name"] for one in truth["categories"])
+    (yolo / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/train\nnames: [{names}]\n")
+    assert (trained_on(run, read_data(yolo, "train")) or "").startswith("12 of these 12 pictures")
+
+    mended = copy.deepcopy(truth)
+    mended["annotations"][0]["bbox"][0] += 1
+    mended["annotations"][2]["category_id"] = 3 - mended["annotations"][2]["category_id"]
+    mended["annotations"] = [one for one in mended["annotations"] if one["image_id"] not in (3, 4)]
+    assert known("mended", mended) == 8
+
+    shutil.copytree(run, tmp_path / "run")
+    state = dict(load_checkpoint(run / "last.pt"))
+    empty = read_data(tmp_path / "mended", "train")
+    assert len(empty.records) == 12 and len(labelled(empty)) == 10
+    state["training"] = {"learnt": labelled(empty)}
+    save_checkpoint(tmp_path / "run" / "last.pt", state)
+    assert (trained_on(tmp_path / "run", empty) or "").startswith("10 of these 12 pictures")
+    state["training"] = {"fingerprints": {"train": fingerprint(empty)}}  # as versions before saved it
+    save_checkpoint(tmp_path / "run" / "last.pt", state)
+    assert trained_on(tmp_path / "run", empty) is None

@@ -216,6 +216,29 @@ def test_a_damaged_video_is_named_and_its_sound_part_is_done(
     assert rows[-1]["file_name"] == "in/a.png"
 
 
+def test_a_video_without_a_frame_that_can_be_read_is_named(
+    run: Path, pictures: Path, tmp_path: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out", film(tmp_path / "film.mp4", frames, codec="mpeg4")
+    content = whole.read_bytes()
+    assert sources.count_frames(whole) == 9
+
+    def fails(reason: str) -> None:
+        with pytest.raises(PartlyDone, match=r"of (2|10) pictures could not be read"):
+            predict(run / "best.pt", whole, pictures / "a.png", out=out, **OPTIONS)
+        assert set(json.loads((out / "failed.json").read_text()).values()) == {f"{whole}: {reason}"}
+        assert {row["file_name"] for row in json.loads((out / "predictions.json").read_text())} == {
+            "in/a.png"
+        }
+
+    empty = "not one frame can be read, the file is damaged or cut short: leave it out"
+    whole.write_bytes(content[:-100])  # its index lies at the end: it opens, and has no packet
+    fails(empty)
+    whole.write_bytes(content)
+    monkeypatch.setattr(sources, "_decode", lambda video: iter(()))  # packets, of which no frame comes
+    fails(empty)
+
+
 def test_a_phones_video_is_turned_upright_and_a_large_one_is_shrunk(tmp_path: Path) -> None:
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[:, :30] = 200

@@ -7,6 +7,7 @@ import torch
 from detector_cases import TINY
 from torch import nn
 
+from ghmdet.errors import GhmdetError
 from ghmdet.models import PRESETS, RetinaNet
 from ghmdet.models.folding import fold_batch_norm
 
@@ -62,3 +63,26 @@ def test_gradients_reach_the_picture_through_a_folded_detector() -> None:
         each.forward_raw(images)[0].sum().backward()
         gradients.append(images.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_what_could_be_trained_still_can_and_what_was_frozen_stays_so() -> None:
+    torch.manual_seed(0)
+    model = with_statistics(RetinaNet(PRESETS["r18"], ["a"]))
+    model.backbone.body.requires_grad_(True)
+    folded = fold_batch_norm(copy.deepcopy(model))
+    assert not folded.backbone.batch_norms()
+    assert [name for name, each in folded.named_parameters() if not each.requires_grad] == []
+    model.backbone.body.requires_grad_(False)
+    body = fold_batch_norm(model).backbone.body
+    assert not any(each.requires_grad for each in body.parameters())
+
+
+def test_train_mode_and_short_numbers_are_told_what_to_do_and_long_ones_are_folded() -> None:
+    torch.manual_seed(0)
+    model = with_statistics(RetinaNet(TINY, ["a"]))
+    for other in (copy.deepcopy(model).train(), copy.deepcopy(model).bfloat16(), copy.deepcopy(model).half()):
+        kept = copy.deepcopy(other.state_dict())
+        with pytest.raises(GhmdetError, match=r"call eval\(\) first, and fold before"):
+            fold_batch_norm(other)
+        assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())
+    assert not fold_batch_norm(model.double()).backbone.batch_norms()

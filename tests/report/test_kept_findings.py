@@ -16,7 +16,7 @@ import pytest
 from report_cases import epochs, make_detector_run, make_run
 
 from ghmdet.data import read_data
-from ghmdet.data.fingerprint import fingerprint
+from ghmdet.data.fingerprint import labelled
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.report.inspection import inspect_run
@@ -82,8 +82,10 @@ def test_a_page_on_labels_that_were_learnt_says_so_and_its_own_validation_part_d
     run: Run, data: Path
 ) -> None:
     learnt = "12 of these 12 pictures were trained on, with these very labels"
-    prints = {part: fingerprint(read_data(data, part)) for part in ("train", "val")}
-    state = {**load_checkpoint(run.path / "best.pt"), "training": {"fingerprints": prints}}
+    state = {
+        **load_checkpoint(run.path / "best.pt"),
+        "training": {"learnt": labelled(read_data(data, "train"))},
+    }
     save_checkpoint(run.path / "last.pt", state)
     assert learnt not in run.page()
     file = data / "annotations" / "instances_train.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,21 +17,44 @@ def fingerprint(data: DetectionData) -> Tensor:
 
     int64 [N, 3]. The content of the files is not read.
     """
-    about = [os.stat(data.records.root / data.records.name(index)) for index in range(len(data.records))]
-    files = [_hash(f"{one.st_size} {one.st_mtime_ns}".encode()) for one in about]
-    return torch.cat((labels_fingerprint(data), torch.tensor(files, dtype=torch.int64)[:, None]), dim=1)
-
-
-def labels_fingerprint(data: DetectionData) -> Tensor:
-    """Of each of the N pictures hashes of its name and of its labels: int64 [N, 2]."""
     records = data.records
     rows = []
     for index in range(len(records)):
         part = slice(records.offsets[index], records.offsets[index + 1])
         columns = (records.boxes, records.labels, records.crowd, records.area)
         labels = _hash(records.sizes[index].tobytes(), *(column[part].tobytes() for column in columns))
-        rows.append([_hash(os.fsencode(records.name(index))), labels])
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+        about = os.stat(records.root / records.name(index))
+        file = _hash(f"{about.st_size} {about.st_mtime_ns}".encode())
+        rows.append([_hash(os.fsencode(records.name(index))), labels, file])
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+
+
+def labelled(data: DetectionData) -> Tensor:
+    """By what the M pictures with objects are known again, in whatever format and folder they are given.
+
+    int64 [M, 5]: a hash of the name without folders, the size and the sorted class names, and the mean box in quarter
+    pixels (xyxy), since formats round differently. Crowd regions, which not every format has, are left out.
+    """
+    records, rows = data.records, []
+    for index in range(len(records)):
+        part = slice(records.offsets[index], records.offsets[index + 1])
+        real = ~records.crowd[part]
+        if not real.any():
+            continue
+        names = sorted(data.classes[label] for label in records.labels[part][real])
+        size = "x".join(map(str, records.sizes[index].tolist()))
+        known = "\n".join([os.path.basename(records.name(index)), size, *names])
+        mean = records.boxes[part][real].astype(np.float64).mean(axis=0)
+        rows.append([_hash(os.fsencode(known)), *(4 * mean).round().astype(int).tolist()])
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
+
+
+def count_known(now: Tensor, then: Tensor) -> int:
+    """How many rows of `labelled` are among those of another data set, mean boxes to a quarter of a pixel."""
+    before: dict[int, list[Tensor]] = {}
+    for row in then:
+        before.setdefault(int(row[0]), []).append(row[1:])
+    return sum(any(((row[1:] - box).abs() <= 1).all() for box in before.get(int(row[0]), [])) for row in now)
 
 
 def _hash(*parts: bytes) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ghmdet.data import DetectionData
-from ghmdet.data.fingerprint import labels_fingerprint
+from ghmdet.data.fingerprint import count_known, labelled
 from ghmdet.engine.run_folder import DIVERGED
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
@@ -169,13 +169,12 @@ def interrupted(out: Path) -> int | None:
 def trained_on(out: Path, data: DetectionData) -> str | None:
     """That the run in a folder was trained on pictures of `data` with these very labels, in words; else None.
 
-    By the names and labels in its last save, so wherever the data set is now, and however it is given.
+    By file names, sizes, classes and boxes in its last save, so wherever the data set is now, and in whatever format.
+    Pictures without objects, which may be any of that name, do not count. Older versions did not save what it takes.
     """
     with suppress(CheckpointError, KeyError, TypeError):
         training = _last_save(out, lambda line: None)[0]["training"]
-        learnt, *_ = training["fingerprints"].values()  # those of the part that it trained on
-        rows = {tuple(row) for row in learnt[:, :2].tolist()}
-        if many := sum(tuple(row) in rows for row in labels_fingerprint(data).tolist()):
+        if many := count_known(labelled(data), training["learnt"]):
             return (
                 f"{many} of these {len(data.records)} pictures were trained on, with these very labels: AP says what"
                 " was learnt by heart, not how it does on other pictures."

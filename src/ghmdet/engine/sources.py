@@ -32,10 +32,16 @@ def count_frames(video: Path) -> int:
 
     Raises:
         GhmdetError: PyAV is not installed.
-        DataError: no video, or a damaged one.
+        DataError: no video, or a damaged one, or one without a frame.
     """
     with _opened(video) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
+        try:
+            count: int = sum(packet.size > 0 for packet in container.demux(video=0))
+        except Exception as error:  # whatever the reader of its format tripped over
+            raise _unreadable(video, "cannot be read", error) from None
+    if not count:
+        raise _empty(video)
+    return count
 
 
 Source = Path | Frame
@@ -84,7 +90,7 @@ class Reader:
         """
         if isinstance(source, Path):
             if source.suffix.lower() in VIDEOS:
-                _opened(source)  # which says why it is none
+                count_frames(source)  # which says why it has none
             return read_pixels(source, most)
         pixels = self._frame(source)
         if pixels is None:
@@ -112,6 +118,8 @@ class Reader:
                 return np.ascontiguousarray(
                     np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
                 )
+        if not self._next:
+            raise _empty(frame.video)
         return None
 
 
@@ -138,6 +146,10 @@ def _opened(video: Path) -> Any:
     except Exception as error:
         raise _unreadable(video, "cannot be opened", error) from None
     raise DataError(f"{video}: holds no video: leave it out")
+
+
+def _empty(video: Path) -> DataError:
+    return DataError(f"{video}: not one frame can be read, the file is damaged or cut short: leave it out")
 
 
 def _unreadable(video: Path, what: str, error: Exception) -> DataError:

@@ -411,8 +411,8 @@ class Trainer:
         self.losses.read()
         self.progress.seconds = self.run.seconds
         about = {"arguments": self.arguments, "content": self.data.content, "place": asdict(self.progress)}
-        about["fingerprints"] = self.data.fingerprints
-        state = about | {name: part.state_dict() for name, part in self.parts.items()}
+        prints = {"fingerprints": self.data.fingerprints, "learnt": self.data.learnt}
+        state = about | prints | {name: part.state_dict() for name, part in self.parts.items()}
         state["rng"] = torch.get_rng_state()
         if self.run.main:
             last = self.run.folder / "last.pt"

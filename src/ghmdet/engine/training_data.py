@@ -16,7 +16,7 @@ from ghmdet.data import (
     require_images,
     train_transforms,
 )
-from ghmdet.data.fingerprint import differences, fingerprint
+from ghmdet.data.fingerprint import differences, fingerprint, labelled
 from ghmdet.data.images import load_image
 from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.engine.context import RunContext
@@ -82,6 +82,7 @@ class TrainingData:
             )
 
         self.fingerprints = {part.split: fingerprint(part) for part in (self.train, self.val)}
+        self.learnt = labelled(self.train)
         self.changed = self._changes(run.saved) if run.saved else []
         """What is not as it was when the run was interrupted, in words."""
         if self.changed and not run.accept_changed_data:

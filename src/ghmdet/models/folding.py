@@ -10,6 +10,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ghmdet.errors import GhmdetError
 from ghmdet.models.retinanet import RetinaNet
 
 TOLERANCE = 1e-4
@@ -20,17 +21,29 @@ def fold_batch_norm(model: RetinaNet) -> RetinaNet:
     """The detector, in eval mode, with the batch norm of its backbone folded into its convolutions.
 
     Convolution and norm are taken for a pair where they follow each other in a module and fit. In a network where that
-    is not so, which its features on noise tell, nothing is changed.
+    is not so, which its features on noise tell, nothing is changed. What could be trained still can.
+
+    Raises GhmdetError for a detector in train mode, or of less than 32 bits.
     """
-    body, random = copy.deepcopy(model.backbone.body), torch.Generator().manual_seed(0)
+    like, random = next(model.backbone.body.parameters()), torch.Generator().manual_seed(0)
+    if model.training or like.dtype.itemsize < 4:
+        mode = "train" if model.training else "eval"
+        raise GhmdetError(
+            f"batch norm cannot be folded in a detector in {mode} mode of {like.dtype}: call eval() first, and fold"
+            " before its numbers are made shorter than 32 bits"
+        )
+    body = copy.deepcopy(model.backbone.body)
     for parent in list(body.modules()):
         for (before, conv), (after, norm) in pairwise(list(parent.named_children())):
             if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
                 continue
             if conv.out_channels == norm.num_features:
-                setattr(parent, before, fuse_conv_bn_eval(conv, norm))
+                fused = fuse_conv_bn_eval(conv, norm)
+                for new, old in zip(fused.parameters(), (conv.weight, norm.bias), strict=True):
+                    new.requires_grad = old is not None and old.requires_grad
+                setattr(parent, before, fused)
                 setattr(parent, after, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
-    noise = torch.randn(1, 3, 64, 64, generator=random)
+    noise = torch.randn(1, 3, 64, 64, generator=random).to(like)
     with torch.no_grad():
         pairs = zip(model.backbone.body(noise), body(noise), strict=True)
         if all((one - other).abs().max() <= TOLERANCE * one.abs().max() for one, other in pairs):
