@@ -722,3 +722,35 @@ def test_polygons_that_a_change_makes_unclear_name_the_line_to_write(
     yaml.write_text("names: [cat, dog, emu]\ntask: segment\n")
     status, said, mended = judged(tmp_path, [suspicion("spurious", (CAT, 0, 0, 30, 20), None)])
     assert (status, said, len(mended)) == (0, [], 2)
+
+
+@pytest.mark.parametrize("bbox", [[float("nan")] * 4, ["nan", 1, 9, 8], [30, 1, float("nan"), 8]])
+def test_a_box_that_is_none_hides_no_label(tmp_path: Path, bbox: list[Any]) -> None:
+    coco(tmp_path, annotations=lambda old: [old[0] | {"id": 9, "bbox": bbox}, *old])
+    status, said, mended = judged(tmp_path, [suspicion("missing", None, (CAT, 6, 5, 25, 35))])
+    assert status == 1 and "labelled there already" in said[0]["why"] and len(mended) == 2
+
+
+def test_a_yolo_row_in_pixels_is_no_label(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set", [Picture("a.jpg", boxes=A), Picture("b.jpg", boxes=[NEW])])
+    file = tmp_path / "set" / "labels" / "train" / "a.txt"
+    row = "1 1.25 0.5 2.5 1\n"  # all of the picture, once it is clipped
+    file.write_text(f"{row}1 0.5 0.5 1 1\n")
+    status, said, mended = judged(tmp_path, [suspicion("class", (DOG, 0, 0, 60, 40), (CAT, 0, 0, 60, 40))])
+    assert (status, said) == (0, []) and ("a.jpg", "cat", (0, 0, 60, 40)) in mended
+    assert (tmp_path / "copy" / "labels" / "train" / "a.txt").read_text() == f"{row}0 0.5 0.5 1 1\n"
+
+
+@pytest.mark.parametrize("said", ["1", " true ", "TRUE", "1.0"])
+def test_a_difficult_object_with_the_box_of_a_label_is_left_alone(tmp_path: Path, said: str) -> None:
+    write_voc(tmp_path / "set", [Picture("a.jpg", boxes=[A[0], A[0], A[1]]), Picture("b.jpg", boxes=[NEW])])
+    file = tmp_path / "set" / "Annotations" / "a.xml"
+    bare = re.sub(r"\s*<difficult>.*?</difficult>", "", file.read_text())
+    file.write_text(bare.replace("</object>", f"<difficult>{said}</difficult></object>", 1))
+    assert read_data(tmp_path / "set").records[0].crowd.tolist() == [True, False, False]
+    changed = suspicion("class", A[0], (DOG, *A[0][1:]))
+    status, refused, mended = judged(tmp_path, [changed])
+    assert (status, refused) == (0, [])
+    crowd = read_data(tmp_path / "copy").records[0].crowd.tolist()
+    assert crowd == [True, False, False]
+    assert [one[1] for one in mended if one[0] == "a.jpg"] == ["cat", "dog", "emu"]

@@ -149,7 +149,12 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
     that another item has brought one to.
     """
     why, found = dict[int, str](), dict[int, Any]()
-    left = [(row, look) for row in sheet.rows(picture) if (look := sheet.look(row, picture))]
+    left = [
+        (row, (look[0], kept))
+        for row in sheet.rows(picture)
+        if (look := sheet.look(row, picture))
+        and (kept := judge_box(look[1], picture.width, picture.height)[1])  # what readers reject is no label
+    ]
     for item in items:
         box = _new_box(item, picture)
         if isinstance(box, str):
@@ -159,7 +164,7 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
         ):
             why[item["id"]] = said
         elif item["kind"] != "missing":
-            own = next((one for one in left if _is(one[1], item, picture)), None)
+            own = next((one for one in left if _is(one[1], item)), None)
             if own is None:
                 why[item["id"]] = f"no {item['class']} at {item['box']} any more"
             else:
@@ -198,13 +203,10 @@ def _new_box(item: dict[str, Any], picture: Record) -> Corners | str | None:
     return box or f"its suggestion {item['new_box']} is no box of the picture ({flaw}): {MENDS[str(flaw)]}"
 
 
-def _is(seen: Seen, item: dict[str, Any], picture: Record) -> bool:
+def _is(seen: Seen, item: dict[str, Any]) -> bool:
     """Whether a row is the label of an item."""
-    name, corners = seen
-    kept = judge_box(corners, picture.width, picture.height)[1]
-    return bool(
-        name == item["class"] and kept and max(np.abs(np.subtract(kept, _corners(item["box"])))) <= SAME
-    )
+    name, kept = seen
+    return bool(name == item["class"] and max(np.abs(np.subtract(kept, _corners(item["box"])))) <= SAME)
 
 
 def _meets(box: Corners, others: Sequence[Corners]) -> bool:

@@ -21,7 +21,17 @@ from ghmdet.data.layout import read_text
 from ghmdet.data.read import DataSet
 from ghmdet.data.tree import Tree, ending
 from ghmdet.data.values import flag, numbers, whole
-from ghmdet.data.yolo import IMAGES, LABELS, Rows, class_names, label_lines, names_file, pairs, row_numbers
+from ghmdet.data.yolo import (
+    IMAGES,
+    LABELS,
+    OUTSIDE,
+    Rows,
+    class_names,
+    label_lines,
+    names_file,
+    pairs,
+    row_numbers,
+)
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
 
@@ -240,6 +250,8 @@ class _Voc:
         names, boxes = row.all("name"), row.all("bndbox")
         corners = [each for box in boxes for name in self.CORNERS for each in box.all(name)[:1]]
         read = numbers([each.text.strip() for each in corners])
+        if any(flag(each.text) is not False for each in row.all("difficult")[:1]):  # a crowd region
+            return None
         return (names[0].text.strip(), read) if names and read and len(read) == 4 == 4 * len(boxes) else None
 
     def written(self) -> dict[int, str]:
@@ -313,7 +325,10 @@ class _Yolo:
             or (box := self.kind.box(read)) is None
         ):
             return None
-        if read[0] not in range(len(self.names)):
+        if (
+            read[0] not in range(len(self.names))
+            or max(read[1:5] if self.kind.points else read[1:]) > OUTSIDE
+        ):
             return None
         sides = (picture.width, picture.height) * 2
         return self.names[int(read[0])], [value * side for value, side in zip(box, sides, strict=True)]
