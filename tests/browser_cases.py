@@ -55,7 +55,11 @@ def open_page(browser: Any) -> Iterator[Open]:
         page = context.new_page()
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("requestfailed", lambda request: troubles.append(request.url[:80]))
+        # A picture that is not wanted any more, since the page went on before it was there, is no trouble.
+        page.on(
+            "requestfailed",
+            lambda request: None if request.failure == "net::ERR_ABORTED" else troubles.append(request.url[:80]),
+        )
         page.on(
             "request",
             lambda request: (

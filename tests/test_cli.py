@@ -246,6 +246,7 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             truth |= {"annotations": []} | ({"images": []} if name == "nothing" else {})
         file.write_text(json.dumps(truth))
     Path("file").write_text("no data")
+    Path("run/best.onnx").write_bytes(b"of no interest")
     (tmp_path / "empty").mkdir()
     return tmp_path
 
@@ -262,6 +263,7 @@ ODD = (
     ("val run/best.pt set --split test", 2, "no split 'test'"),
     ("val run set", 2, "this is a folder: give the path of a checkpoint"),
     ("val cut/best.pt set", 2, "cut/best.pt: not a checkpoint"),
+    ("val run/best.onnx set", 2, "run/best.onnx: an exported detector: give the checkpoint"),
     ("val run/best.pt set --out file", 2, "file: is a file: give a folder"),
     ("predict run/best.pt set --out file", 2, "file: is a file: give a folder"),
     ("predict run/best.pt file --out x", 1, "1 of 1 pictures could not be read"),

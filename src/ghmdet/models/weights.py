@@ -82,6 +82,10 @@ def read_state(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"{path}: {what}: give the path of a checkpoint")
+    if path.suffix.lower() == ".onnx":
+        raise CheckpointError(
+            f"{path}: an exported detector: give the checkpoint that it was made from (`ghmdet predict` takes both)"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         damaged = zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip()
