@@ -176,6 +176,10 @@ def _value(text: _Text, key: str) -> Any:
 
 
 def _image(record: Any) -> Any:
-    if not isinstance(record, dict) or type(record.get("id")) is not int or not record.get("file_name"):
-        return record  # which an error may show
+    if not isinstance(record, dict) or not record.get("file_name"):
+        return record  # which an error may show, as those below
+    if not all(type(record.get(key)) is int and record[key] > 0 for key in ("width", "height")):
+        return record
+    if type(record.get("id")) is not int:
+        return record
     return {key: record[key] for key in IMAGE if key in record}
