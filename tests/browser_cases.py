@@ -58,7 +58,9 @@ def open_page(browser: Any) -> Iterator[Open]:
         # A picture that is not wanted any more, since the page went on before it was there, is no trouble.
         page.on(
             "requestfailed",
-            lambda request: None if request.failure == "net::ERR_ABORTED" else troubles.append(request.url[:80]),
+            lambda request: (
+                None if request.failure == "net::ERR_ABORTED" else troubles.append(request.url[:80])
+            ),
         )
         page.on(
             "request",

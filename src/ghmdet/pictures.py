@@ -62,8 +62,8 @@ def errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
         raise
     except IsADirectoryError:
         raise DataError(
-            f"{path}: is a folder, not a picture: give its pictures, sorted(Path({str(path)!r}).glob('*.jpg')), or"
-            " the folder to the command `ghmdet predict`"
+            f"{path}: is a folder, not a picture (its pictures are sorted(Path({str(path)!r}).glob('*.jpg')); the"
+            f" command `ghmdet predict` takes folders): {mend}"
         ) from None
     except FileNotFoundError:
         if has_magic(str(path)):

@@ -160,7 +160,8 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     assert "float pixels have no known range" in message(tif)
     path.unlink()
     path.mkdir()
-    assert message(path).startswith(f"{path}: unreadable image ([Errno 21] Is a directory): replace")
+    assert message(path).startswith(f"{path}: is a folder, not a picture (")
+    assert "takes folders): remove its record; list" in message(path)
 
 
 def test_missing_pictures_are_counted_and_the_first_named(tmp_path: Path) -> None:
