@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,7 +82,7 @@ def hold(folder: Path | str) -> Iterator[None]:
     process, so one that was killed leaves nothing to clean up. On a disk without such locks the text decides: one of a
     process of this host that has ended is taken over.
 
-    Raises GhmdetError, naming the holder, where another process holds the folder.
+    Raises GhmdetError, naming the holder, where another process holds the folder, or where the lock is no file.
     """
     folder = Path(folder)
     key, path = os.path.realpath(folder), folder / LOCK
@@ -137,8 +138,11 @@ def _host() -> int:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[IO[str]]:
-    """The lock file, locked for the block; raises GhmdetError where another process has it."""
+    """The lock file, locked for the block; raises GhmdetError where another process has it, or it is no file."""
     while True:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.lstat().st_mode):  # a link would have its target written over
+                raise GhmdetError(f"{path}: is no file, but a link, a folder or the like: remove it")
         with path.open("a+", encoding="utf-8", errors="replace") as file:
             file.seek(0)
             host, _, process = file.read().strip().partition(" ")

@@ -17,7 +17,7 @@ from ghmdet.data import read_data
 from ghmdet.engine import predict as module
 from ghmdet.engine import sources
 from ghmdet.engine.detect import Detector
-from ghmdet.engine.extracts import write_crops
+from ghmdet.engine.extracts import MARKER, write_crops
 from ghmdet.engine.predict import find_pictures, predict
 from ghmdet.errors import DataError, GhmdetError, PartlyDone
 
@@ -106,6 +106,66 @@ def test_what_would_be_overwritten_or_mixed_is_refused_before_the_work(
         predict(run / "best.pt", pictures / "classes.png", out=out, save_txt=True, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        (
+            "predictions.json",
+            r"predictions\.json: a folder of pictures has the name of a file that is written into",
+        ),
+        ("failed.json", r"failed\.json: a folder of pictures has the name"),
+        ("unfinished.jsonl", r"unfinished\.jsonl: a folder of pictures has the name"),
+        ("a.txt", r"a\.txt: what is written into .*labels would have its name: rename it"),
+        ("below/c.txt", r"below/c\.txt: what is written into .*labels would have its name"),
+        ("classes.txt", r"classes\.txt: what is written into .*labels would have its name"),
+        ("a-1.jpg", r"a-1\.jpg: what is written into .*crops would have its name"),
+    ],
+)
+def test_a_folder_of_the_name_of_what_is_written_is_refused_before_the_work(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, said: str
+) -> None:
+    monkeypatch.setattr(module, "look", lambda *_: pytest.fail("it looks"))
+    (pictures / folder).mkdir()
+    shutil.copy(pictures / "a.png", pictures / folder / "x.png")
+    with pytest.raises(GhmdetError, match=said):
+        predict(run / "best.pt", pictures, out=tmp_path / "out", save_txt=True, crop=True, **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_longest_names_have_crops_and_labels_and_other_folders_names_are_taken(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    made = pictures / "many"
+    for folder in ("x.txt", "x-1.png", "a-b.jpg"):
+        (made / folder).mkdir(parents=True)
+        shutil.copy(pictures / "a.png", made / folder / "c.png")
+    for name in ("n" * 251, "n" * 250 + "m", "é" * 125):
+        shutil.copy(pictures / "a.png", made / f"{name}.png")
+    options = {"save_txt": True, "crop": True, "threshold": 0.0}
+    written = predict(run / "best.pt", made, out=tmp_path / "out", **options, **OPTIONS)
+    boxes = len(json.loads(written.read_text()))
+    crops = [file for file in (tmp_path / "out" / "crops").rglob("*.jpg") if file.is_file()]
+    assert boxes and len(crops) == boxes
+    assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 6 + 1 + 1  # and the folder x.txt
+
+
+def test_a_link_in_place_of_a_folder_that_is_written_is_named_and_its_target_stays(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    for folder in (mine, out):
+        folder.mkdir()
+    for name in (MARKER, "mine.txt"):
+        (mine / name).touch()
+    (out / "labels").symlink_to(mine)
+    with pytest.raises(
+        GhmdetError, match=r"out/labels: is a link, which is not followed: remove it, or give another"
+    ):
+        predict(run / "best.pt", pictures, out=out, save_txt=True, **OPTIONS)
+    predict(run / "best.pt", pictures, out=out, crop=True, **OPTIONS)
+    assert (mine / "mine.txt").exists() and (out / "labels").is_symlink()
+
+
 def test_drawings_in_a_folder_of_that_name_outlive_what_was_written_there_before(
     run: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +191,18 @@ def test_a_pattern_stands_for_what_fits_it(pictures: Path, tmp_path: Path) -> No
     assert [name.as_posix() for name in both] == ["a.png", "below/c.png"]
     with pytest.raises(DataError, match=r"\*\.jpg: nothing fits this pattern: correct it"):
         find_pictures([pictures / "*.jpg", pictures / "a.png"], tmp_path / "out")
+    (pictures / "none").mkdir()
+    (pictures / "notes.txt").touch()
+    out = pictures / "out"
+    shutil.copytree(pictures / "below", out)
+    whole = find_pictures([pictures / "**"], out)
+    assert [name.as_posix() for name in whole] == ["a.png", "b.png", "below/c.png"]
+    for nothing in ("n*", "out/**", "notes.*"):
+        with pytest.raises(DataError, match=r"no picture outside --out .* fits this pattern: correct it"):
+            find_pictures([pictures / nothing, pictures / "a.png"], out)
+    shutil.rmtree(out)
+    with pytest.raises(DataError, match="none: no pictures here"):
+        find_pictures([pictures / "none"], out)
     (pictures / "[a].png").write_bytes((pictures / "b.png").read_bytes())  # a name, not a pattern
     assert list(find_pictures([pictures / "[a].png"], tmp_path / "out")) == [Path("[a].png")]
 

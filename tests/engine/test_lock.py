@@ -221,3 +221,29 @@ def test_a_run_can_be_trained_while_it_is_not_held_and_leaves_no_lock(squares: P
     with Holder(tmp_path / "x"), pytest.raises(GhmdetError, match="is writing there"):
         train(squares, tmp_path / "x", TINY, say=lambda line: None)
     assert not (tmp_path / "x" / "run.json").exists()
+
+
+def test_a_link_or_a_folder_in_place_of_the_lock_is_named_and_nothing_is_written_over(tmp_path: Path) -> None:
+    mine, lock = tmp_path / "mine", tmp_path / "out" / LOCK
+    mine.write_text("precious")
+    lock.parent.mkdir()
+
+    def refused() -> None:
+        said = r"\.ghmdet\.lock: is no file, but a link, a folder or the like: remove it"
+        with pytest.raises(GhmdetError, match=said), hold(lock.parent):
+            pytest.fail("it is held")
+        assert os.path.lexists(lock)
+
+    for target in (mine, tmp_path / "nowhere", tmp_path):
+        lock.symlink_to(target)
+        refused()
+        lock.unlink()
+    assert mine.read_text() == "precious" and not (tmp_path / "nowhere").exists()
+    os.mkfifo(lock)
+    refused()
+    lock.unlink()
+    lock.mkdir()
+    refused()
+    lock.rmdir()
+    with hold(lock.parent):
+        assert lock.is_file()

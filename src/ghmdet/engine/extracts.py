@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,13 +22,17 @@ LABELS, CROPS = "labels", "crops"
 MARKER = ".ghmdet-predict"
 """The file in each that tells it from the user's own."""
 UNSAFE = re.compile(r"[^\w ,()+-]")  # in a folder's name
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 Found = Iterable[tuple[str, Results]]
 
 
 def check(out: Path, names: Sequence[Path], folders: Sequence[str]) -> None:
-    """Raise GhmdetError where one of the folders in `out` is in use, or two pictures differ by their endings alone."""
+    """Raise GhmdetError where one of the folders in `out` is in use, or two things there would have one name."""
     for folder in folders:
         there = out / folder
+        if there.is_symlink():
+            raise GhmdetError(f"{there}: is a link, which is not followed: remove it, or give another --out")
         if not (there / MARKER).exists() and there.exists() and (not there.is_dir() or any(there.iterdir())):
             raise GhmdetError(f"{there}: holds what no `ghmdet predict` wrote: give another --out")
     taken = {Path("classes"): Path("classes.txt")}
@@ -39,11 +45,26 @@ def check(out: Path, names: Sequence[Path], folders: Sequence[str]) -> None:
             raise GhmdetError(
                 f"{name}: what is written of it would have the name of that of {other}: rename it"
             )
+    for above in sorted({parent for name in names for parent in name.parents[:-1]}):
+        for written, ending in ((LABELS, r"(.+)\.txt"), (CROPS, r"(.+)-[0-9]+\.jpg")):
+            stem = re.fullmatch(ending, above.name, re.DOTALL)
+            clash = (stem and above.with_name(stem[1]) in taken) or above == Path(MARKER)
+            if written in folders and clash:
+                raise GhmdetError(
+                    f"{above}: what is written into {out / written} would have its name: rename it"
+                )
+
+
+def short(name: str, picture: str, ending: str) -> str:
+    """A name for what is made of a picture, cut where it is too long for a disk."""
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    return f"{picture[:40]}~{zlib.crc32(os.fsencode(picture)):08x}{ending}"
 
 
 def remove(folder: Path) -> None:
     """Remove what an earlier predict wrote there."""
-    if (folder / MARKER).exists():
+    if not folder.is_symlink() and (folder / MARKER).exists():
         shutil.rmtree(folder)
 
 
@@ -70,7 +91,8 @@ def write_labels(
             x, y, w, h = row["bbox"]
             place = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
             lines.append(" ".join([str(numbers[row["category_id"]]), *(f"{value:.6f}" for value in place)]))
-        file = folder / Path(name).with_suffix(".txt")
+        picture = Path(name)
+        file = folder / picture.with_name(short(f"{picture.stem}.txt", picture.name, ".txt"))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -101,6 +123,8 @@ def write_crops(
                 )
             )
             label = UNSAFE.sub("_", classes[row["category_id"]])[:80]
-            file = folder / label / f"{Path(name).with_suffix('')}-{number}.jpg"
+            place = Path(name)
+            cut = short(f"{place.stem}-{number}.jpg", place.name, f"-{number}.jpg")
+            file = folder / label / place.with_name(cut)
             file.parent.mkdir(parents=True, exist_ok=True)
             save_jpeg(picture.crop((left, top, right, bottom)), file, quality=92)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from glob import glob, has_magic
@@ -22,10 +21,10 @@ from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
 from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
-from ghmdet.engine.sources import MOST_SIDE, Frame, Reader, Source, file_of, with_frames
+from ghmdet.engine.sources import MOST_SIDE, VIDEOS, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
-from ghmdet.files import hold
+from ghmdet.files import LOCK, hold
 from ghmdet.options import BATCH_SIZE
 from ghmdet.pictures import EXTENSIONS
 
@@ -35,9 +34,7 @@ if TYPE_CHECKING:
 JPEG = (".jpg", ".jpeg")
 DRAWN = b"drawn by ghmdet predict"
 """The comment in each drawing, which tells it from the user's own pictures."""
-FAILED, UNFINISHED = "failed.json", "unfinished.jsonl"
-LONGEST_NAME = 255
-"""Bytes of a file's name."""
+PREDICTIONS, FAILED, UNFINISHED = "predictions.json", "failed.json", "unfinished.jsonl"
 
 
 def predict(
@@ -105,6 +102,10 @@ def predict(
         (extracts.LABELS, save_txt, extracts.write_labels),
         (extracts.CROPS, crop, extracts.write_crops),
     )
+    if taken := {PREDICTIONS, FAILED, UNFINISHED, LOCK} & {name.parts[0] for name in found}:
+        raise GhmdetError(
+            f"{min(taken)}: a folder of pictures has the name of a file that is written into {out}: rename it"
+        )
     extracts.check(out, found, [folder for folder, so, _ in asked if so])
     made = {
         "checkpoint": [str(Path(checkpoint).resolve()), opened],
@@ -142,7 +143,7 @@ def predict(
                     save_jpeg(drawn, drawings[name], quality=92, comment=DRAWN)
                     work.add(name, seen.stamp, coco_results(seen.in_file(), numbers[name], category_ids))
             finished = (one | {"image_id": numbers[name]} for name, rows in work.results() for one in rows)
-            count = write_predictions(out / "predictions.json", finished, about)
+            count = write_predictions(out / PREDICTIONS, finished, about)
             sure = sum(one["score"] >= threshold for _, rows in work.results() for one in rows)
             if failed:
                 write_json(out / FAILED, failed)
@@ -162,7 +163,7 @@ def predict(
         raise PartlyDone(
             f"{len(failed)} of {len(files)} pictures could not be read; the results of the others are in {out}"
         )
-    return out / "predictions.json"
+    return out / PREDICTIONS
 
 
 class Seen(NamedTuple):
@@ -239,7 +240,8 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where each picture is, by its name relative to the folder that holds all that were given.
 
     Each once: those at `paths` or that fit a pattern there, videos too, and those in folders there and below, in the
-    order of their names; none of `out`. A path where nothing is counts as a picture if others are there.
+    order of their names; none of `out`. A path where nothing is counts as a picture if others are there. What a pattern
+    fits that is no picture, and holds none, is passed over.
 
     Raises:
         DataError: no path, nothing at any of them, or a folder without a picture.
@@ -247,22 +249,30 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """
     if not paths:
         raise DataError("no picture is given: name pictures, or a folder of them")
-    paths = [one for path in paths for one in _matching(path)]
-    if not any(os.path.lexists(path) for path in paths):
-        raise DataError(f"{paths[0]}: no such picture or folder")
+    fitting = {one: path for path in paths for one in _matching(path)}
+    if not any(os.path.lexists(path) for path in fitting):
+        raise DataError(f"{next(iter(fitting))}: no such picture or folder")
     own, found, folders = Path(os.path.realpath(out)), dict[Path, Path](), list[Path]()
-    for path in paths:
+    useless = set(fitting.values())
+    for path, given in fitting.items():
         is_folder = os.path.isdir(path)  # noqa: PTH112 - a name too long for a disk is none
-        folders.append(path if is_folder else path.parent)
-        if Path(os.path.realpath(folders[-1])).is_relative_to(own):
+        folder, by_pattern = path if is_folder else path.parent, path != given
+        files = [Path(file) for file in Tree(path).pictures(str(path))] if is_folder else [path]
+        if by_pattern and path.suffix.lower() not in EXTENSIONS | VIDEOS and not is_folder:
+            files = []
+        if Path(os.path.realpath(folder)).is_relative_to(own) and not by_pattern:
             raise GhmdetError(
                 f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
             )
-        inside = [Path(file) for file in Tree(path).pictures(str(path))] if is_folder else [path]
-        files = [file for file in inside if not Path(os.path.realpath(file)).is_relative_to(own)]
-        if not files:
+        files = [file for file in files if not Path(os.path.realpath(file)).is_relative_to(own)]
+        if files:
+            useless.discard(given)
+            folders.append(folder)
+        elif not by_pattern:
             raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
         found = {_upright(file): file for file in files} | found
+    if useless:
+        raise DataError(f"{min(useless)}: no picture outside --out {out} fits this pattern: correct it")
     root = Path(os.path.commonpath([_upright(folder) for folder in folders]))
     return {place.relative_to(root): found[place] for place in sorted(found)}
 
@@ -296,8 +306,7 @@ def drawing_names(names: Sequence[Path]) -> list[Path]:
         drawing = name
         while drawing.suffix.lower() not in JPEG or (drawing != name and drawing in taken):
             drawing = drawing.with_name(f"{drawing.name}.jpg")
-        if len(os.fsencode(drawing.name)) > LONGEST_NAME:
-            drawing = name.with_name(f"{name.name[:40]}~{zlib.crc32(os.fsencode(name.name)):08x}.jpg")
+        drawing = drawing.with_name(extracts.short(drawing.name, name.name, ".jpg"))
         taken.add(drawing)
         drawings.append(drawing)
     return drawings
@@ -320,7 +329,7 @@ def earlier_drawings(out: Path, drawings: Set[Path]) -> list[Path]:
 
 def remove_drawings(out: Path, old: Set[Path]) -> int:
     """Remove `old` drawings in `out`, with what else an earlier predict left; how many drawings that was."""
-    for name in ("predictions.json", FAILED):
+    for name in (PREDICTIONS, FAILED):
         (out / name).unlink(missing_ok=True)
     for file in old:
         file.unlink()
