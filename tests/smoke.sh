@@ -7,8 +7,8 @@ trap 'rm -rf "$home"' EXIT
 "$1" -m venv "$home/build" && "$home/build/bin/pip" install --quiet build
 "$home/build/bin/python" -m build --outdir "$home/dist" "$repo" > "$home/build.log" 2>&1 || { tail -20 "$home/build.log"; exit 1; }
 
-# What git knows of the package is in the wheel.
-(cd "$repo/src" && git ls-files ghmdet | sort) > "$home/wanted"
+# Every file of the package is in the wheel.
+(cd "$repo/src" && find ghmdet -type f -not -name '*.pyc' | sort) > "$home/wanted"
 "$1" -m zipfile --list "$home"/dist/*.whl | awk '/^ghmdet\//{print $1}' | sort > "$home/packed"
 diff "$home/wanted" "$home/packed"
 
