@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ghmdet.engine.detect import Detector
 from ghmdet.engine.settings import TrainConfig
 
 TINY = TrainConfig(
@@ -31,3 +33,17 @@ def film(path: Path, frames: list[np.ndarray], *, codec: str = "ffv1") -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def interrupted_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets that call of `Detector.predict` be interrupted; how many pictures each call was asked for."""
+    detect, asked = Detector.predict, list[int]()
+
+    def stops(self: Detector, images: Any, **options: Any) -> Any:
+        asked.append(len(images))
+        if len(asked) == call:
+            raise KeyboardInterrupt
+        return detect(self, images, **options)
+
+    monkeypatch.setattr(Detector, "predict", stops)
+    return asked

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine_cases import film
+from engine_cases import film, interrupted_at
 from ghmdet.data import read_data
 from ghmdet.engine import predict as module
 from ghmdet.engine import sources
@@ -248,15 +248,7 @@ def test_a_video_goes_on_where_it_was_stopped_and_is_decoded_as_a_stream(
 ) -> None:
     video = film(tmp_path / "film.mkv", frames)
     whole = predict(run / "best.pt", video, out=tmp_path / "whole", batch_size=2, **OPTIONS)
-    detect, asked = Detector.predict, list[int]()
-
-    def stops(self: Detector, images: Any, **options: Any) -> Any:
-        asked.append(len(images))
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return detect(self, images, **options)
-
-    monkeypatch.setattr(Detector, "predict", stops)
+    asked = interrupted_at(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt, match="stopped after 4 of 9 pictures"):
         predict(run / "best.pt", video, out=tmp_path / "out", batch_size=2, **OPTIONS)
     decoded = list[int]()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine_cases import interrupted_at
 from ghmdet.data.images import read_picture
 from ghmdet.engine import predict as module
 from ghmdet.engine.detect import Detector
@@ -49,16 +50,7 @@ def test_a_stopped_predict_goes_on_where_it_was_and_ends_as_one_that_was_not(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict(run / "best.pt", pictures, out=tmp_path / "whole", **OPTIONS, say=quiet)
-    asked = list[int]()
-    detect = Detector.predict
-
-    def stops(self: Detector, images: Any, **options: Any) -> Any:
-        asked.append(len(images))
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return detect(self, images, **options)
-
-    monkeypatch.setattr(Detector, "predict", stops)
+    asked = interrupted_at(3, monkeypatch)
     count = len(list(pictures.iterdir()))
     out = tmp_path / "stopped"
     with pytest.raises(
