@@ -12,7 +12,7 @@ from ghmdet.spectrum import sum_over_ranks
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the ranks; its gradient is the sum of theirs."""
+    """The sum over the ranks; its gradient is the sum of theirs. PyTorch 2.14 deprecates its own for a private one."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
