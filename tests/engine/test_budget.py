@@ -251,12 +251,6 @@ def test_a_run_goes_on_where_it_stopped() -> None:
     assert len(first.validated) + len(second.validated) <= 11
 
 
-def test_a_run_whose_state_knows_no_share_takes_it_from_the_time() -> None:
-    budget = Budget(100.0, lambda: 40.0, 1, 1, False)
-    budget.load_state_dict({})
-    assert budget.share == 0.4
-
-
 def test_a_rank_follows_the_clock_of_rank_0() -> None:
     told: list[list[Any]] = []
 

@@ -313,20 +313,19 @@ def test_what_changed_in_the_data_is_named_and_accepted_only_when_asked_for(
     assert json.loads((out / "run.json").read_text())["changed_data"] == [{"step": 3, "what": what}]
 
 
-def test_a_run_of_an_earlier_version_is_resumed_by_the_number_of_its_pictures(
-    squares: Path, run: Path, tmp_path: Path
+@pytest.mark.parametrize("lost", ["fingerprints", "budget", "spectrum"])
+def test_a_run_of_an_earlier_version_that_kept_too_little_is_named_with_its_version(
+    lost: str, squares: Path, run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     state = dict(load_checkpoint(tmp_path / "run" / "last.pt"))
-    kept = state["training"].pop("fingerprints")
-    assert [each.shape[1] for each in kept.values()] == [3, 3]
-    state["training"]["fingerprints"] = {"train": kept["train"][:, 1:]}  # two columns, with another meaning
-    save_checkpoint(tmp_path / "run" / "last.pt", state)
-    train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
-    state["training"]["content"]["boxes"] = 23
-    save_checkpoint(tmp_path / "run" / "last.pt", state)
-    with pytest.raises(GhmdetError, match=r"on other data: 24 boxes \(the run has 23\): put it back"):
-        train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
+    whole = state["training"]
+    without = {name: value for name, value in whole.items() if name != lost}
+    told = {name: rows[:, 1:] for name, rows in whole["fingerprints"].items()}  # with another meaning
+    for training in (without, whole | {"fingerprints": told}):
+        save_checkpoint(tmp_path / "run" / "last.pt", state | {"training": training})
+        with pytest.raises(CheckpointError, match=r"cannot be resumed here: it was made by ghmdet \d"):
+            train(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None)
 
 
 def test_a_missing_validation_picture_is_met_before_training(squares: Path, tmp_path: Path) -> None:

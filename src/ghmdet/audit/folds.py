@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ghmdet.audit.suspicion import Judged, judge_all
-from ghmdet.compare.arms import completed, kept
+from ghmdet.compare.arms import kept
 from ghmdet.compare.plan import Run
 from ghmdet.compare.run import train_run
 from ghmdet.data import DetectionData, folds
@@ -65,7 +65,7 @@ def plan(
     config = replace(config, train_split="train", val_split="val", val_every=AT_THE_END)
     file = out / "folds" / "plan.json"
     now, before = {"folds": number} | kept(config), read_json(file)
-    there = completed(before) if before else now
+    there = kept(TrainConfig()) | before if before else now
     for name, value in now.items():
         if there.get(name) != value:
             other = f"{name} {value} (there {there.get(name)})"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import CycloptsError, Parameter
 
-from ghmdet.engine.checkpoint import MAY_CHANGE
+from ghmdet.engine.checkpoint import MAY_CHANGE, every_setting
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.options import parser
@@ -88,30 +88,15 @@ def _settings(*, config: Annotated[TrainConfig | None, Parameter(name="*")] = No
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that differ from the defaults, by name, those of the augmentation among them."""
-    defaults = every_setting(TrainConfig())
-    return {name: value for name, value in every_setting(config).items() if value != defaults[name]}
-
-
-def every_setting(config: TrainConfig) -> dict[str, Any]:
-    """All settings by name, those of the augmentation among them."""
-    values = asdict(config)
-    augment: dict[str, Any] = values.pop("augment")
-    return values | augment
+    defaults = every_setting(asdict(TrainConfig()))
+    return {name: value for name, value in every_setting(asdict(config)).items() if value != defaults[name]}
 
 
 def kept(config: TrainConfig) -> dict[str, Any]:
     """What a plan keeps of settings, as JSON gives it back: those at their defaults too, which may change."""
-    values = {name: value for name, value in every_setting(config).items() if name not in MAY_CHANGE}
+    values = {k: value for k, value in every_setting(asdict(config)).items() if k not in MAY_CHANGE}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
-
-
-def completed(before: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier version kept, with the defaults of the settings that have come since.
-
-    The first versions kept only what was not by default, which may have been another default: theirs stays as it is.
-    """
-    return {**kept(TrainConfig()), **before} if "ema" in before else dict(before)
 
 
 def words(given: Mapping[str, Any]) -> list[str]:

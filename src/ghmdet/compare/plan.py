@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghmdet.compare.arms import completed, kept, settings, words
+from ghmdet.compare.arms import kept, settings, words
 from ghmdet.data import DetectionData, share_out
 from ghmdet.data.read import no_usable_box
 from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
@@ -195,9 +195,10 @@ class Plan:
             raise GhmdetError(f"--out {self.out} holds something else: give a new folder")
         now = json.loads(json.dumps(self._described(train)))
         before = read_json(file) or now
+        defaults = kept(TrainConfig())  # of settings that have come since
         before |= {
-            "settings": completed(before["settings"]),
-            "arms": {name: completed(own) for name, own in before["arms"].items()},
+            "settings": defaults | before["settings"],
+            "arms": {name: defaults | own for name, own in before["arms"].items()},
         }
         arms = before["arms"] | now["arms"]
         # An arm that only one of them has is no difference.

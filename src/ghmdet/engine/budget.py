@@ -124,8 +124,8 @@ class Budget:
         return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; one without a share, of a run made before, takes it from the time used."""
-        vars(self).update({"first": 0.0, "share": min(1.0, self.elapsed() / self.seconds)} | dict(state))
+        """Go on from a state."""
+        vars(self).update({name: state[name] for name in KEPT})
 
 
 def in_words(seconds: float) -> str:

@@ -81,6 +81,12 @@ def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:
     return {"data": str(data), "out": str(out)} | asdict(config)
 
 
+def every_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What `asdict` gives of the settings, or a run was asked for, with those of the augmentation among the others."""
+    augment: Mapping[str, Any] = arguments["augment"]
+    return {name: value for name, value in {**arguments, **augment}.items() if name != "augment"}
+
+
 def as_saved(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
     """The settings with those that were left open now (None) as the training state `saved` has them."""
     arguments = saved["arguments"]
@@ -95,7 +101,7 @@ def saved_run(
     resume: bool,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any] | None:
-    """The training state that `last.pt` in `out` keeps, its `network`, and the `file` it is from; None for a new run.
+    """The training state that `last.pt` in `out` keeps, its `network`, `classes` and `file`; None for a new run.
 
     Where `last.pt` is damaged or gone, that of the save before it, which `say` is told.
 
@@ -113,26 +119,27 @@ def saved_run(
         raise GhmdetError(
             f"{last}: a detector without its training state cannot be resumed; start it by --weights"
         )
-    arguments, defaults = run_arguments(data, out, config), asdict(TrainConfig())
+    arguments = every_setting(run_arguments(data, out, config))
     try:  # a setting that has come since is as by default
-        saved, network = defaults | training["arguments"], checkpoint["config"]
-        Progress(**training["place"]), training["content"]
-        # A setting that has gone since and was off says nothing.
-        saved["augment"] = defaults["augment"] | {
-            name: value for name, value in saved["augment"].items() if name in arguments["augment"] or value
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        saved = every_setting(asdict(TrainConfig())) | every_setting(training["arguments"])
+        Progress(**training["place"]), [each[:, 2] for each in training["fingerprints"].values()]
+        augment = training["arguments"]["augment"]
+        gone = [name for name in augment.keys() - arguments if augment[name]]  # one that was off says nothing
+        about = {"network": checkpoint["config"], "classes": checkpoint["classes"], "file": str(last)}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _other_version(out) from error
+    if gone:
+        raise _other_version(out, f"a run with {gone[0]} {augment[gone[0]]}")
     if changed := [
-        f"{name} {value} (the run has {saved.get(name)})"
+        f"{name} {value} (the run has {saved[name]})"
         for name, value in arguments.items()
-        if name not in MAY_CHANGE and value is not None and value != saved.get(name)
+        if name not in MAY_CHANGE and value is not None and value != saved[name]
     ]:
         raise GhmdetError(
             f"cannot resume {out} with other settings: {'; '.join(changed)}: leave them as they were, or train on from"
             f" its weights in another folder: --weights {last}"
         )
-    return training | {"network": network, "file": str(last)}
+    return training | about
 
 
 def can_resume(out: Path) -> bool:
@@ -190,17 +197,17 @@ def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], out: Path) -> No
     """
     try:
         for name, part in parts.items():
-            part.load_state_dict(saved.get(name, {}))
+            part.load_state_dict(saved[name])
         torch.set_rng_state(saved["rng"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _other_version(out) from error
 
 
-def _other_version(out: Path) -> CheckpointError:
+def _other_version(out: Path, what: str = "its training state") -> CheckpointError:
     """The error for a run whose training state this version cannot use, saying which version made it."""
     made = json.loads((out / "run.json").read_text())["versions"] if (out / "run.json").exists() else {}
     return CheckpointError(
-        f"{out / 'last.pt'}: its training state cannot be resumed here: it was made by ghmdet"
+        f"{out / 'last.pt'}: {what} cannot be resumed here: it was made by ghmdet"
         f" {made.get('ghmdet', 'of an unknown version')}, this is {version('ghmdet')}: resume it with that version, or"
         f" start anew with --weights {out / 'last.pt'}"
     )

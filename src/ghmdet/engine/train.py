@@ -410,7 +410,7 @@ class Trainer:
     def _save(self) -> None:
         self.losses.read()
         self.progress.seconds = self.run.seconds
-        about = {"arguments": self.arguments, "content": self.data.content, "place": asdict(self.progress)}
+        about = {"arguments": self.arguments, "place": asdict(self.progress)}
         prints = {"fingerprints": self.data.fingerprints, "learnt": self.data.learnt}
         state = about | prints | {name: part.state_dict() for name, part in self.parts.items()}
         state["rng"] = torch.get_rng_state()

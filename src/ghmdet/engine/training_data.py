@@ -92,37 +92,19 @@ class TrainingData:
             )
 
     def _changes(self, saved: Mapping[str, Any]) -> list[str]:
-        """What differs from the data of a saved run; one of an earlier version knows only how much there was.
+        """What differs from the data of a saved run.
 
         Raises:
             GhmdetError: other classes, which nothing can accept.
         """
-        if saved["content"]["classes"] != self.content["classes"]:
+        if saved["classes"] != list(self.train.classes):
             raise GhmdetError(
-                f"cannot resume on other classes: {', '.join(self.content['classes'])} (the run has"
-                f" {', '.join(saved['content']['classes'])}): train on from its weights in another folder, --weights"
+                f"cannot resume on other classes: {', '.join(self.train.classes)} (the run has"
+                f" {', '.join(saved['classes'])}): train on from its weights in another folder, --weights"
             )
-        told = [
-            f"{self.content[name]} {name} (the run has {saved['content'][name]})"
-            for name in ("pictures", "boxes")
-            if saved["content"][name] != self.content[name]
-        ]
-        for part in (self.train, self.val):
-            then = saved.get("fingerprints", {}).get(part.split)
-            if then is None or then.shape[1] != self.fingerprints[part.split].shape[1]:
-                continue
-            if what := differences(part, self.fingerprints[part.split], then):
-                told.append(what)
-        return told
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """What a resumed run must find again, as plain values."""
-        return {
-            "classes": list(self.train.classes),
-            "pictures": len(self.train.records),
-            "boxes": len(self.train.records.boxes),
-        }
+        parts, then = (self.train, self.val), saved["fingerprints"].values()
+        found = map(differences, parts, self.fingerprints.values(), then)
+        return [what for what in found if what]
 
     def file_names(self, ids: list[int]) -> list[str]:
         """The names of training pictures by their ids."""
