@@ -14,6 +14,7 @@ from torch import nn
 
 import ghmdet
 from ghmdet.spectrum import SpectrumCounts
+from ghmdet.watching import Watch
 
 NAMES = ("ant", "bee", "cat")
 
@@ -139,9 +140,25 @@ def test_the_page_shows_every_epoch_and_says_what_pulled(tmp_path):
     assert "b<e>e" not in page.replace(re.search(r"<script type.*?</script>", page)[0], "")
 
 
-def test_nothing_seen_makes_a_page_too(tmp_path):
-    page = ghmdet.watch(NAMES).report(tmp_path / "page.html").read_text()
-    assert "What training saw" in page
+def followed_in_eval_mode() -> Watch:
+    watch, loss = ghmdet.watch(NAMES), nn.BCEWithLogitsLoss().eval()
+    watch.follow(loss)
+    loss(torch.zeros(2, 3), torch.zeros(2, 3))
+    return watch
+
+
+def only_ignored() -> Watch:
+    watch = ghmdet.watch(NAMES)
+    watch(torch.zeros(2, 3), torch.full((2,), -1))
+    watch.end_epoch()
+    return watch
+
+
+@pytest.mark.parametrize("made", [lambda: ghmdet.watch(NAMES), followed_in_eval_mode, only_ignored])
+def test_a_page_of_nothing_is_refused_and_says_how_to_count(tmp_path, made):
+    with pytest.raises(ValueError, match=r"page\.html: no example was counted yet: call watch\("):
+        made().report(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,17 @@ class Watch:
         return over
 
     def report(self, out: Path | str, name: str = "What pulls at this model") -> Path:
-        """Write the page, with what was counted since the last epoch as one more; the file. Raises OSError."""
+        """Write the page, with what was counted since the last epoch as one more; the file.
+
+        Raises GhmdetError where nothing was counted, OSError.
+        """
         if self.sums is not None or world_size() > 1:  # another rank may have seen some
             self.end_epoch()
+        if not self.epochs.examples.any():
+            raise GhmdetError(
+                f"{out}: no example was counted yet: call watch(logits, targets) in each training step, or"
+                " watch.follow(loss) before training, which counts while the loss is in training mode"
+            )
         return write_gradient_page(self.epochs, Path(out), name)
 
 

@@ -37,9 +37,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Fold]:
     """Folds are trained in this process; the list of those trained."""
     trained = []
 
-    def train_here(run: Fold, stop: StopSignal, show: Callable[[str], None]) -> str:
+    def train_here(
+        run: Fold, stop: StopSignal, show: Callable[[str], None], heard: Callable[[str], None]
+    ) -> str:
         trained.append(run)
-        train(run.data, run.out, run.config, resume=True, say=lambda line: None)
+        train(run.data, run.out, run.config, resume=True, say=heard)
         return ""
 
     monkeypatch.setattr(engine, "train_run", train_here)
@@ -49,6 +51,22 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Fold]:
 def read(out: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((out / "audit.json").read_text())
     return content
+
+
+def test_a_fold_says_after_its_first_steps_how_long_it_will_take(
+    squares: Path, tmp_path: Path, in_process: list[Fold]
+) -> None:
+    said: list[str] = []
+    write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=9), say=said.append)
+    places = [place for place, line in enumerate(said) if " to go: " in line]
+    for number, place in enumerate(places, start=1):
+        assert re.fullmatch(
+            rf"fold {number}: about .* s to go: \d+ steps of .* s, 2 folds in all; for less, begin another audit with"
+            " a time: --budget 20m",
+            said[place],
+        )
+        assert said[place + 1].startswith(f"fold {number} of 2 trained in ")
+    assert len(places) == 2
 
 
 def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(

@@ -80,11 +80,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Runs are trained in this process, which is faster; the list of those trained."""
     trained = []
 
-    def train_here(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
+    def train_here(
+        run: Run, stop: StopSignal, show: Callable[[str], None], heard: Callable[[str], None]
+    ) -> str:
         trained.append(run)
         show(str(run))
         try:
-            train(run.data, run.out, run.config, resume=True, say=quiet)
+            train(run.data, run.out, run.config, resume=True, say=heard)
         except GhmdetError as error:
             return str(error)
         return ""
@@ -551,9 +553,10 @@ def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: P
         log = run.out / "log.csv"
         stop.asked = stop.asked or (log.exists() and log.read_text().count("\n") > 2)
 
-    stop = StopSignal()
-    reason = engine.train_run(run, stop, stop_after_steps)
+    stop, heard = StopSignal(), list[str]()
+    reason = engine.train_run(run, stop, stop_after_steps, heard.append)
     assert "--resume continues" in reason
+    assert heard[0].startswith("nothing to resume in ") and f"the run's folder is {run.out}" in heard
     state = torch.load(run.out / "last.pt", weights_only=True)["training"]["place"]
     assert 0 < state["step"] < 90
     assert plan.commands() == [shlex.join(["ghmdet", *run.command])]

@@ -111,10 +111,11 @@ def simulated(
     batches: int = 6,
     reports: bool = False,
     look_every: int = 1,
+    batch: float = math.inf,
     **machine: Any,
 ) -> Run:
     made = Machine(**machine)
-    budget = Budget(seconds, lambda: made.now, look_every, batches, reports)
+    budget = Budget(seconds, lambda: made.now, look_every, batches, reports, batch=batch)
     return Run(made, budget, per_epoch).go()
 
 
@@ -141,7 +142,7 @@ def test_time_for_a_report_is_set_aside_where_the_budget_can_spare_it() -> None:
 
 @settings(deadline=None, max_examples=150)
 # Its only validation is the last one, on a machine that is slow from the start.
-@example(60.0, 2, 1, 1.0, 1, 1.0, 1.0, 0.0, 2.5)
+@example(60.0, 2, 1, 1.0, 1, 1.0, 1.0, 0.0, 2.5, False)
 @given(
     seconds=st.floats(60, 1200),
     per_epoch=st.integers(1, 200),
@@ -152,6 +153,7 @@ def test_time_for_a_report_is_set_aside_where_the_budget_can_spare_it() -> None:
     saving=st.floats(0.0, 1.0),
     change=st.floats(0, 1),
     factor=st.floats(0.3, 2.5),
+    rehearsed=st.booleans(),
 )
 def test_a_machine_that_changes_its_pace_ends_in_time(
     seconds: float,
@@ -163,10 +165,13 @@ def test_a_machine_that_changes_its_pace_ends_in_time(
     saving: float,
     change: float,
     factor: float,
+    rehearsed: bool,
 ) -> None:
     validation = 2 + ease * batches * step
     # Nothing can foresee a last validation that turns slow when all the time is given away: it changes before that.
     when = change * (seconds - 5 * max(look_every, 8) * step - 5 * validation - 5)
+    # Nor a rehearsal that the machine turns slow right after it.
+    rehearsal = ease * step * (factor if when < 8 + 6 * step else 1.0)
     run = simulated(
         seconds,
         per_epoch,
@@ -175,6 +180,7 @@ def test_a_machine_that_changes_its_pace_ends_in_time(
         step=step,
         validation=validation,
         saving=saving,
+        batch=rehearsal if rehearsed else math.inf,
         slowness=lambda now: factor if now > when else 1.0,
     )
     assert run.machine.now <= seconds or run.done == 2
@@ -220,6 +226,18 @@ def test_less_than_an_epoch_is_cut_inside_it_with_the_rate_down() -> None:
     run = simulated(120.0, per_epoch=1000)
     assert 80 < len(run.rates) < 120
     assert run.validated == [len(run.rates)]
+    run.check_the_rate_comes_down()
+
+
+def test_less_than_an_epoch_uses_the_time_where_a_validation_was_rehearsed() -> None:
+    """Eleven batches in a third of the time of as many steps: 8 s in place of 17 s are expected, from a minute."""
+    many = {"per_epoch": 25, "step": 1.2, "validation": 5.0, "batches": 11}
+    assert simulated(60.0, **many).machine.now < 47
+    run = simulated(60.0, batch=0.4, **many)
+    assert 50 < run.machine.now < 58 and run.validated == [run.done]
+    assert (
+        simulated(60.0, batch=9.0, **many).machine.now < 47
+    )  # a first batch may be slow: never more than a step
     run.check_the_rate_comes_down()
 
 

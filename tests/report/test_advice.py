@@ -175,7 +175,30 @@ def test_a_detector_that_has_learnt_little_is_told_so_first_with_the_likeliest_m
     many = few._replace(steps=1600)
     assert look(hardly, course=many, labels=labels)[0]["do"].startswith("Label more pictures")
     assert "--size" in look(hardly, course=many, labels={"car": 5000, "bus": 5000})[0]["do"]
-    assert "little" not in {one["rule"] for one in look(right, course=few, labels=labels)}
+    assert look(right, course=few, labels=labels) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "more"),
+    [({"budget": "2m", "epochs": None}, "--budget 32m"), ({"epochs": 3}, "--epochs 48")],
+)
+def test_a_short_run_is_told_to_train_longer_before_anything_of_its_labels(
+    given: dict[str, Any], more: str
+) -> None:
+    def half(number: int, label: int, box: list[float]) -> list[Found]:
+        return right(number, label, box) if number % 2 or number < 6 else []
+
+    labels, course = {"car": 20, "bus": 500}, Course([1, 2, 3], [0.3, 0.5, 0.6], [1.0, 0.9, 0.8], True, 104)
+    first, *others = look(half, course=course, labels=labels, arguments=given)
+    assert (first["rule"], first["gain"]) == ("little", pytest.approx(0.45, abs=0.02))
+    assert re.fullmatch(
+        r"The training was short: AP \.5\d\d, AP50 \.5\d\d, after 104 steps, on 520 labels\.", first["reason"]
+    )
+    assert first["do"] == f"Train longer: `{more}` makes about the 1,600 steps of a run by default."
+    assert [one["rule"] for one in others] == ["few_labels"]
+    for longer in (course._replace(steps=800), course._replace(finished=False)):
+        (only, *_) = look(half, course=longer, labels=labels, arguments=given)
+        assert only["rule"] == "few_labels"
 
 
 def test_a_score_that_falls_while_the_loss_falls_is_overfitting() -> None:

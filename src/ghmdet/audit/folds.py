@@ -14,7 +14,7 @@ import numpy as np
 from ghmdet.audit.suspicion import Judged, judge_all
 from ghmdet.compare.arms import kept
 from ghmdet.compare.plan import Run
-from ghmdet.compare.run import train_run
+from ghmdet.compare.run import foretell, train_run
 from ghmdet.data import DetectionData, folds
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.fitting import fit_to_data
@@ -108,7 +108,9 @@ def train_all(runs: list[Fold], say: Callable[[str], None]) -> None:
             if run.over:
                 continue
             began = time.monotonic()
-            reason = train_run(run, stop, partial(show, done / len(runs)))
+            more = f", {len(runs)} folds in all; for less, begin another audit with a time: --budget 20m"
+            heard = partial(foretell, run, say, more=more)
+            reason = train_run(run, stop, partial(show, done / len(runs)), heard)
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
             if reason or not run.over:

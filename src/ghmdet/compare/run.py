@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -147,7 +148,8 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             later = len(plan.seeds) * sum(arm.weight is None and not arm.failed for arm in standing)
             run, total = ready[0], done + len(ready) + later
             began = time.monotonic()
-            reason = train_run(run, stop, partial(show, done / total))
+            heard = partial(foretell, run, say) if not done else lambda line: None
+            reason = train_run(run, stop, partial(show, done / total), heard)
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
             outcome = run.outcome()
@@ -165,11 +167,23 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             say(f"[{done}/{total}] {run}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{more}")
 
 
-def train_run(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
-    """Train one run in a process of its own, which a signal lets stop where it can go on; why it failed, if it did."""
+def foretell(run: Run, say: Callable[[str], None], line: str, more: str = "") -> None:
+    """Pass on how long a run will take, if that is what it says in this line."""
+    if line.startswith("about "):
+        say(f"{run}: {line.partition(',')[0]}{more}")
+
+
+def train_run(
+    run: Run, stop: StopSignal, show: Callable[[str], None], heard: Callable[[str], None] = lambda line: None
+) -> str:
+    """Train one run in a process of its own, which a signal lets stop where it can go on; why it failed, if it did.
+
+    show: called again and again with where it is. heard: called with each line that it says.
+    """
     run.out.mkdir(parents=True, exist_ok=True)
     output, log = run.out / "output.txt", run.out / "log.csv"
-    with output.open("ab") as file:
+    with output.open("ab") as file, output.open(encoding="utf-8", errors="replace") as said:
+        said.seek(0, os.SEEK_END)
         # A session of its own: the terminal's interrupt must reach it once, from here.
         process = subprocess.Popen(
             [sys.executable, "-m", "ghmdet", *run.command],
@@ -178,18 +192,20 @@ def train_run(run: Run, stop: StopSignal, show: Callable[[str], None]) -> str:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        while process.poll() is None:
-            if stop.asked:
-                process.terminate()
-                process.wait()
-            rows = read_rows(log)
-            of = f"/{run.config.epochs}" if run.config.epochs else ""
-            show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}{of}")
-            time.sleep(0.5)
-    finally:
-        process.kill()  # if a second signal left the loop
-        process.wait()
+        try:
+            while process.poll() is None:
+                if stop.asked:
+                    process.terminate()
+                    process.wait()
+                rows = read_rows(log)
+                of = f"/{run.config.epochs}" if run.config.epochs else ""
+                show(f"{run}, epoch {rows[-1]['epoch'] if rows else 0}{of}")
+                for line in said:
+                    heard(line.strip())
+                time.sleep(0.5)
+        finally:
+            process.kill()  # if a second signal left the loop
+            process.wait()
     if process.returncode < 0:
         return f"ended by signal {-process.returncode}, see {output}"
     lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()

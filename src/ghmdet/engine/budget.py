@@ -38,9 +38,10 @@ class Budget:
         seconds: the time of the whole command; `math.inf` without a budget, whose share stays 0.
         elapsed: gives the time of the run so far.
         interval: steps until the next look; with a budget about one a second, but no more than this.
-        batches: batches of a validation; until one was timed, each is taken to last as long as a step.
+        batches: batches of a validation; until one was timed, each is taken to last as long as a step, or as `batch`.
         reports: whether the run is to end with a report.
         agree: gives rank 0's list of values to every rank, whose clocks differ.
+        batch: how long such a batch took in a rehearsal.
     """
 
     seconds: float
@@ -49,6 +50,7 @@ class Budget:
     batches: int
     reports: bool
     agree: Callable[[list[Any]], list[Any]] = lambda mine: mine
+    batch: float = math.inf
 
     def __post_init__(self) -> None:
         self.share, self.validation_due = 0.0, False
@@ -58,6 +60,7 @@ class Budget:
         self._share_then, self._since = 0.0, math.nan  # share and time of the last validation
         self._paces: deque[float] = deque(maxlen=LOOKS)  # seconds a step
         self._last = (math.nan, 0)
+        self._ease = 1.0  # how long a batch of a validation takes, in steps
 
     @property
     def pace(self) -> float:
@@ -73,7 +76,7 @@ class Budget:
     def validation(self) -> float:
         """The time that a validation will take: that of the last ones, or more if steps take longer since."""
         if not self.validations:
-            return SCORING + self.batches * self.pace
+            return SCORING + self.batches * self.pace * self._ease
         now = self.pace
         return statistics.median_high(took * max(1.0, now / then) for took, then in self.validations[-3:])
 
@@ -103,6 +106,8 @@ class Budget:
         self._last = (used, step)
         if math.isinf(self.seconds) or len(self._paces) < 2:
             return  # the first step is slow on every machine
+        if len(self._paces) == 2:
+            self._ease = min(1.0, self.batch / max(self.pace, 1e-9))
         report = self.reporting if self.reports and self.reporting <= REPORTING * self.seconds else 0.0
         reserve = 1.25 * self.validation + report + END + 0.01 * self.seconds
         interval = min(self._most, max(1, int(1 / max(self.pace, 1e-9))))

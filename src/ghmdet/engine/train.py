@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from ghmdet.data import DetectionData
 from ghmdet.draw import draw_batch, undrawable
 from ghmdet.engine.budget import END, Budget, in_words
 from ghmdet.engine.checkpoint import PREVIOUS, Progress, restore, run_arguments, save_checkpoint
@@ -231,6 +233,8 @@ class Trainer:
         run, config, progress, data = self.run, self.run.config, self.progress, self.data
         board = contextlib.closing(self.board) if self.board else contextlib.nullcontext()
         with StopSignal() as stop, progress_bar(show=run.main, say=run.say) as show, board:
+            if config.budget and not self.budget.validations:
+                self._rehearse()
             ended = time.monotonic()
             while True:
                 if self._validation_due():
@@ -327,17 +331,7 @@ class Trainer:
     def _validate(self, stop: StopSignal) -> None:
         """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
         run, progress, folder, val = self.run, self.progress, self.run.folder, self.data.val
-        mine = detect(
-            self.average.model,
-            val,
-            device=run.device,
-            batch_size=run.config.batch_size,
-            workers=run.workers,
-            rank=run.accelerator.process_index,
-            world_size=run.accelerator.num_processes,
-            advance=partial(self._end_validation, stop),
-        )
-        results = gather_object(mine)
+        results = gather_object(self._detect(val, partial(self._end_validation, stop)))
         found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
         AP = found.AP or 0.0
         progress.seconds, progress.validated_epoch = run.seconds, progress.epoch
@@ -361,6 +355,30 @@ class Trainer:
         run.say(
             f"epoch {progress.epoch}{f'/{self.epochs}' if self.epochs else ''}: AP {AP:.3f}, AP50 {found.AP50 or 0:.3f}"
             f" (best {progress.best_AP:.3f}), {progress.seconds / 60:.1f} min"
+        )
+
+    def _rehearse(self) -> None:
+        """Time some batches of the validation, which a budget shorter than an epoch makes only at its end."""
+        val, few = self.data.val, min(self.budget.batches, 3)
+        first = val.records.take(np.arange(min(len(val.records), few * self.run.config.batch_size)))
+        began = time.monotonic()
+        with torch.random.fork_rng(devices=[]):  # with a budget the numbers are those of the epochs alone
+            self._detect(replace(val, records=first))
+        self.budget.batch = (time.monotonic() - began) / few
+
+    def _detect(
+        self, part: DetectionData, advance: Callable[[int], None] = lambda pictures: None
+    ) -> list[dict[str, Any]]:
+        """What the averaged weights find in this rank's share of the pictures."""
+        return detect(
+            self.average.model,
+            part,
+            device=self.run.device,
+            batch_size=self.run.config.batch_size,
+            workers=self.run.workers,
+            rank=self.run.accelerator.process_index,
+            world_size=self.run.accelerator.num_processes,
+            advance=advance,
         )
 
     def _end_validation(self, stop: StopSignal, pictures: int) -> None:

@@ -91,17 +91,17 @@ def failure(run: Path) -> str | None:
 def learnt_little(
     found: Mapping[str, Any], labels: Mapping[str, int], course: Course, arguments: Mapping[str, Any]
 ) -> Gain | None:
-    """The AP is near none, with the likeliest reason: few steps, few labels, or else what is labelled.
+    """The run was short, or the AP is near none, with the likeliest reason: few labels, or else what is labelled.
 
     The gain is all that is missing.
     """
     AP, AP50, many = found["metrics"]["AP"], found["metrics"]["AP50"], sum(labels.values())
-    if AP is None or AP >= LITTLE:
-        return None
     short = 0 < course.steps < STEPS / 2
+    if AP is None or (AP >= LITTLE and not (short and course.finished)):
+        return None
     longer = _longer(course, arguments, math.ceil(STEPS / course.steps)) if short else None
     values = {"AP": AP, "AP50": AP50, "steps": course.steps, "labels": many, "longer": longer, "usual": STEPS}
-    return 1 - AP50, values | {"few": 0 < many < FEW_OBJECTS}
+    return 1 - AP50, values | {"little": AP < LITTLE, "few": 0 < many < FEW_OBJECTS}
 
 
 def _longer(course: Course, arguments: Mapping[str, Any], times: int) -> str:
