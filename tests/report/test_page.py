@@ -12,10 +12,9 @@ import pytest
 from report_cases import epochs, found, large, make_run
 
 from ghmdet.errors import GhmdetError
-from ghmdet.report.page import write_report
+from ghmdet.report.page import pulls, slider_json, training_words, write_report
 from ghmdet.report.reweighting import GUARDED, PLAIN, PUBLISHED, gradient_shares
 from ghmdet.report.run_files import read_curves
-from ghmdet.report.training import pulls, slider_json, training_words
 from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import CLASSES, STRIDES, make_case
 

@@ -1,4 +1,4 @@
-"""`ghmdet audit`: what may be wrong with the labels of a data set, as tables and as a page to review it on."""
+"""`ghmdet audit`: what may be wrong with the labels of a data set, as tables and as a page to look at one by one."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import App, Parameter
+from jinja2 import ChoiceLoader, PackageLoader
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from ghmdet.audit.folds import agreement, commands, judge_folds, plan, train_all
 from ghmdet.audit.mend import mend
-from ghmdet.audit.review import write_review
 from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, judge_all, rank
 from ghmdet.compare.arms import settings
 from ghmdet.data import DetectionData, read_data, require_images
 from ghmdet.data.annotations import load_json
+from ghmdet.data.images import load_image
+from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
@@ -32,7 +38,9 @@ from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, Range
 from ghmdet.evaluation.score import score
 from ghmdet.files import hold, write_atomic
+from ghmdet.report.summary import script_json, templates
 
+SIDE = 420  # pixels of a crop
 SAMPLE = 1000  # pictures that a detector's AP50 is taken from
 COLUMNS = ("id", "picture", "kind", "label", "class", "box", "new_class", "new_box", "score", "g", "gr")
 
@@ -317,3 +325,39 @@ def apply(
         say: Takes each line meant for the user.
     """
     return mend(audit, out, decisions or audit / "decisions.json", say)
+
+
+def write_review(
+    out: Path,
+    data: DetectionData,
+    found: Sequence[Suspicion],
+    rows: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+) -> None:
+    """Write review.html and crops/ into `out`.
+
+    found, rows: the suspicions, and what audit.json says of each. about: what it says of them all.
+    """
+    shutil.rmtree(out / "crops", ignore_errors=True)
+    items = [dict(row) for row in rows]
+    by_picture = sorted(range(len(found)), key=lambda place: found[place].picture)  # each is read once
+    for number, places in groupby(by_picture, key=lambda place: found[place].picture):
+        record = data.records[number]
+        picture = to_pil_image(load_image(record))
+        for place in places:
+            one, item = found[place], items[place]
+            boxes = np.array([label.box for label in (one.given, one.suggested) if label])
+            around = [*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)]
+            left, top, side = window_around(around, picture.size)
+            crop = picture.crop((left, top, left + side, top + side))
+            sides = (min(side, SIDE), min(side, SIDE))
+            name = f"{item['id']:05}.jpg"
+            save_jpeg(crop.resize(sides, Image.Resampling.BICUBIC), out / "crops" / name, 85)
+            inside = (record.boxes[:, :2] < (left + side, top + side)).all(axis=1)
+            inside &= (record.boxes[:, 2:] > (left, top)).all(axis=1)
+            inside[[] if one.row is None else [one.row]] = False
+            item["window"], item["around"] = [left, top, side], record.boxes[inside].round(1).tolist()
+    both = ChoiceLoader([PackageLoader("ghmdet", "audit"), PackageLoader("ghmdet", "report")])
+    page = templates().overlay(loader=both).get_template("review.html.jinja")
+    content = script_json({"audit": about["audit"], "items": items})
+    write_atomic(out / "review.html", page.render(about=about, shown=len(items), json=content).lstrip())

@@ -1,9 +1,10 @@
-"""`ghmdet report`: one or several runs as one HTML file that needs nothing else."""
+"""`ghmdet report`: runs as one HTML file that needs nothing else; what training saw, epoch by epoch, is in it."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +19,13 @@ from ghmdet.files import write_atomic
 from ghmdet.report import figures
 from ghmdet.report.advice import failure
 from ghmdet.report.inspection import Inspection, inspect_run
-from ghmdet.report.reweighting import GUARDED, PUBLISHED
+from ghmdet.report.reweighting import GUARDED, PLAIN, PUBLISHED, reweighted
 from ghmdet.report.run_files import read_curves, read_metrics, require_run, short_names
-from ghmdet.report.summary import templates
-from ghmdet.report.training import PULLERS, each_epoch, pulls, slider_json, training_words
-from ghmdet.spectrum import SpectrumCounts
+from ghmdet.report.summary import few_with_most, script_json, templates, words
+from ghmdet.spectrum import OBJECTS, REGIONS, Floats, SpectrumCounts
 
+MOST_EPOCHS, MOST_CLASSES = 60, 80  # that a page holds
+PULLERS = ("easy background", "hard background", "objects seen", "objects not yet seen")
 T = TypeVar("T")
 MOST_CONFUSED = 20  # classes in a confusion matrix; of more, the commonest confusions are listed
 WIDE = ("examples", "shares")
@@ -189,7 +191,7 @@ def _training(spectrum: SpectrumCounts, class_loss: str, key: str) -> dict[str, 
         "pulls": pulls(spectrum, form),
         "in_words": training_words(spectrum, form, class_loss),
         "plots": _plots({name: figures.OF_SPECTRUM[name](last) for name in WIDE}, f"{key}-training"),
-        "json": Markup(slider_json(spectrum, form)),
+        "json": slider_json(spectrum, form),
     }
 
 
@@ -233,3 +235,94 @@ def _with_picture(one: dict[str, Any], folder: Path) -> dict[str, Any]:
     crop = folder / one["crop"]
     uri = f"data:image/jpeg;base64,{base64.b64encode(crop.read_bytes()).decode()}" if crop.is_file() else ""
     return one | {"uri": uri, "name": Path(one["file"]).name}
+
+
+def each_epoch(spectrum: SpectrumCounts) -> dict[int, SpectrumCounts]:
+    """Its epochs by number, from 1, without empty ones (there are some if a run resumed without its file)."""
+    return {int(i) + 1: spectrum[i : i + 1] for i in np.flatnonzero(spectrum.pictures)}
+
+
+def pulls(spectrum: SpectrumCounts, form: str) -> dict[int, dict[str, list[float]]]:
+    """The shares of :data:`PULLERS` in the gradient of the first epoch and of the last, by loss: PLAIN and `form`.
+
+    Without epochs that have no gradient.
+    """
+    epochs = each_epoch(spectrum)
+    return {
+        number: {loss: _by_puller(reweighted(epochs[number], loss)) for loss in (PLAIN, form)}
+        for number in sorted({*list(epochs)[:1], *list(epochs)[-1:]})
+        if epochs[number].gradient.any()
+    }
+
+
+def training_words(spectrum: SpectrumCounts, form: str, class_loss: str) -> list[str]:
+    """What dominated training, a sentence each, the most telling first."""
+    found = pulls(spectrum, form)
+    if not found:
+        return ["Training saw no examples, so nothing can be said of what dominated it."]
+    first, last = found[min(found)], found[max(found)]
+    began, top = (PULLERS[int(np.argmax(one[PLAIN]))] for one in (first, last))
+    return words(
+        "training",
+        began=began,
+        top=top,
+        first=max(first[PLAIN]),
+        last=max(last[PLAIN]),
+        before=few_with_most(spectrum[min(found) - 1 : min(found)]) if len(found) > 1 else None,
+        few=few_with_most(spectrum[max(found) - 1 : max(found)]),
+        trained=class_loss.startswith("ghm-c"),
+        form=form,
+        plain=sum(last[PLAIN][2:]),
+        harmonized=sum(last[form][2:]),
+    )
+
+
+def slider_json(spectrum: SpectrumCounts, form: str) -> Markup:
+    """What the page's slider shows of training, as compact JSON for a <script>.
+
+    `epochs`: their numbers, at most 60 spread evenly, the first and the last among them. `classes`: "all classes", then
+    each of them, or of more than 80 the 40 with the most objects and the 40 with the fewest. `counts` [E, 1 + K, 2, M]:
+    1000 log10 of the number of examples, -1 where there are none. `before` and `after`, likewise: thousandths of the
+    class's own gradient under cross entropy and harmonized. `share` [E, 1 + K, 2]: percent that the class has of the
+    whole gradient, before and after.
+    """
+    epochs = each_epoch(spectrum)
+    places = np.linspace(0, len(epochs) - 1, min(len(epochs), MOST_EPOCHS)).round().astype(int)
+    shown = [list(epochs)[place] for place in places]
+    order = np.argsort(-spectrum.examples[:, OBJECTS].sum(axis=(0, 2, 3)), kind="stable").tolist()
+    if len(order) > MOST_CLASSES:
+        order = order[: MOST_CLASSES // 2] + order[-MOST_CLASSES // 2 :]
+    order.sort()
+
+    def table(of: Callable[[SpectrumCounts], Floats]) -> Floats:
+        """[2, K, M] of each epoch as [E, 1 + classes in `order`, 2, M], the sum over all classes first."""
+        by_class = np.stack([of(epochs[number]) for number in shown]).swapaxes(1, 2)
+        return np.concatenate([by_class.sum(axis=1, keepdims=True), by_class[:, order]], axis=1)
+
+    counts = table(lambda one: one.examples[0].sum(axis=2).astype(float))
+    pair = [table(partial(reweighted, loss=loss)) for loss in (PLAIN, form)]
+    sums = [each.sum(axis=(2, 3)) for each in pair]  # [E, 1 + K]
+    before, after = (
+        np.rint(1000 * each / np.where(whole > 0, whole, 1)[..., None, None])
+        for each, whole in zip(pair, sums, strict=True)
+    )
+    share = 100 * np.stack(sums, axis=2) / np.maximum(sums[0][:, :1, None], np.finfo(float).tiny)
+    values = {
+        "epochs": shown,
+        "classes": ["all classes", *(spectrum.classes[k] for k in order)],
+        "form": form,
+        "counts": np.where(counts > 0, np.rint(1000 * np.log10(np.maximum(counts, 1))), -1)
+        .astype(int)
+        .tolist(),
+        "before": before.astype(int).tolist(),
+        "after": after.astype(int).tolist(),
+        "share": share.round(4).tolist(),
+    }
+    return script_json(values)
+
+
+def _by_puller(gradient: Floats) -> list[float]:
+    """The shares of [2, K, M] by kind and half of the regions."""
+    parts = gradient.sum(axis=1).reshape(2, 2, REGIONS // 2).sum(axis=2).ravel()
+    shares: list[float] = (parts / (parts.sum() or 1.0)).tolist()
+    return shares

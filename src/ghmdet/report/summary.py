@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -93,13 +94,18 @@ def templates() -> Environment:
     """The report's templates, with filters for numbers, and `code` for text; what runs lack is empty in them."""
     environment = Environment(
         loader=PackageLoader("ghmdet", "report"),
-        autoescape=lambda name: name == "page.html.jinja",
+        autoescape=lambda name: str(name).endswith(".html.jinja"),
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"score": score, "percent": percent, "number": number, "code": code}
     return environment
+
+
+def script_json(value: object) -> Markup:
+    """A value as compact JSON for a <script> of a page."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def score(value: object) -> str:

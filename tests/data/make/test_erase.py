@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ghmdet.data.make.erase import erasable, erase
+from ghmdet.data.make.thinning import erasable, erase
 
 
 def boxes(*rows: tuple[float, float, float, float]) -> np.ndarray:
