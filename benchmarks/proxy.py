@@ -40,9 +40,9 @@ from ghmdet.data import (
     AugmentConfig,
     DetectionData,
     DetectionDataset,
-    eval_transforms,
+    EvalTransforms,
+    TrainTransforms,
     read_data,
-    train_transforms,
 )
 from ghmdet.data.dataset import Draw
 from ghmdet.engine.detect import coco_results
@@ -115,9 +115,9 @@ class Proxy:
         print(load_weights(detector, "auto"))
         detector.to(memory_format=torch.channels_last).eval()
         self.drawn = {
-            "varied": (train_transforms(*size, augment), recipe.versions),
-            "train": (eval_transforms(*size), 1),
-            "val": (eval_transforms(*size), 1),
+            "varied": (TrainTransforms(*size, augment), recipe.versions),
+            "train": (EvalTransforms(*size), 1),
+            "val": (EvalTransforms(*size), 1),
         }
         self.features = {}
         for name in parts:

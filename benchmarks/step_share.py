@@ -110,7 +110,7 @@ def loader_shares(pictures: int) -> dict[str, float]:
         step(*next(iter(data.loader)))  # what a first call loads is not counted
         found = {}
         for epoch in range(3):
-            data.loader.set_epoch(epoch)
+            data.loader.batch_sampler.set_epoch(epoch)
             loaded, batches = timed(lambda: list(data.loader))
             plain = sum(timed(lambda batch=batch: step(*batch))[0] for batch in batches)
             found[epoch] = plain / (plain + loaded)

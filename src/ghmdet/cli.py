@@ -89,9 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    plain = "".join(
-        one if one.isprintable() else repr(one)[1:-1] for one in message
-    )  # no codes for the terminal
+    # No codes for the terminal.
+    plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
     print(f"ghmdet: {plain}", file=sys.stderr)
     _exit(status)
 

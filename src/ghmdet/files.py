@@ -161,9 +161,8 @@ def _locked(path: Path) -> Iterator[IO[str]]:
                 if process and (host != socket.gethostname() or _runs(process)):
                     raise busy from None
             with suppress(FileNotFoundError):
-                if os.path.samestat(
-                    os.fstat(file.fileno()), path.stat()
-                ):  # else its holder has just removed it
+                # Else its holder has just removed it.
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     yield file
                     return
 

@@ -51,9 +51,8 @@ MEND = f"remove its record; {CHECK}"
 def errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
     """In the block, whatever a damaged picture file makes a decoder raise is a DataError with its name and `mend`."""
     try:
-        if (
-            path.exists() and not path.is_file() and not path.is_dir()
-        ):  # reading a pipe or a device may never end
+        # Reading a pipe or a device may never end.
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise DataError(f"{path}: unreadable image (no file): {mend}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slightly corrupt EXIF block is no reason to talk

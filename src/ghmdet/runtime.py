@@ -181,11 +181,16 @@ def read(picture: Picture) -> NDArray[np.uint8]:
     array = np.asarray(picture)
     right = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not right or not array.size:
-        raise DataError(
-            f"a picture of shape {array.shape} and type {array.dtype}: give uint8 [H, W, 3], [H, W, 4] or [H, W], a"
-            " Pillow picture or a file name"
-        )
+        raise no_picture(array.shape, array.dtype)
     return upright_pixels(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
+
+
+def no_picture(shape: tuple[int, ...], dtype: object) -> DataError:
+    """The error for an array or a tensor that is no picture."""
+    return DataError(
+        f"a picture of shape {shape} and type {dtype}: give uint8 [H, W, 3], [H, W, 4] or [H, W], a Pillow picture, a"
+        " file name or, to ghmdet.Detector, a float tensor [3, H, W] in 0..1"
+    )
 
 
 def prepare(picture: NDArray[np.uint8], about: About) -> tuple[Floats, tuple[int, int]]:

@@ -20,10 +20,10 @@ from ghmdet.data import (
     DetectionDataset,
     Draw,
     EpochBatches,
-    eval_transforms,
+    EvalTransforms,
+    TrainTransforms,
     make_loader,
     read_data,
-    train_transforms,
 )
 from ghmdet.data import dataset as dataset_module
 from ghmdet.errors import DataError, GhmdetError
@@ -45,11 +45,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DetectionData:
 
 
 def training_set(data: DetectionData, cache: Any = "auto") -> DetectionDataset:
-    return DetectionDataset(data, train_transforms(48, 72, EVERYTHING), cache=cache)
+    return DetectionDataset(data, TrainTransforms(48, 72, EVERYTHING), cache=cache)
 
 
 def take(loader: Any, *place: int) -> Batches:
-    loader.set_epoch(*place)
+    loader.batch_sampler.set_epoch(*place)
     return list(loader)
 
 
@@ -68,7 +68,7 @@ def assert_equal(a: Batches, b: Batches) -> None:
 
 
 def test_items_have_the_contract_s_types(data: DetectionData) -> None:
-    for dataset in (training_set(data), DetectionDataset(data, eval_transforms(48, 72))):
+    for dataset in (training_set(data), DetectionDataset(data, EvalTransforms(48, 72))):
         for image, target in dataset:  # type: ignore[attr-defined]
             assert image.dtype == torch.float32 and type(image) is Tensor and image.is_contiguous()
             assert image.min() >= 0 and image.max() <= 1 and image.shape[0] == 3
@@ -86,7 +86,7 @@ def test_items_have_the_contract_s_types(data: DetectionData) -> None:
 def test_crowd_regions_are_not_trained_on(tmp_path: Path) -> None:
     file = write_coco(tmp_path, [Picture("a.png", boxes=[(0, 1, 1, 20, 20), (1, 5, 5, 40, 40)])])
     file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
-    _, target = DetectionDataset(read_data(tmp_path), eval_transforms(40, 60))[0]
+    _, target = DetectionDataset(read_data(tmp_path), EvalTransforms(40, 60))[0]
     assert target["labels"].tolist() == [1]
 
 
@@ -127,7 +127,7 @@ def test_cache_reads_each_picture_once_and_only_where_all_fit(
     for limit, times in ((1 << 30, 1), (1000, 2)):
         loaded.clear()
         monkeypatch.setattr(dataset_module, "CACHE_LIMIT", limit)
-        loader = make_loader(DetectionDataset(data, eval_transforms(48, 72)), batch_size=4, shuffle=True)
+        loader = make_loader(DetectionDataset(data, EvalTransforms(48, 72)), batch_size=4, shuffle=True)
         take(loader, 0), take(loader, 1)
         assert len(loaded) == times * len(data.records)
 
@@ -168,7 +168,7 @@ def test_resuming_goes_on_at_the_place(data: DetectionData, workers: int) -> Non
     loader = make_loader(training_set(data), batch_size=3, shuffle=True, seed=4, workers=workers)
     whole = take(loader, 2)
     assert len(whole) == len(loader) == 4
-    loader.set_epoch(2, start_batch=2)
+    loader.batch_sampler.set_epoch(2, start_batch=2)
     assert len(loader) == 2
     assert_equal(list(loader), whole[2:])
     assert_equal(take(loader, 2), whole)
@@ -217,7 +217,7 @@ def test_damaged_picture_is_one_line_from_workers_too(tmp_path: Path, workers: i
     bad = tmp_path / "images" / "2.jpg"
     bad.write_bytes(bad.read_bytes()[:-200])
     loader = make_loader(
-        DetectionDataset(read_data(tmp_path), eval_transforms(40, 60)),
+        DetectionDataset(read_data(tmp_path), EvalTransforms(40, 60)),
         batch_size=2,
         shuffle=False,
         workers=workers,
@@ -239,7 +239,7 @@ def test_mosaic_keeps_every_box_on_its_picture(tmp_path: Path) -> None:
         image.paste(colours[label], tuple(map(int, corners)))
         image.save(tmp_path / "images" / picture.name)
     config = AugmentConfig(mosaic=1.0, scale=(1, 1), min_visible=0, brightness=0, contrast=0, saturation=0)
-    dataset = DetectionDataset(read_data(tmp_path), train_transforms(96, 144, config))
+    dataset = DetectionDataset(read_data(tmp_path), TrainTransforms(96, 144, config))
     seen = 0
     for seed in range(40):
         image, target = dataset[Draw(seed % 6, seed)]

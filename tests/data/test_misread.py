@@ -13,10 +13,9 @@ from PIL import Image
 
 from ghmdet.data import DetectionData, check_data, read_data
 from ghmdet.data.annotations import read_annotations
-from ghmdet.data.images import read_picture
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
-from ghmdet.pictures import EXTENSIONS, image_size
+from ghmdet.pictures import EXTENSIONS, image_size, read_pixels
 from small_sets import Picture, three_pictures, write_coco, write_voc, write_yolo
 
 
@@ -50,7 +49,7 @@ def test_an_exif_orientation_that_does_not_exist_turns_nothing(
     tags, path = Image.Exif(), tmp_path / f"a{ending}"
     tags[0x0112] = value
     Image.new("RGB", (20, 10)).save(path, exif=tags)
-    assert image_size(path) == (20, 10) and read_picture(path)[0].shape == (3, 10, 20)
+    assert image_size(path) == (20, 10) and read_pixels(path)[0].shape == (10, 20, 3)
 
 
 def _block(kind: int, value: bytes) -> bytes:
@@ -65,7 +64,7 @@ def _block(kind: int, value: bytes) -> bytes:
 def test_an_exif_orientation_that_is_no_number_turns_nothing(tmp_path: Path, block: bytes) -> None:
     path = tmp_path / "a.jpg"
     Image.new("RGB", (20, 10)).save(path, exif=block)
-    assert image_size(path) == (20, 10) and read_picture(path)[0].shape == (3, 10, 20)
+    assert image_size(path) == (20, 10) and read_pixels(path)[0].shape == (10, 20, 3)
 
 
 def test_every_ending_that_pillow_decodes_is_a_picture(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ghmdet.data import AugmentConfig, eval_transforms, train_transforms, transforms
+from ghmdet.data import AugmentConfig, EvalTransforms, TrainTransforms, transforms
 from ghmdet.data.dataset import reproducible
 from ghmdet.data.transforms import as_boxes, crop_and_place
 from ghmdet.errors import GhmdetError
@@ -62,9 +62,9 @@ def test_box_encloses_what_it_enclosed(scene: Any, seed: int) -> None:
     width, height, box = scene
     config = AugmentConfig(vflip=0.5, scale=(0.5, 1.6), **PLAIN)
     with reproducible(seed), patch.object(transforms, "crop_and_place", wraps=crop_and_place) as placed:
-        image, target = train_transforms(80, 120, config)(*picture(width, height, box))
+        image, target = TrainTransforms(80, 120, config)(*picture(width, height, box))
     fill = placed.call_args.args[0].float().mean((1, 2)).round()  # may be quite green
-    evaluated, _ = eval_transforms(80, 120)(*picture(width, height, box))
+    evaluated, _ = EvalTransforms(80, 120)(*picture(width, height, box))
     assert image.shape == evaluated.shape and image.dtype == torch.uint8
     assert target["image_id"] == 7 and len(target["boxes"]) == len(target["labels"])
     assume(fill.tolist() != [0, 255, 0])  # the crop shows nothing but the rectangle
@@ -83,7 +83,7 @@ def test_box_is_dropped_only_when_little_of_it_is_left(scene: Any, seed: int) ->
     width, height, box = scene
     config = AugmentConfig(hflip=0, scale=(2.0, 3.0), **PLAIN)
     with reproducible(seed):
-        image, target = train_transforms(80, 120, config)(*picture(width, height, box))
+        image, target = TrainTransforms(80, 120, config)(*picture(width, height, box))
     green = float(((image[1].float() - image[0].float()) / 255 > 0.5).sum())
     largest = (box[2] - box[0]) * (box[3] - box[1]) * (3.0 * image.shape[2] / width) ** 2
     if len(target["boxes"]) == 0:
@@ -99,7 +99,7 @@ def test_a_box_at_the_threshold() -> None:
 
 def test_zoom_out_shows_the_whole_picture_on_its_mean_colour() -> None:
     config = AugmentConfig(hflip=0, scale=(0.5, 0.5), **PLAIN)
-    image, target = train_transforms(80, 120, config)(*picture(120, 80, (0, 0, 60, 80)))
+    image, target = TrainTransforms(80, 120, config)(*picture(120, 80, (0, 0, 60, 80)))
     x1, y1, x2, y2 = target["boxes"].tolist()[0]
     assert (x2 - x1, y2 - y1) == (30, 40)
     mean = torch.tensor([50, 178, 50])
@@ -112,15 +112,15 @@ def test_same_sized_pictures_stay_same_sized() -> None:
     for seed in range(8):
         config = AugmentConfig(scale=(0.5, 1.25), vflip=0.5, hue=0.05)
         with reproducible(seed):
-            sizes.add(tuple(train_transforms(72, 96, config)(*picture(128, 96, (10, 10, 60, 60)))[0].shape))
+            sizes.add(tuple(TrainTransforms(72, 96, config)(*picture(128, 96, (10, 10, 60, 60)))[0].shape))
     assert sizes == {(3, 72, 96)}
 
 
 def test_eval_resizes_boxes_with_the_picture() -> None:
-    image, target = eval_transforms(288, 384)(*picture(640, 480, (64, 48, 320, 240)))
+    image, target = EvalTransforms(288, 384)(*picture(640, 480, (64, 48, 320, 240)))
     assert image.shape == (3, 288, 384)
     torch.testing.assert_close(target["boxes"].as_subclass(Tensor), torch.tensor([[38.4, 28.8, 192, 144]]))
-    small, _ = eval_transforms(288, 384)(*picture(64, 48, (0, 0, 9, 9)))
+    small, _ = EvalTransforms(288, 384)(*picture(64, 48, (0, 0, 9, 9)))
     assert small.shape == (3, 288, 384)  # enlarged, too
 
 
@@ -128,12 +128,12 @@ def test_eval_resizes_boxes_with_the_picture() -> None:
 def test_a_picture_is_resampled_once(sides: tuple[int, int]) -> None:
     """Though float rounding may leave a side a pixel short, the detector takes what evaluation's resize gives."""
     model = replace(PRESETS["nano"], min_size=240, max_size=320, mean=(0.0,) * 3, std=(1.0,) * 3)
-    image, target = eval_transforms(240, 320)(*picture(*sides, (0, 0, 9, 9)))
+    image, target = EvalTransforms(240, 320)(*picture(*sides, (0, 0, 9, 9)))
     pixels = image.as_subclass(Tensor).float() / 255
     batch = make_batch([pixels], model, torch.device("cpu"))
     assert batch.sizes == [tuple(image.shape[1:])]
     assert torch.equal(batch.images[0, :, : image.shape[1], : image.shape[2]], pixels)
-    again, _ = eval_transforms(240, 320)(image, {"boxes": target["boxes"]})
+    again, _ = EvalTransforms(240, 320)(image, {"boxes": target["boxes"]})
     assert torch.equal(again.as_subclass(Tensor), image.as_subclass(Tensor))
 
 
@@ -142,14 +142,14 @@ def test_picture_without_boxes_passes() -> None:
     target |= {"boxes": as_boxes(torch.zeros(0, 4), (60, 100)), "labels": torch.zeros(0, dtype=torch.int64)}
     for seed in range(5):
         with reproducible(seed):
-            out, after = train_transforms(60, 100, AugmentConfig(scale=(0.5, 2)))(image, target)
+            out, after = TrainTransforms(60, 100, AugmentConfig(scale=(0.5, 2)))(image, target)
         assert out.shape == (3, 60, 100) and after["boxes"].shape == (0, 4) and after["labels"].shape == (0,)
 
 
 def test_colour_changes_but_boxes_do_not() -> None:
     config = AugmentConfig(hflip=0, scale=(1, 1))
     with reproducible(3):
-        image, target = train_transforms(80, 120, config)(*picture(120, 80, (10, 20, 50, 60)))
+        image, target = TrainTransforms(80, 120, config)(*picture(120, 80, (10, 20, 50, 60)))
     assert target["boxes"].tolist() == [[10, 20, 50, 60]]
     assert not torch.equal(
         image.as_subclass(Tensor), picture(120, 80, (10, 20, 50, 60))[0].as_subclass(Tensor)
@@ -160,8 +160,8 @@ def test_pictures_of_a_pixel_or_of_odd_shape() -> None:
     for width, height in ((1, 1), (1, 300), (300, 2)):
         for seed in range(10):
             with reproducible(seed):
-                image, _ = train_transforms(60, 100)(*picture(width, height, (0, 0, 1, 1)))
-            assert image.shape == eval_transforms(60, 100)(*picture(width, height, (0, 0, 1, 1)))[0].shape
+                image, _ = TrainTransforms(60, 100)(*picture(width, height, (0, 0, 1, 1)))
+            assert image.shape == EvalTransforms(60, 100)(*picture(width, height, (0, 0, 1, 1)))[0].shape
 
 
 def test_torchvision_transforms_stand_in_their_place() -> None:

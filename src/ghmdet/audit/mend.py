@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ghmdet.audit.sheets import SHEETS, Corners, Seen, Sheet
+from ghmdet.audit.suspicion import meets
 from ghmdet.data import Record
 from ghmdet.data.collector import MENDS, judge_box
 from ghmdet.data.make.folder import new_set
@@ -22,14 +23,12 @@ from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.data.tree import ending
 from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import DataError, GhmdetError
-from ghmdet.evaluation.matching import overlaps
 from ghmdet.files import write_atomic
 from ghmdet.pictures import EXTENSIONS
 
 MARKER = "mended.json"
 """What was changed in a copy, and which decisions were refused."""
 SAME = 0.1  # pixels: how far the corners of one box may differ, being rounded
-THERE = 0.5  # the IoU of a label with an object that is labelled already
 
 
 def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = print) -> int:
@@ -176,9 +175,9 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
         if box is None or isinstance(box, str):
             sheet.remove(found[number], picture)
             continue
-        others = (one for one, corners in put if _meets(box, [corners]))
+        others = (one for one, corners in put if meets(box, [corners]))
         same = (one for one in others if one["new_class"] == label or "class" not in (kind, one["kind"]))
-        if _meets(box, [corners for _, (name, corners) in left if name == label]):
+        if meets(box, [corners for _, (name, corners) in left if name == label]):
             why[number] = f"an object of class {label} is labelled there already"
             why[number] += ": remove one of the two by hand" if kind != "missing" else ""
         elif other := next(same, None):
@@ -207,12 +206,6 @@ def _is(seen: Seen, item: dict[str, Any]) -> bool:
     """Whether a row is the label of an item."""
     name, kept = seen
     return bool(name == item["class"] and max(np.abs(np.subtract(kept, _corners(item["box"])))) <= SAME)
-
-
-def _meets(box: Corners, others: Sequence[Corners]) -> bool:
-    """Whether a box is on the object of one of the others."""
-    there = np.array(others, dtype=np.float64).reshape(-1, 4)
-    return bool(overlaps(there, np.array([box], dtype=np.float64)).max(initial=0) >= THERE)
 
 
 def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:

@@ -14,24 +14,13 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from ghmdet.data import Record
+from ghmdet.data import Record, yolo
 from ghmdet.data.annotations import box_of, load_json, read_annotations
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
 from ghmdet.data.read import DataSet
 from ghmdet.data.tree import Tree, ending
 from ghmdet.data.values import flag, numbers, whole
-from ghmdet.data.yolo import (
-    IMAGES,
-    LABELS,
-    OUTSIDE,
-    Rows,
-    class_names,
-    label_lines,
-    names_file,
-    pairs,
-    row_numbers,
-)
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
 
@@ -299,25 +288,25 @@ class _Yolo:
         own: Tree = source.tree
         place = source.splits[split]
         self.places = list(source.splits.values())
-        self.names = class_names(place.names[0])
-        found = pairs(own, split, place)
+        self.names = yolo.class_names(place.names[0])
+        found = yolo.pairs(own, split, place)
         self.of = _files_of(found)
         for picture, label in found:
             if label is None:  # where its label file would be
                 folder, name = os.path.split(picture)
-                home = own.homes(folder, IMAGES, LABELS)[0]
+                home = own.homes(folder, yolo.IMAGES, yolo.LABELS)[0]
                 self.of[_own(picture)] = Path(home, f"{Path(name).stem}.txt")
-        self.kind = Rows(place.names[0], [label for _, label in found if label])
+        self.kind = yolo.Rows(place.names[0], [label for _, label in found if label])
         self.lines: dict[Path, list[list[str]]] = {}
 
     def rows(self, picture: Record) -> list[Any]:
         file = self.of[_own(picture.path)]
         if file not in self.lines:
-            self.lines[file] = [[line] for line in label_lines(str(file))] if file.exists() else []
+            self.lines[file] = [[line] for line in yolo.label_lines(str(file))] if file.exists() else []
         return self.lines[file]
 
     def look(self, row: Any, picture: Record) -> Seen | None:
-        read = row_numbers(row[0])
+        read = yolo.row_numbers(row[0])
         if (
             read is None
             or len(read) < 5
@@ -327,7 +316,7 @@ class _Yolo:
             return None
         if (
             read[0] not in range(len(self.names))
-            or max(read[1:5] if self.kind.points else read[1:]) > OUTSIDE
+            or max(read[1:5] if self.kind.points else read[1:]) > yolo.OUTSIDE
         ):
             return None
         sides = (picture.width, picture.height) * 2
@@ -367,7 +356,7 @@ class _Yolo:
         for place in self.places:
             yield from filter(Path.is_file, map(Path, place.images))
             for file in place.names:
-                yield from (file, names_file(file))
+                yield from (file, yolo.names_file(file))
 
 
 SHEETS: dict[str, Callable[[DataSet, str], Sheet]] = {"COCO": _Coco, "VOC": _Voc, "YOLO": _Yolo}

@@ -253,7 +253,7 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
             kind = KINDS[k]
             if kind == "missing":
                 suggested = Label(int(one.missing.labels[j]), _box(one.missing.boxes[j]))
-                if not _meets(suggested.box, moved):  # else it is the object of a badly placed label
+                if not meets(suggested.box, moved):  # else it is the object of a badly placed label
                     added.append(suggested.box)
                     found.append(
                         Suspicion(picture, kind, None, None, suggested, score, float(one.sure[j]), None)
@@ -265,7 +265,7 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
                 becomes = Label(int(one.other[j]), given.box)
             elif kind == "shifted":
                 becomes, gr = Label(given.label, _box(one.place[j])), float(beside[j])
-            if j in told or (kind == "shifted" and _meets(_box(one.place[j]), added)):
+            if j in told or (kind == "shifted" and meets(_box(one.place[j]), added)):
                 continue
             told.add(j)
             moved += [becomes.box] if becomes and kind == "shifted" else []
@@ -287,9 +287,10 @@ def _usual(offset: Floats, labels: Floats, classes: int) -> Floats:
     return np.maximum(rows, 1e-3)
 
 
-def _meets(box: Box, others: Sequence[Box]) -> bool:
+def meets(box: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
     """Whether a box means the object of one of the others."""
-    return bool(overlaps(np.reshape(others, (-1, 4)), np.array([box])).max(initial=0) >= ON)
+    there = np.array(others, dtype=np.float64).reshape(-1, 4)
+    return bool(overlaps(there, np.array([box], dtype=np.float64)).max(initial=0) >= ON)
 
 
 def _box(box: NDArray[Any]) -> Box:

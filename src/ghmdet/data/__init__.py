@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ghmdet.data.read import read_data
     from ghmdet.data.records import DetectionData, Problem, Record, Records
     from ghmdet.data.share import folds, share_out
-    from ghmdet.data.transforms import AugmentConfig, eval_transforms, train_transforms
+    from ghmdet.data.transforms import AugmentConfig, EvalTransforms, TrainTransforms
 
 __all__ = [
     "AugmentConfig",
@@ -25,11 +25,12 @@ __all__ = [
     "DetectionLoader",
     "Draw",
     "EpochBatches",
+    "EvalTransforms",
     "Problem",
     "Record",
     "Records",
+    "TrainTransforms",
     "check_data",
-    "eval_transforms",
     "folds",
     "format_problems",
     "has_errors",
@@ -38,7 +39,6 @@ __all__ = [
     "read_data",
     "require_images",
     "share_out",
-    "train_transforms",
 ]
 
 _HOMES = {
@@ -49,7 +49,7 @@ _HOMES = {
     "read": "read_data",
     "records": "DetectionData Problem Record Records",
     "share": "folds share_out",
-    "transforms": "AugmentConfig eval_transforms train_transforms",
+    "transforms": "AugmentConfig EvalTransforms TrainTransforms",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -12,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ghmdet.data.records import DetectionData, Record
 from ghmdet.errors import DataError
-from ghmdet.pictures import CHECK, errors_name_the_file, read_pixels, resized_size, turned, upright_pixels
+from ghmdet.pictures import CHECK, errors_name_the_file, resized_size, turned, upright_pixels
 
 
 def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tuple[int, int]:
@@ -21,22 +20,6 @@ def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tupl
         return width, height
     fitted_height, fitted_width = resized_size(height, width, *limits)
     return (fitted_width, fitted_height) if fitted_width < width else (width, height)
-
-
-def picture_tensor(image: Image.Image, most: int | None = None) -> Tensor:
-    """A Pillow picture as uint8 [3, h, w] RGB, upright: of any mode, its EXIF orientation honoured.
-
-    most: one whose longer side is at least twice as many pixels is shrunk by a whole factor, to no less.
-
-    Raises GhmdetError for float pixels, and what Pillow raises when a picture that it has yet to decode is damaged.
-    """
-    return torch.from_numpy(upright_pixels(image, most)).permute(2, 0, 1).contiguous()
-
-
-def read_picture(path: Path, most: int | None = None) -> tuple[Tensor, tuple[int, int]]:
-    """`ghmdet.pictures.read_pixels` with the picture as a tensor uint8 [3, h, w]."""
-    pixels, size = read_pixels(path, most)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), size
 
 
 def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
@@ -56,7 +39,7 @@ def load_image(record: Record, limits: tuple[int, int] | None = None) -> Tensor:
             )
         # A JPEG decodes faster at a half, quarter or eighth; twice the wanted size leaves no visible difference.
         image.draft(None, (2 * height, 2 * width) if is_turned else (2 * width, 2 * height))
-        tensor = picture_tensor(image)
+        tensor = torch.from_numpy(upright_pixels(image)).permute(2, 0, 1).contiguous()
     if tensor.shape[1:] != (height, width):
         tensor = F.resize(tensor, [height, width], antialias=True)
     return tensor.contiguous()

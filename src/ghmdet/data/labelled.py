@@ -27,16 +27,8 @@ from ghmdet.pictures import EXTENSIONS
 
 FOLDERS = ("annotations", "annotation", "xml", "xmls", "json", "labels")  # of annotation files
 PICTURES = ("JPEGImages", "images", "imgs", "img", "")  # in the place of such a folder
-HEAD = (
-    "folder",
-    "filename",
-    "path",
-    "source",
-    "owner",
-    "size",
-    "imagesize",
-    "segmented",
-)  # no objects in these
+# No objects are in these.
+HEAD = ("folder", "filename", "path", "source", "owner", "size", "imagesize", "segmented")
 
 
 class Place(NamedTuple):

@@ -91,10 +91,6 @@ class DetectionLoader(DataLoader[Any]):
 
     batch_sampler: EpochBatches
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch, and the batch of it to begin with."""
-        self.batch_sampler.set_epoch(epoch, start_batch)
-
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
             yield from super().__iter__()

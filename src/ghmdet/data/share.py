@@ -122,9 +122,8 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
     # Going by the rarest class takes too much of what lies beside it: groups change places where that is nearer.
     for index in random.permutation(np.flatnonzero(chosen)):
         others = random.permutation(np.flatnonzero(~chosen))[:CHANGES]
-        then = (
-            has - counts[index] + np.concatenate([np.zeros((1, classes + 1)), counts[others]])
-        )  # none for it, or one
+        # None for it, or one.
+        then = has - counts[index] + np.concatenate([np.zeros((1, classes + 1)), counts[others]])
         cost = (((then - wanted) / wanted) ** 2).sum(1)
         cost[((then == total) & (has < total)).any(1)] = np.inf  # a class would be gone from training
         cost[((then == 0) & (has > 0)).any(1)] = np.inf

@@ -115,7 +115,9 @@ def as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
 
 
 class EvalTransforms:
-    """Resize to the size that the detector sees, the aspect kept; nothing random.
+    """Resize as the detector sees it: short side to min_size pixels, unless the long side would pass max_size.
+
+    The aspect is kept, and nothing is random.
 
     load_limits: the short and long sides that a picture need not exceed when it is loaded.
     """
@@ -136,11 +138,11 @@ class EvalTransforms:
 
 
 class TrainTransforms(EvalTransforms):
-    """Flips, zoom and colour, at the size that evaluation would give: same-sized pictures stay so."""
+    """Flips, zoom and colour, at the size that `EvalTransforms` gives for these limits: same-sized pictures stay so."""
 
-    def __init__(self, min_size: int, max_size: int, config: AugmentConfig) -> None:
+    def __init__(self, min_size: int, max_size: int, config: AugmentConfig | None = None) -> None:
         super().__init__(min_size, max_size)
-        self.config = config
+        self.config = config = config or AugmentConfig()
         zoom = max(1.0, config.scale[1])  # kept larger, so that zooming in shows what was there
         self.load_limits = (round(min_size * zoom), round(max_size * zoom))
         self._flips = v2.Compose([v2.RandomHorizontalFlip(config.hflip), v2.RandomVerticalFlip(config.vflip)])
@@ -159,13 +161,3 @@ class TrainTransforms(EvalTransforms):
         window = (x, y, x + view_w, y + view_h)
         image, target = crop_and_place(image, target, window, size, self.config.min_visible)
         return self._colour(tv_tensors.Image(image)), target
-
-
-def eval_transforms(min_size: int, max_size: int) -> EvalTransforms:
-    """Evaluation's resize: short side to min_size pixels, unless the long side would pass max_size."""
-    return EvalTransforms(min_size, max_size)
-
-
-def train_transforms(min_size: int, max_size: int, config: AugmentConfig | None = None) -> TrainTransforms:
-    """Training's augmentation, at the sizes that `eval_transforms` gives for the same arguments."""
-    return TrainTransforms(min_size, max_size, config or AugmentConfig())

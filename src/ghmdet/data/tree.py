@@ -27,19 +27,8 @@ LABELS = {
 }  # what the beginning of a label file holds, by its ending
 PROBES = 16  # how many of the listed pictures are looked at to know what all are
 HEAD = 1 << 16  # bytes
-UNREAD = {
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".raw",
-    ".svg",
-    ".exr",
-} - EXTENSIONS
+UNREAD = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svg", ".exr"}
+UNREAD -= EXTENSIONS
 
 NO_LABEL = "label file that no split uses"
 NO_PICTURE = "picture that no split uses"
@@ -99,9 +88,8 @@ class Tree:
         self.given, self.whole = given, given.is_dir()
         folder = given if self.whole else given.parent
         self.root = os.path.normpath(folder)
-        if os.path.realpath(self.root) != os.path.realpath(
-            folder
-        ):  # up from a link: the system follows it first
+        # Up from a link: the system follows it first.
+        if os.path.realpath(self.root) != os.path.realpath(folder):
             self.root = os.path.realpath(folder)
         self.linked = False  # whether any link was seen
         self.used: set[str] = set()  # the pictures and label files that readers say they read

@@ -34,10 +34,7 @@ POLYGONS = 0.15  # of the long rows: so many can be nothing else in a set of pol
 SLACK = 0.02  # of the picture: how far a box of a pose or a track may stick out
 FOLDERS = (("images", ""), ("", "images"), ("",))  # of a split's pictures; the empty name is the split's own
 NOTHING = ("", "~", "null", "none")
-IMAGES, LABELS = (
-    ("images",),
-    ("labels",),
-)  # a folder of pictures, and what stands in its place for their labels
+IMAGES, LABELS = ("images",), ("labels",)  # a folder of pictures, and its place for their labels
 OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
 
 
@@ -123,9 +120,8 @@ def _load(file: Path) -> dict[str, Any]:
         pairs = (line.partition("=") for line in text.splitlines())
         return {key.strip(): value.strip() for key, _, value in pairs}
     try:
-        content = yaml.load(
-            text, Loader=yaml.BaseLoader
-        )  # words as written: a class may be called yes or 2024
+        # Words as written: a class may be called yes or 2024.
+        content = yaml.load(text, Loader=yaml.BaseLoader)
     except RecursionError:
         raise DataError(f"{file}: invalid YAML (nested too deep): write the file again") from None
     except (yaml.YAMLError, ValueError) as error:

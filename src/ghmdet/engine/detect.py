@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
-from ghmdet.data.images import picture_tensor, read_picture
+from ghmdet.data import DetectionData, DetectionDataset, EvalTransforms, make_loader
 from ghmdet.engine.checkpoint import load_detector
 from ghmdet.engine.device import Device, choose_device
 from ghmdet.engine.run_folder import coco_results
-from ghmdet.errors import DataError
 from ghmdet.models import RetinaNet
 from ghmdet.models.folding import fold_batch_norm
 from ghmdet.pictures import resized_size
-from ghmdet.runtime import THRESHOLD, above
+from ghmdet.runtime import THRESHOLD, above, no_picture, read
 
 Picture = Path | str | Image.Image | NDArray[np.uint8] | Tensor
 
@@ -87,24 +85,11 @@ def to_tensor(picture: Any) -> Tensor:
     Raises:
         DataError: a file that cannot be read, or an array of another form.
     """
-    if isinstance(picture, str | Path):
-        return read_picture(Path(picture))[0].float() / 255
-    if isinstance(picture, Image.Image):
-        return picture_tensor(picture).float() / 255
     if isinstance(picture, Tensor):
-        shape, right = tuple(picture.shape), picture.is_floating_point() and picture.shape[:1] == (3,)
-    else:
-        picture = np.asarray(picture)
-        shape = picture.shape
-        right = picture.dtype == np.uint8 and (len(shape) == 2 or shape[2:] in ((1,), (3,), (4,)))
-    if not right or len(shape) > 3 or 0 in shape:
-        raise DataError(
-            f"a picture of shape {shape} and type {picture.dtype}: give uint8 [H, W, 3], [H, W, 4] or [H, W], a float"
-            " tensor [3, H, W] in 0..1, a Pillow picture or a file name"
-        )
-    if isinstance(picture, Tensor):
+        if not picture.is_floating_point() or picture.dim() != 3 or len(picture) != 3 or not picture.numel():
+            raise no_picture(tuple(picture.shape), picture.dtype)
         return picture
-    return to_tensor(Image.fromarray(picture[..., 0] if shape[2:] == (1,) else picture))
+    return torch.from_numpy(read(picture)).permute(2, 0, 1).contiguous().float() / 255
 
 
 @torch.inference_mode()
@@ -127,7 +112,7 @@ def detect(
     was_training = model.training
     model.eval()
     dataset = DetectionDataset(
-        data, eval_transforms(model.config.min_size, model.config.max_size), cache=False
+        data, EvalTransforms(model.config.min_size, model.config.max_size), cache=False
     )
     loader = make_loader(
         dataset, batch_size=batch_size, shuffle=False, workers=workers, rank=rank, world_size=world_size

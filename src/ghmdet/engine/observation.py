@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghmdet.data import DetectionData, DetectionDataset, eval_transforms, make_loader
+from ghmdet.data import DetectionData, DetectionDataset, EvalTransforms, make_loader
 from ghmdet.engine.detect import Detector, original_results
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.models import RetinaNet
@@ -146,7 +146,7 @@ def look(
     model = detector.model
     config = model.config
     sums = sums or SpectrumSums(model.classes, config.strides, model.device)
-    dataset = DetectionDataset(data, eval_transforms(config.min_size, config.max_size), cache=False)
+    dataset = DetectionDataset(data, EvalTransforms(config.min_size, config.max_size), cache=False)
     loader = make_loader(dataset, batch_size=1, shuffle=False, workers=workers)
     for number, (images, targets) in enumerate(loader):
         batch = model.preprocess([image.to(model.device) for image in images])

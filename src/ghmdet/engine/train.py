@@ -245,7 +245,7 @@ class Trainer:
                 if (self.over and not progress.batch) or self._gave_up():
                     break
                 self.parallel.train()
-                data.loader.set_epoch(progress.epoch, start_batch=progress.batch)
+                data.loader.batch_sampler.set_epoch(progress.epoch, start_batch=progress.batch)
                 self.budget.continue_from(progress.step)
                 for images, targets in data.loader:
                     if progress.batch >= data.steps_per_epoch * config.accumulate or self.over:

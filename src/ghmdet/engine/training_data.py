@@ -10,11 +10,11 @@ from typing import Any
 from ghmdet.data import (
     DetectionData,
     DetectionDataset,
+    TrainTransforms,
     in_both,
     make_loader,
     read_data,
     require_images,
-    train_transforms,
 )
 from ghmdet.data.fingerprint import differences, fingerprint, labelled
 from ghmdet.data.images import load_image
@@ -61,7 +61,7 @@ class TrainingData:
                 " give a multiple of it"
             )
         dataset = DetectionDataset(
-            self.train, train_transforms(model.min_size, model.max_size, config.augment)
+            self.train, TrainTransforms(model.min_size, model.max_size, config.augment)
         )
         self.loader = make_loader(
             dataset,

@@ -143,9 +143,8 @@ def by_size(tables: CocoTables, half: Any, scale: Mapping[int, float], threshold
     rows = []
     for number, (low, high) in enumerate(ranges):
         mine = (low <= area) & (area <= high) & ~tables.truth.crowd
-        defined = precision[..., number][
-            ..., (precision[0, 0, :, number] > -1)
-        ]  # classes that have such boxes
+        # Of the classes that have such boxes.
+        defined = precision[..., number][..., (precision[0, 0, :, number] > -1)]
         rows.append(
             SizeMetrics(
                 least=EDGES[number],

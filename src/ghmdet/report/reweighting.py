@@ -59,9 +59,8 @@ def class_gradients(spectrum: SpectrumCounts) -> dict[str, Floats]:
     NaN where a region is empty. OHEM keeps all examples of objects and three times as many of background (at least
     three), those of the largest g.
     """
-    counts, gradient = (
-        each[-1].sum(axis=(1, 2)) for each in (spectrum.examples, spectrum.gradient)
-    )  # [2, M]
+    # [2, M] each.
+    counts, gradient = (each[-1].sum(axis=(1, 2)) for each in (spectrum.examples, spectrum.gradient))
     norm = gradient / np.maximum(counts, 1)
     alpha = np.array([[1 - FOCAL_ALPHA], [FOCAL_ALPHA]])
     focal = (counts * alpha * focal_gradient(norm)).sum()
