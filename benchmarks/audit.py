@@ -208,7 +208,7 @@ def main() -> None:
         return
     spoiled = options.out / "data"
     kinds = options.kinds.split(",")
-    print(spoil(options.data, spoiled, options.share, kinds=kinds, seed=options.seed))
+    spoil(options.data, spoiled, share=options.share, kinds=options.kinds, seed=options.seed)
     data = read_data(spoiled)
     if options.judges:
         judges = list(judges_of(options.judges, data))

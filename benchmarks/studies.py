@@ -178,7 +178,7 @@ class Spoilt:
             return
         spoilt = work / f"{job.what}-{job.value:g}-{job.seed}"
         if not spoilt.exists():
-            spoil(data, spoilt, job.value, kinds=NOISES[job.what].split(","), seed=job.seed)
+            spoil(data, spoilt, share=job.value, kinds=NOISES[job.what], seed=job.seed, say=lambda line: None)
         part = read_data(spoilt, "train", classes=proxy.train.classes)
         for name in ("varied", "train"):
             transforms, versions = proxy.drawn[name]

@@ -47,7 +47,7 @@ def test_a_set_of_names_that_are_no_utf8_goes_through_every_command(squares: Pat
         assert r'"file_name": "caf\udce9 ' in text
         assert {one["file_name"][:4] for one in load_json(file)} == {BAD}
         assert all((home / one["file_name"]).exists() for one in load_json(file))
-    spoil(home, tmp_path / "spoiled", 0.3)
+    spoil(home, tmp_path / "spoiled", share=0.3)
     again = read_data(tmp_path / "spoiled").records
     assert len(again) == 12 and again[0].path.exists() and BAD in again[0].path.name
 

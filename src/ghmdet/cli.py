@@ -48,8 +48,8 @@ for parent, command, function in (
     (data_app, "synth", "ghmdet.commands:synth"),
     (data_app, "check", "ghmdet.commands:check"),
     (data_app, "thin", "ghmdet.commands:thin"),
-    (data_app, "split", "ghmdet.commands:split"),
-    (data_app, "spoil", "ghmdet.commands:spoil"),
+    (data_app, "split", "ghmdet.data.make.split:split"),
+    (data_app, "spoil", "ghmdet.data.make.spoil:spoil"),
 ):
     parent.command(function, name=command, help=_docstring(function))  # imported when it is called
 app.command("ghmdet.audit.command:app", name="audit", help=_docstring("ghmdet.audit.command:write_audit"))

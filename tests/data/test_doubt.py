@@ -239,10 +239,14 @@ def test_a_set_is_not_split_into_a_folder_inside_it(tmp_path: Path) -> None:
 
 def test_data_split_says_which_parts_are_not_in_the_new_set(tmp_path: Path) -> None:
     write_yolo(tmp_path / "set", three_pictures())
-    assert "not in it" not in split(tmp_path / "set", tmp_path / "one")
+    said = list[str]()
+    split(tmp_path / "set", tmp_path / "one", say=said.append)
+    assert "not in it" not in "\n".join(said)
     write_yolo(tmp_path / "set", three_pictures(), "valid")
     write_yolo(tmp_path / "set", three_pictures(), "test")
-    told = split(tmp_path / "set", tmp_path / "two")
+    said = list[str]()
+    split(tmp_path / "set", tmp_path / "two", say=said.append)
+    told = "\n".join(said)
     assert f"not in it: split valid, test of {tmp_path / 'set'}" in told
 
 

@@ -57,7 +57,9 @@ def test_a_picture_whose_every_label_is_rejected_is_no_background(tmp_path: Path
         ("d", 0),
     ]
     assert "1 × picture without a sound label" in data.describe()
-    told = split(tmp_path, tmp_path.with_name("parts"))
+    said = list[str]()
+    split(tmp_path, tmp_path.with_name("parts"), say=said.append)
+    told = "\n".join(said)
     assert "picture without a sound label" in told
     names = {
         r.path.stem for part in ("train", "val") for r in read_data(tmp_path.with_name("parts"), part).records

@@ -36,6 +36,9 @@ from ghmdet.spectrum import SpectrumCounts
 
 VERY_SURE = 0.8  # a score that a weak detector hardly gives to nothing
 FORMAT = 4  # of findings.json; findings of another format are made anew
+WHOLE = {"data", "split", "pictures", "classes", "metrics", "curves", "confusion", "errors", "reliability"}
+WHOLE |= {"sizes", "unseen", "in_words", "hardest", "hardest_total", "unlabelled"}
+"""What the page needs of findings.json."""
 
 
 class Inspection(NamedTuple):
@@ -254,7 +257,7 @@ def _kept(folder: Path, made_of: dict[str, Any]) -> Inspection | None:
         kept = Inspection(findings, SpectrumCounts.load(folder / "spectrum.npz"))
     except GhmdetError:
         return None
-    of = findings.get("made_of")
+    of = findings.get("made_of") if findings.keys() >= WHOLE else None
     return kept if isinstance(of, dict) and of | made_of == of else None
 
 

@@ -25,7 +25,9 @@ def test_two_parts_hold_every_picture_once_and_can_be_trained_on(one_part: Path,
     before = read_data(one_part, "train")
     with pytest.raises(DataError, match=r"no split 'val': .*ghmdet data split .*set NEW-FOLDER"):
         train(one_part, tmp_path / "x", TINY, say=lambda line: None)
-    told = split(one_part, tmp_path / "two", val_share=0.25)
+    said = list[str]()
+    split(one_part, tmp_path / "two", val_share=0.25, say=said.append)
+    told = "\n".join(said)
     parts = {name: read_data(tmp_path / "two", name) for name in ("train", "val")}
     names = {name: {record.path for record in part.records} for name, part in parts.items()}
     assert names["train"] | names["val"] == {record.path.absolute() for record in before.records}

@@ -35,7 +35,9 @@ def rows(data: DetectionData) -> set[tuple[str, int, tuple[float, ...]]]:
 def test_just_that_share_is_wrong_in_just_that_way(
     scenes: Path, tmp_path: Path, kind: str, share: float
 ) -> None:
-    told = spoil(scenes, tmp_path / "x", share, kinds=[kind], seed=3)
+    said = list[str]()
+    spoil(scenes, tmp_path / "x", share=share, kinds=kind, seed=3, say=said.append)
+    told = "\n".join(said)
     before, after = (rows(read_data(folder, "train")) for folder in (scenes, tmp_path / "x"))
     count = round(share * len(before))
     assert f"{count} labels of train made wrong ({kind} {count})" in told
@@ -59,7 +61,7 @@ def test_just_that_share_is_wrong_in_just_that_way(
 def test_a_shifted_box_overlaps_its_object_a_little_and_stays_in_the_picture(
     scenes: Path, tmp_path: Path
 ) -> None:
-    spoil(scenes, tmp_path / "x", 0.9, kinds=["shifted"])
+    spoil(scenes, tmp_path / "x", share=0.9, kinds="shifted")
     pictures = json.loads((tmp_path / "x/annotations/instances_train.json").read_text())["images"]
     size = {picture["id"]: (picture["width"], picture["height"]) for picture in pictures}
     for one in json.loads((tmp_path / "x" / "wrong_labels.json").read_text()):
@@ -76,7 +78,7 @@ def test_a_box_too_many_lies_on_background_or_on_an_object(scenes: Path, tmp_pat
     boxes = {record.image_id: record.boxes.astype(float) for record in true.records}
     ids = {label["id"] for label in true.to_coco()["annotations"]}
     for kind, least, most in (("spurious", 0.0, 0.1), ("duplicate", 0.7, 0.99)):
-        spoil(scenes, tmp_path / kind, 0.5, kinds=[kind])
+        spoil(scenes, tmp_path / kind, share=0.5, kinds=kind)
         wrong = json.loads((tmp_path / kind / "wrong_labels.json").read_text())
         for one in wrong:
             x, y, w, h = one["given"]["bbox"]
@@ -89,18 +91,19 @@ def test_a_box_too_many_lies_on_background_or_on_an_object(scenes: Path, tmp_pat
 def test_the_same_seed_gives_the_same_bytes_and_other_parts_keep_their_labels(
     scenes: Path, tmp_path: Path
 ) -> None:
-    written = []
+    written, said = [], list[str]()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert "class " in spoil(scenes, tmp_path / name, 0.5, seed=seed)
+        spoil(scenes, tmp_path / name, share=0.5, seed=seed, say=said.append)
+        assert "class " in said[-1]
         written.append((tmp_path / name / "annotations" / "instances_train.json").read_bytes())
     assert written[0] == written[1] != written[2]
 
 
 def test_a_folder_that_it_does_not_write_stays(scenes: Path, tmp_path: Path) -> None:
-    spoil(scenes, tmp_path / "x", 0.2)
+    spoil(scenes, tmp_path / "x", share=0.2)
     (tmp_path / "x" / "images").mkdir()
     (tmp_path / "x" / "images" / "mine.txt").write_text("kept")
-    spoil(scenes, tmp_path / "x", 0.3)
+    spoil(scenes, tmp_path / "x", share=0.3)
     assert (tmp_path / "x" / "images" / "mine.txt").read_text() == "kept"
 
 
@@ -113,7 +116,7 @@ def test_crowds_stay(scenes: Path, tmp_path: Path) -> None:
         json.dumps(content).replace('"file_name": "', f'"file_name": "{scenes / "images"}/')
     )
     crowds = len(content["annotations"][::2])
-    spoil(tmp_path / "crowds.json", tmp_path / "x", 0.9, kinds=["missing"])
+    spoil(tmp_path / "crowds.json", tmp_path / "x", share=0.9, kinds="missing")
     left = read_data(tmp_path / "x", "train").records
     assert left.crowd.sum() == crowds
     sound = len(content["annotations"]) - crowds
@@ -141,11 +144,11 @@ def test_what_cannot_be_done_is_said(
 def test_one_class_has_no_other(tmp_path: Path) -> None:
     synthesize(tmp_path / "one", SynthConfig(images=4, classes=1, size=(160, 120)))
     with pytest.raises(DataError, match=r"one class.*--kinds missing,shifted,spurious,duplicate"):
-        spoil(tmp_path / "one", tmp_path / "x", 0.5)
+        spoil(tmp_path / "one", tmp_path / "x", share=0.5)
     with pytest.raises(GhmdetError, match="no kind"):
-        spoil(tmp_path / "one", tmp_path / "x", 0.5, kinds=[])
+        spoil(tmp_path / "one", tmp_path / "x", share=0.5, kinds="")
     with pytest.raises(DataError, match="holds the data set"):
-        spoil(tmp_path / "one", tmp_path, 0.5, kinds=["missing"])
+        spoil(tmp_path / "one", tmp_path, share=0.5, kinds="missing")
 
 
 def test_labels_that_the_other_parts_lose_are_said(scenes: Path, tmp_path: Path) -> None:
@@ -158,4 +161,6 @@ def test_labels_that_the_other_parts_lose_are_said(scenes: Path, tmp_path: Path)
             content["categories"].append({"id": 9, "name": "stranger"})
             content["annotations"][0]["category_id"] = 9
         (tmp_path / "set" / f"instances_{part}.json").write_text(json.dumps(content))
-    assert "Rejected: 1 × unknown class" in spoil(tmp_path / "set", tmp_path / "x", 0.5)
+    said = list[str]()
+    spoil(tmp_path / "set", tmp_path / "x", share=0.5, say=said.append)
+    assert "Rejected: 1 × unknown class" in "\n".join(said)

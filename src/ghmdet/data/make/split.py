@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ghmdet.data.images import require_images
@@ -14,19 +15,33 @@ from ghmdet.errors import DataError, Range
 MARKER = "split.json"
 
 
-def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: str = "train") -> str:
-    """Write COCO annotations of two parts of a split, `train` and `val` (see `share_out`), and tell of them.
+def split(
+    data: Path,
+    out: Path,
+    /,
+    *,
+    val_share: float = 0.2,
+    split: str = "train",
+    say: Callable[[str], None] = print,
+) -> None:
+    """Make a training and a validation part of a data set that has only one.
 
-    The pictures stay where they are: the annotations name them by their absolute paths.
+    Pictures that look alike come into the same part. They stay where they are; OUT gets COCO annotations that name them
+    by their absolute paths.
 
-    data: a set that `read_data` reads. out: a new or empty folder, or one that this made before. val_share: of the
-    pictures, from .01 to .9. split: which to divide.
+    Args:
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
+        out: Folder of the new one, new or empty; one that `split` made before is replaced.
+        val_share: Share of the pictures, and of each class's boxes, that is for validation, from .01 to .9.
+        split: Part to divide.
+        say: Takes each line meant for the user.
 
-    Raises GhmdetError for a share out of range; DataError for a set that cannot be read, too few pictures, a picture
-    that is missing or damaged, or an `out` that holds something else.
+    Raises:
+        GhmdetError: a share out of range.
+        DataError: a set that cannot be read, too few pictures, a picture that is missing or damaged, or an `out` that
+            holds something else.
     """
     Range(0.01, 0.9).check("val_share", val_share)
-    data, out = Path(data), Path(out)
     source = DataSet(data)
     if data.resolve().is_relative_to(out.resolve()):
         raise DataError(f"{out}: holds the data set to be split: give another folder")
@@ -49,7 +64,7 @@ def split(data: Path | str, out: Path | str, *, val_share: float = 0.2, split: s
         + ", ".join(f"{label} {count}" for label, count in each.boxes_per_class().items())
         for name, each in (("train", train), ("val", val))
     )
-    lines = [part.describe(), f"{out}: {counts}", train.problems[-1].value]
+    for line in (part.describe(), f"{out}: {counts}", train.problems[-1].value):
+        say(line)
     if others := [name for name in source.splits if name != part.split]:
-        lines.append(f"not in it: split {', '.join(others)} of {data}")
-    return "\n".join(lines)
+        say(f"not in it: split {', '.join(others)} of {data}")

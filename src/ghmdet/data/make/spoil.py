@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,36 +26,46 @@ Labels = list[dict[str, Any]]
 
 
 def spoil(
-    data: Path | str,
-    out: Path | str,
-    share: float,
+    data: Path,
+    out: Path,
+    /,
     *,
-    kinds: Sequence[str] = KINDS,
+    share: float,
+    kinds: str = ",".join(KINDS),
     split: str = "train",
     seed: int = 0,
-) -> str:
-    """Write COCO annotations of a data set in which a share of one split's boxes is wrong, and tell of it.
+    say: Callable[[str], None] = print,
+) -> None:
+    """Make a set with a known share of wrong labels, to see what a loss makes of them.
 
-    class: another class, drawn from the others. missing: no label. shifted: moved by half of its sides. spurious: one
-    more box of its size and class in its picture, where least is labelled. duplicate: one more box on the same object,
-    moved by up to 5 % of its sides. Each wrong box is of one of the `kinds`, drawn at random. The pictures stay where
-    they are; the other splits keep their labels.
+    The pictures stay where they are; OUT gets COCO annotations that name them, and wrong_labels.json, which lists what
+    was done. Each wrong box is of one of the `kinds`, drawn at random. The same arguments give the same bytes.
 
-    data: a set that `read_data` reads. out: a new or empty folder, or one that this made before; its wrong_labels.json
-    lists what was done. share: of the boxes that are no crowds, from 0 to .9. The same arguments give the same bytes.
+    Args:
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
+        out: Folder of the new one, new or empty; one that `spoil` made before is replaced.
+        share: Share of the boxes (crowds left out) that get a wrong label, from 0 to .9.
+        kinds: What is wrong, with commas between: class: another class. missing: no label. shifted: moved by half of
+            its sides. spurious: one more box of its size and class where least is labelled. duplicate: one more box on
+            the same object, moved by up to 5 % of its sides.
+        split: Part to spoil; the others keep their labels.
+        seed: Decides which boxes, and how.
+        say: Takes each line meant for the user.
 
-    Raises GhmdetError for a share, a kind or a seed out of range; DataError for a set that cannot be read, a picture
-    that is missing, a single class of which no other can be drawn, or an `out` that holds something else.
+    Raises:
+        GhmdetError: a share, a kind or a seed out of range.
+        DataError: a set that cannot be read, a picture that is missing, a single class of which no other can be drawn,
+            or an `out` that holds something else.
     """
     Range(0.0, 0.9).check("share", share)
     Range(0, 2**32 - 1).check("seed", seed)
-    if not kinds:
+    given = kinds.split(",") if kinds else []
+    if not given:
         raise GhmdetError(f"no kind of wrong label: give some of {', '.join(KINDS)}")
-    for kind in kinds:
+    for kind in given:
         if kind not in KINDS:
             raise unknown_name("kind of wrong label", kind, KINDS)
-    chosen = [kind for kind in KINDS if kind in kinds]
-    data, out = Path(data), Path(out)
+    chosen = [kind for kind in KINDS if kind in given]
     if data.resolve().is_relative_to(out.resolve()):
         raise DataError(f"{out}: holds the data set to be spoiled: give another folder")
     part, source = read_data(data, split), DataSet(data)
@@ -86,8 +96,9 @@ def spoil(
             (folder / file).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     counts = Counter(one["kind"] for one in wrong)
     by_kind = ", ".join(f"{kind} {counts[kind]}" for kind in chosen)
-    said = f"{out}: {len(wrong)} labels of {part.split} made wrong ({by_kind}), listed in {out / WRONG}"
-    return "\n".join([*(each.describe() for each in (part, *others)), said])
+    for each in (part, *others):
+        say(each.describe())
+    say(f"{out}: {len(wrong)} labels of {part.split} made wrong ({by_kind}), listed in {out / WRONG}")
 
 
 def spoil_labels(
