@@ -118,17 +118,6 @@ class GradientSpectrum(nn.Module):
         return RegionCounts(total / mass.clamp_min(1))
 
     @torch.no_grad()
-    def merge(self, other: GradientSpectrum) -> None:
-        """Take in another spectrum: the average over the steps of both."""
-        self._check(RegionCounts(other.total))
-        (total, mass), (other_total, other_mass) = self._current(), other._current()
-        self.total.copy_(total + other_total)
-        self.mass.copy_(mass + other_mass)
-        self.pending.zero_()
-        # Whole steps only, so that the next call begins one.
-        self.calls.copy_((self.calls // self.accumulation_steps + other.calls) * self.accumulation_steps)
-
-    @torch.no_grad()
     def reset(self) -> None:
         """Forget everything."""
         for buffer in self.buffers():
@@ -218,8 +207,7 @@ class SpectrumCounts:
 
     An example of the classification is an anchor and a class, its gradient norm g = |p - p*|; it is an object's (kind
     1) where p* is 1, else background (kind 0). An example of the boxes is one coordinate of an anchor that answers for
-    an object, its gradient norm gr = |d| / sqrt(d² + μ²) with μ = .02. Passes over the parts of a data set, or over the
-    ranks of a run, add up with `+`; passes at several epochs join with `stack`.
+    an object, its gradient norm gr = |d| / sqrt(d² + μ²) with μ = .02. Passes at several epochs join with `stack`.
 
     Raises GhmdetError where the arrays' shapes do not fit together.
     """
@@ -254,14 +242,6 @@ class SpectrumCounts:
     def empty(cls, classes: Sequence[str], strides: Sequence[int]) -> SpectrumCounts:
         """One epoch in which nothing was seen yet."""
         return SpectrumSums(classes, strides, torch.device("cpu")).counts()
-
-    def __add__(self, other: SpectrumCounts) -> SpectrumCounts:
-        """The counts of both, epoch by epoch. Raises GhmdetError unless classes, levels and epochs are the same."""
-        if len(self.pictures) != len(other.pictures):
-            raise GhmdetError(
-                f"spectra of {len(self.pictures)} and {len(other.pictures)} epochs do not add up"
-            )
-        return self._joined(operator.add, other)
 
     @classmethod
     def stack(cls, parts: Sequence[SpectrumCounts]) -> SpectrumCounts:
