@@ -10,7 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ghmdet import STARTED_AT
-from ghmdet.data import check_data, format_problems, has_errors, make
+from ghmdet.data import check_data, make
+from ghmdet.data.check import format_problems, has_errors
 from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import can_resume, interrupted

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ghmdet.data import Problem, read_data, require_images
+from ghmdet.data import read_data, require_images
 from ghmdet.data.collector import judge_box
+from ghmdet.data.records import Problem
 from ghmdet.errors import DataError
 from small_sets import draw, three_pictures, write_coco, write_voc, write_yolo
 

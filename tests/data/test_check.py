@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ghmdet.data import check_data, format_problems, has_errors, in_both, read_data
+from ghmdet.data import check_data, read_data
+from ghmdet.data.check import format_problems, has_errors, in_both
 from ghmdet.errors import DataError
 from measured_data import shared_data
 from small_sets import Picture, draw, three_pictures, write_coco, write_voc, write_yolo

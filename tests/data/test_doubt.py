@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ghmdet.cli import main
-from ghmdet.data import DetectionData, check_data, has_errors, read_data
+from ghmdet.data import DetectionData, check_data, read_data
+from ghmdet.data.check import has_errors
 from ghmdet.data.make import split
 from ghmdet.errors import DataError
 from ghmdet.evaluation.score import score

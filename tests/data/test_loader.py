@@ -18,14 +18,14 @@ from ghmdet.data import (
     AugmentConfig,
     DetectionData,
     DetectionDataset,
-    Draw,
-    EpochBatches,
     EvalTransforms,
     TrainTransforms,
     make_loader,
     read_data,
 )
 from ghmdet.data import dataset as dataset_module
+from ghmdet.data.dataset import Draw
+from ghmdet.data.loader import EpochBatches
 from ghmdet.errors import DataError, GhmdetError
 from small_sets import Picture, write_coco
 

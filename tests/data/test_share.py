@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghmdet.data import DetectionData, Records, folds, read_data, share_out
+from ghmdet.data import DetectionData, read_data, share_out
+from ghmdet.data.records import Records
+from ghmdet.data.share import folds
 from ghmdet.errors import DataError
 from small_sets import Picture, coco_content
 

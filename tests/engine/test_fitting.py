@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from engine_cases import TINY
-from ghmdet.data import Records, read_data
+from ghmdet.data import read_data
+from ghmdet.data.records import Records
 from ghmdet.engine.checkpoint import as_saved
 from ghmdet.engine.fitting import FEWEST, MOST, STEPS, epochs_for, fit_to_data, size_for
 from ghmdet.engine.settings import TrainConfig

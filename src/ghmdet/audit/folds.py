@@ -15,7 +15,8 @@ from ghmdet.audit.suspicion import Judged, judge_all
 from ghmdet.compare.arms import kept
 from ghmdet.compare.plan import Run
 from ghmdet.compare.run import foretell, train_run
-from ghmdet.data import DetectionData, folds
+from ghmdet.data import DetectionData
+from ghmdet.data.share import folds
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.progress import counting, progress_bar

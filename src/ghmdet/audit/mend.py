@@ -15,11 +15,10 @@ import numpy as np
 
 from ghmdet.audit.sheets import SHEETS, Corners, Seen, Sheet
 from ghmdet.audit.suspicion import meets
-from ghmdet.data import Record
 from ghmdet.data.collector import MENDS, judge_box
 from ghmdet.data.make.folder import new_set
 from ghmdet.data.read import FORMATS, DataSet
-from ghmdet.data.records import NAMED_PROBLEMS
+from ghmdet.data.records import NAMED_PROBLEMS, Record
 from ghmdet.data.tree import ending
 from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import DataError, GhmdetError

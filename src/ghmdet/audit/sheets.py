@@ -14,11 +14,12 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from ghmdet.data import Record, yolo
+from ghmdet.data import yolo
 from ghmdet.data.annotations import box_of, load_json, read_annotations
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
 from ghmdet.data.read import DataSet
+from ghmdet.data.records import Record
 from ghmdet.data.tree import Tree, ending
 from ghmdet.data.values import flag, numbers, whole
 from ghmdet.errors import DataError

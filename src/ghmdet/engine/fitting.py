@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ghmdet.data import DetectionData, Records
+from ghmdet.data import DetectionData
+from ghmdet.data.records import Records
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.models import ModelConfig
 

@@ -11,11 +11,11 @@ from ghmdet.data import (
     DetectionData,
     DetectionDataset,
     TrainTransforms,
-    in_both,
     make_loader,
     read_data,
     require_images,
 )
+from ghmdet.data.check import in_both
 from ghmdet.data.fingerprint import differences, fingerprint, labelled
 from ghmdet.data.images import load_image
 from ghmdet.data.records import NAMED_PROBLEMS

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ghmdet.cli import main
-from ghmdet.data import check_data, has_errors, read_data
+from ghmdet.data import check_data, read_data
+from ghmdet.data.check import has_errors
 from ghmdet.data.make import thin, thinning
 from ghmdet.data.make.thinning import choose_pictures
 from ghmdet.errors import DataError, GhmdetError
