@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from ghmdet.data.annotations import load_json
 from ghmdet.data.coco import split_name
@@ -39,10 +40,14 @@ def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
         "command": _command(),
         "arguments": arguments,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "gpus": _gpus()},
         "git": _git_state(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _gpus() -> list[str]:
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def data_name(data: Path) -> str:
