@@ -63,7 +63,13 @@ def main() -> None:
             "command": f"ghmdet train {folder} {' '.join(command)}",
             "seed": chosen.seed,
             "date": today(),
-            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
+            "machine": ", ".join(
+                [
+                    f"{os.cpu_count()} CPU cores, {platform.machine()}",
+                    *([torch.cuda.get_device_name()] if torch.cuda.is_available() else []),
+                    f"torch {torch.__version__}",
+                ]
+            ),
             "minutes": round(float(validations[-1]["seconds"]) / 60, 1),
             "minutes_to_best": round(float(best["seconds"]) / 60, 1),
         }

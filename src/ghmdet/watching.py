@@ -89,7 +89,9 @@ class Watch:
             is_background = label == self.background
             kind = kind.masked_fill(is_background, BACKGROUND)
             # Background counts for the class that the model most takes it for.
-            rows = rows.index_fill(1, torch.tensor([self.background], device=x.device), -torch.inf)
+            rows = rows.index_fill(
+                1, torch.arange(self.background, self.background + 1, device=x.device), -torch.inf
+            )
             row = torch.where(is_background, rows.argmax(1), label)
             row = row - (row > self.background).long()
         kind = kind.masked_fill(~counted, NOT_COUNTED)

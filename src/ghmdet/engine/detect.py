@@ -144,7 +144,11 @@ def _detect_batch(model: RetinaNet, images: Sequence[Tensor], device: Device) ->
         with device.autocast():
             batch = model([images[index].to(device.type, non_blocking=True) for index in indices])
         found |= zip(indices, batch, strict=True)
-    return [{name: value.cpu() for name, value in found[index].items()} for index in range(len(images))]
+    return [_on_cpu(found[index]) for index in range(len(images))]
+
+
+def _on_cpu(detections: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in detections.items()}
 
 
 def original_results(
@@ -152,5 +156,6 @@ def original_results(
 ) -> list[dict[str, Any]]:
     """The detections on an image [3, H, W] of a `DetectionDataset`, as COCO results in the file's own pixels."""
     to_original = target["original_size"] / torch.tensor(image.shape[-2:])  # height, width
-    boxes = detections["boxes"].cpu() * to_original.flip(0).repeat(2)
-    return coco_results(detections | {"boxes": boxes}, target["image_id"], category_ids)
+    found = _on_cpu(detections)
+    boxes = found["boxes"] * to_original.flip(0).repeat(2)
+    return coco_results(found | {"boxes": boxes}, target["image_id"], category_ids)

@@ -295,10 +295,7 @@ class Trainer:
         with contextlib.nullcontext() if stepping else accelerator.no_sync(self.parallel):
             losses = self.parallel(
                 [image.to(accelerator.device, non_blocking=True) for image in images],
-                [
-                    {name: target[name].to(accelerator.device) for name in ("boxes", "labels")}
-                    for target in targets
-                ],
+                [{name: target[name] for name in ("boxes", "labels")} for target in targets],
             )
             loss = torch.stack([losses[name] for name in LOSSES]).sum()
             accelerator.backward(loss / config.accumulate)

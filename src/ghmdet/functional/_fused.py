@@ -54,7 +54,7 @@ def harmonized(
     passes = Passes(loss, arguments, options, each)
     table, count = torch.ones(1, 1, device=arguments.inputs.device), None
     if options is not None:
-        table, count = (weigh or options.weigh)(passes.count())
+        table, count = (options.weigh if weigh is None else weigh)(passes.count())
     table = table.to(passes.dtype)
     if reduction == "mean" and not each:
         table = table / (passes.examples().sum().clamp_min(1) if count is None else count)

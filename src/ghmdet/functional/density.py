@@ -222,7 +222,7 @@ def weights(
     counts = count_regions(index, targets, options.cells, classes, norm.dtype)
     if options.method == "exact":
         return options.exact(counts, norm, valid), None
-    table, count = (weigh or options.weigh)(counts)
+    table, count = options.weigh(counts) if weigh is None else weigh(counts)
     return look_up(table.to(norm.dtype), index), count
 
 
@@ -260,7 +260,7 @@ def label_weights(
         )
         own = own & valid.unsqueeze(1)
         return options.exact(counts, norm.unsqueeze(1).expand(own.shape), own).sum(1), None
-    beta, count = (weigh or options.weigh)(counts)
+    beta, count = options.weigh(counts) if weigh is None else weigh(counts)
     return look_up(beta.to(norm.dtype), index), count
 
 

@@ -37,7 +37,7 @@ def make_batch(images: Sequence[Tensor], config: ModelConfig, device: torch.devi
     """
     _check_images(images)
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+        torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)[:, None, None]
         for values in (config.mean, config.std)
     )
     scaled = [_resize((image.to(device, torch.float32) - mean) / std, config) for image in images]
@@ -55,7 +55,7 @@ def make_batch(images: Sequence[Tensor], config: ModelConfig, device: torch.devi
 def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
     """Boxes [n, 4] (xyxy pixels) of a picture of one (height, width) in the same picture at another."""
     y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
-    return boxes * torch.tensor((x, y, x, y), dtype=boxes.dtype, device=boxes.device)
+    return boxes * torch.tensor((x, y, x, y), dtype=boxes.dtype).to(boxes.device, non_blocking=True)
 
 
 def _resize(image: Tensor, config: ModelConfig) -> Tensor:

@@ -85,7 +85,8 @@ def pad_targets(
     # A last list of one row makes that the least, and is left out again.
     rows = pad_sequence([*boxes, boxes[0].new_zeros(1, 4)], batch_first=True)[:-1]
     labels = [*(target["labels"] for target in targets), boxes[0].new_zeros(1, dtype=torch.int64)]
-    return rows.to(device), pad_sequence(labels, batch_first=True, padding_value=-1)[:-1].to(device)
+    padded = pad_sequence(labels, batch_first=True, padding_value=-1)[:-1]
+    return rows.to(device, non_blocking=True), padded.to(device, non_blocking=True)
 
 
 def anchor_targets(
