@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import pytest
 WORDS = ("--size=96", "--batch-size=4", "--device=cpu", "--weights=none", "--lr=0.001")
 
 
-def start(*words: object, before: str = "") -> subprocess.Popen[str]:
+def start(*words: object, before: str = "", start_new_session: bool = False) -> subprocess.Popen[str]:
     program = ["-c", f"{before}\nfrom ghmdet.__main__ import main; main()"] if before else ["-m", "ghmdet"]
     return subprocess.Popen(
         [sys.executable, *program, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it would be ignored
     )
 
@@ -76,3 +78,35 @@ def test_a_signal_at_any_place_ends_the_training_with_a_line_and_resume_goes_on(
         _, error = done.communicate(timeout=100)
         assert done.returncode == 0, error
         assert (out / "metrics.csv").read_text().count("\n") == 2
+
+
+STEPS = """
+import time
+import ghmdet.engine.train as at
+real = at.Trainer._step
+def step(*given):
+    done = real(*given)
+    print('now', flush=True)
+    time.sleep(0.2)
+    return done
+at.Trainer._step = step
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_all_processes_ends_the_training_alike(name: str, squares: Path, tmp_path: Path) -> None:
+    """Ctrl-C, `timeout`, a closed terminal and SLURM send it to the processes that read pictures too."""
+    out = tmp_path / "run"
+    words = ("train", squares, "--out", out, *WORDS, "--epochs=20", "--workers=2")
+    process = start(*words, before=STEPS, start_new_session=True)
+    assert process.stdout is not None
+    while "now" not in (line := process.stdout.readline()):
+        assert line
+    os.killpg(process.pid, getattr(signal, name))
+    _, error = process.communicate(timeout=60)
+    *warnings, last = error.splitlines()
+    assert last.startswith("ghmdet: stopped in epoch 1 after step "), error
+    assert process.returncode == 130 and not any("Error" in line for line in warnings)
+    assert (out / "last.pt").exists()
+    with pytest.raises(ProcessLookupError):  # none of the group is left
+        os.killpg(process.pid, 0)

@@ -30,6 +30,19 @@ def on_stop(handler: Any) -> None:
                 signal.signal(number, handler)
 
 
+def leave_to_main(worker: int) -> None:
+    """Let the first signal of each kind pass, in a process that reads pictures.
+
+    What asks a whole group of processes to end asks the main one too, which ends this one after its step; a worker
+    that is gone before would be an error there.
+    """
+
+    def pass_by(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    on_stop(pass_by)
+
+
 class StopSignal:
     """Turns the first signal to stop into a wish that the loop grants after its step."""
 

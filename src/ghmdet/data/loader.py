@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from ghmdet.data.dataset import DetectionDataset, Draw
 from ghmdet.data.transforms import Target
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.signals import leave_to_main
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -144,6 +145,7 @@ def make_loader(
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=workers,
+        worker_init_fn=leave_to_main,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # DataLoader draws a seed nobody uses; not from the global generator
         pin_memory=torch.cuda.is_available(),
