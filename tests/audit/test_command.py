@@ -287,6 +287,41 @@ def test_detections_that_name_their_pictures_and_classes_are_judged_by_those(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("by", ["ids", "names"])
+def test_the_part_that_detections_are_on_is_judged_and_another_is_named(
+    squares: Path, tmp_path: Path, by: str
+) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    file = tmp_path / "set" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for one in content["images"]:
+        one["id"] += 100
+    for one in content["annotations"]:
+        one["image_id"] += 100
+    file.write_text(json.dumps(content))
+    names = {one["id"]: one["file_name"] for one in content["images"]}
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for one in content["annotations"]
+    ]
+    if by == "names":
+        results = [one | {"file_name": names[one["image_id"]], "image_id": 1} for one in results]
+
+    def judged(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        (tmp_path / "r.json").write_text(json.dumps(rows))
+        write_audit(tmp_path / "set", out=tmp_path / "a", results=tmp_path / "r.json", say=str, **options)
+        return read(tmp_path / "a")
+
+    told = judged(results)
+    assert (told["split"], told["pictures"], told["AP50"]) == ("val", 4, pytest.approx(1.0))
+    with pytest.raises(DataError, match=r"r\.json: .* and split train of .* another --split"):
+        judged(results, split="train")
+    key, value = ("image_id", 7) if by == "ids" else ("file_name", "train_6.png")
+    with pytest.raises(DataError, match=r"and split train of .* has no picture of that"):
+        judged([*results, results[0] | {key: value}])  # no part has all of them
+    assert judged([])["split"] == "train"
+
+
 def test_a_folder_of_something_else_stays_as_it_is(squares: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "mine.txt").write_text("kept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -278,6 +279,41 @@ def test_a_damaged_video_is_named_and_its_sound_part_is_done(
     numbers = {row["frame"] for row in rows if "frame" in row}
     assert numbers == set(range(len(numbers))) and 1 < len(numbers) < 36
     assert rows[-1]["file_name"] == "in/a.png"
+
+
+def test_what_a_damaged_video_lost_is_counted_and_said(
+    run: Path, tmp_path: Path, frames: list[np.ndarray]
+) -> None:
+    """A header that knows more frames, a file without its end, packets that cannot be decoded; two of a kind."""
+    said: list[str] = []
+    videos = {
+        name: film(tmp_path / name, frames * 4, codec="mpeg4")
+        for name in ("a.avi", "b.mkv", "c.mkv", "d.mp4")
+    }
+    predict(run / "best.pt", *videos.values(), out=tmp_path / "out", say=said.append)
+    assert len(said) == 1
+    for name, video in videos.items():
+        content = bytearray(video.read_bytes())
+        if name == "d.mp4":
+            index = content.index(b"moov")
+            content[index // 2 : index] = bytes(index - index // 2)
+        video.write_bytes(content if name == "d.mp4" else content[: len(content) * 3 // 4])
+    with pytest.raises(PartlyDone, match=r"1 of .* pictures could not be read"):
+        predict(run / "best.pt", *videos.values(), out=tmp_path / "out", say=said.append)
+    told = {name: [line for line in said if line.startswith(f"{video}: ")] for name, video in videos.items()}
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    left = {name: len({row["frame"] for row in rows if row["file_name"].startswith(name)}) for name in videos}
+    assert (
+        f"{videos['a.avi']}: damaged or cut short: {left['a.avi']} of 36 frames are left" in told["a.avi"][0]
+    )
+    for name in ("b.mkv", "c.mkv"):
+        assert (
+            f": damaged or cut short: {left[name]} frames are left (File ended prematurely" in told[name][0]
+        )
+    lost, stopped = told["d.mp4"]
+    assert "cannot be decoded from frame" in stopped and 0 < left["d.mp4"] < 35
+    damaged, absent = map(int, re.findall(r"\d+", lost.removeprefix(f"{videos['d.mp4']}: ")))
+    assert absent == 36 - 1 - left["d.mp4"] and damaged <= 2
 
 
 def test_a_video_without_a_frame_that_can_be_read_is_named(

@@ -28,6 +28,7 @@ from ghmdet.compare.arms import settings
 from ghmdet.data import DetectionData, read_data, require_images
 from ghmdet.data.annotations import load_json
 from ghmdet.data.images import load_image
+from ghmdet.data.read import DataSet
 from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
@@ -73,8 +74,8 @@ def write_audit(
         checkpoint: A detector that was trained on other pictures, in place of folds.
         results: Anyone's detections on the split, as COCO results with scores, in place of folds.
         folds: Parts that the split is cut into; by default 3.
-        split: Part of the data set to judge; by default train, or with a checkpoint that was trained on this data
-            what it was validated on.
+        split: Part of the data set to judge; by default train, with a checkpoint that was trained on this data what it
+            was validated on, and with results the first that has all their pictures.
         review: Suspicions on the page, the likeliest.
         list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
             all are done.
@@ -101,22 +102,22 @@ def write_audit(
         if checkpoint:
             how = f"the detector {checkpoint}"
             part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
+        elif results:
+            how = f"the detections {results}"
+            part, detections = _by_results(data, results, split)
+            _tell(part, say)
+            found, agrees = audit(detections, part), _agreement(detections, part)
         else:
-            part = _read(data, split or "train", say=lambda line: None if list_commands else say(line))
-            if results:
-                how = f"the detections {results}"
-                detections = _detections(results, part)
-                found = audit(detections, part)
-                agrees = _agreement(detections, part)
-            else:
-                how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
-                runs = plan(part, out, folds or 3, config, (lambda line: None) if list_commands else say)
-                if list_commands:
-                    for command in commands(runs):
-                        say(command)
-                    return []
-                train_all(runs, say)
-                found, agrees = rank(judge_folds(runs, config.device), part), agreement(runs)
+            aloud = (lambda line: None) if list_commands else say
+            _tell(part := read_data(data, split or "train"), aloud)
+            how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
+            runs = plan(part, out, folds or 3, config, aloud)
+            if list_commands:
+                for command in commands(runs):
+                    say(command)
+                return []
+            train_all(runs, say)
+            found, agrees = rank(judge_folds(runs, config.device), part), agreement(runs)
         warnings = list(filter(None, [learnt, WEAK.format(agrees) if agrees < LITTLE else ""]))
         about = {"data": str(data.absolute()), "judged_by": how, "learnt": bool(learnt), "AP50": agrees}
         write(out, part, found, about, review, warnings)
@@ -157,13 +158,10 @@ def how_far(found: Sequence[Suspicion], agrees: float = 1.0) -> str:
     )
 
 
-def _read(
-    data: Path, split: str, say: Callable[[str], None], classes: Sequence[str] | None = None
-) -> DetectionData:
-    part = read_data(data, split, classes=classes)
+def _tell(part: DetectionData, say: Callable[[str], None]) -> None:
+    """Say what is judged; raises DataError where its pictures are missing."""
     say(part.describe())
     require_images(part)
-    return part
 
 
 def _by_checkpoint(
@@ -180,7 +178,7 @@ def _by_checkpoint(
             f"{checkpoint}: does not know class '{unknown[0]}' of {data}; it has {', '.join(detector.classes)}: give a"
             " detector of the same classes, or leave --checkpoint out"
         )
-    part = _read(data, split, say, detector.classes)
+    _tell(part := read_data(data, split, classes=detector.classes), say)
     results = list[Mapping[str, Any]]()
     sample = set(_sample(part).records.image_ids.tolist())
 
@@ -210,14 +208,26 @@ def _agreement(results: Sequence[Mapping[str, Any]], data: DetectionData) -> flo
     return score(part.to_coco(), [one for one in results if one["image_id"] in inside]).AP50 or 0.0
 
 
-def _detections(file: Path, data: DetectionData) -> Sequence[dict[str, Any]]:
-    """The detections of a file; where they name their pictures and classes, with the ids that `data` has for those.
-
-    Ids alone say little: another tool, or the same data in another format, may number differently.
-    """
+def _by_results(data: Path, file: Path, split: str | None) -> tuple[DetectionData, list[dict[str, Any]]]:
+    """The part that is judged, by default the first that has all pictures of the detections, and these in its ids."""
     content = load_json(file)
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise DataError(f"{file}: no COCO results: expected a list of detections")
+    wrong = list[DataError]()
+    for name in [split] if split else sorted(DataSet(data).splits, key=lambda name: name != "train"):
+        try:
+            part = read_data(data, name)
+            return part, _in_ids_of(part, content, file)
+        except DataError as error:
+            wrong.append(error)
+    raise wrong[0]
+
+
+def _in_ids_of(data: DetectionData, content: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Detections; where they name their pictures and classes, with the ids that `data` has for those.
+
+    Ids alone say little: another tool, or the same data in another format, may number differently.
+    """
     whole: dict[str, set[int]] = {}
     bare: dict[str, set[int]] = {}
     for place, number in enumerate(data.records.image_ids.tolist()):
@@ -236,9 +246,16 @@ def _detections(file: Path, data: DetectionData) -> Sequence[dict[str, Any]]:
                 there = f"{'more than one' if found else 'no'} {'picture' if known is whole else 'class'}"
                 raise DataError(
                     f"{file}: '{says}' is '{one[says]}', and split {data.split} of {data.root} has {there} of that"
-                    " name: give detections on this data set, or leave the names out to go by the ids"
+                    " name: give detections on this data set, another --split, or leave the names out to go by the ids"
                 )
             one[key] = next(iter(found))
+    ids = set(data.records.image_ids.tolist())
+    for place, one in enumerate(content):
+        if isinstance(number := one.get("image_id"), int) and number not in ids:
+            raise DataError(
+                f"{file}: results[{place}]: 'image_id' is {number}, and split {data.split} of {data.root} has no"
+                " picture of that id: give detections on this data set, or another --split"
+            )
     return content
 
 

@@ -88,7 +88,7 @@ def predict(
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
     out = Path(out)
-    sources = with_frames(find_pictures([Path(picture) for picture in pictures], out))
+    sources = with_frames(find_pictures([Path(picture) for picture in pictures], out), say)
     files = {name: file_of(each) for name, each in sources.items()}
     found = [Path(name) for name in files]
     opened = stamp(Path(checkpoint))  # before it is read: it may be replaced meanwhile
@@ -133,7 +133,7 @@ def predict(
                 say(f"{len(work.lines)} of {len(files)} pictures are done already")
             todo = {name: each for name, each in sources.items() if name not in work.lines}
             with counting("pictures", len(todo)) as advance:
-                for name, seen in look(detector, todo, batch_size):
+                for name, seen in look(detector, todo, batch_size, say):
                     advance(1)
                     if isinstance(seen, DataError):
                         failed[name] = str(seen)
@@ -185,11 +185,14 @@ class Seen(NamedTuple):
 
 
 def look(
-    detector: Detector | runtime.Detector, sources: Mapping[str, Source], batch_size: int
+    detector: Detector | runtime.Detector,
+    sources: Mapping[str, Source],
+    batch_size: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[str, Seen | DataError]]:
     """What a detector finds in pictures, by their names, or why one cannot be used; so many at a time are in memory.
 
-    One with a side above `MOST_SIDE` is shrunk to that.
+    One with a side above `MOST_SIDE` is shrunk to that. say: told at the end of each video that is damaged.
     """
     names, reader = list(sources), Reader()
     for start in range(0, len(names), batch_size):
@@ -210,6 +213,10 @@ def look(
                 yield name, DataError(f"{sources[name]}: cannot be looked at ({reason}): leave it out")
             else:
                 yield name, Seen(one[0], there, one[1], stamps[name])
+    for video in reader.damaged.keys() | reader.absent.keys():
+        damaged, absent = reader.damaged[video], reader.absent[video]
+        if damaged or absent:
+            say(f"{video}: frames that are damaged but were looked at: {damaged}; not decoded: {absent}")
 
 
 def _open(checkpoint: Path, device: str, precision: str) -> Detector | runtime.Detector:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +28,42 @@ class Frame(NamedTuple):
         return f"{self.video}: frame {self.number}"
 
 
-def count_frames(video: Path) -> int:
-    """How many frames a video has at most, by its packets: nothing is decoded.
+def count_frames(video: Path, say: Callable[[str], None] = lambda line: None) -> int:
+    """How many frames a video has at most, by its packets: nothing is decoded; `say` is told where some are lost.
 
     Raises:
         GhmdetError: PyAV is not installed.
         DataError: no video, or a damaged one, or one without a frame.
     """
-    with _opened(video) as container:
+    with _opened(video) as container, _errors() as errors:
         try:
             count: int = sum(packet.size > 0 for packet in container.demux(video=0))
         except Exception as error:  # whatever the reader of its format tripped over
             raise _unreadable(video, "cannot be read", error) from None
+        told: int = container.streams.video[0].frames  # by its header; 0 where that does not say
     if not count:
         raise _empty(video)
+    if told > count or errors:
+        of = f" of {told}" if told > count else ""
+        why = f" ({errors[0][2].strip()})" if errors else ""
+        say(f"{video}: damaged or cut short: {count}{of} frames are left{why}")
     return count
+
+
+@contextmanager
+def _errors() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg reports of errors in the block, in this thread; else nobody hears of it."""
+    from av import logging
+
+    before = logging.get_level(), logging.get_skip_repeated()
+    logging.set_level(logging.ERROR)
+    logging.set_skip_repeated(False)  # the next video may have the same
+    try:
+        with logging.Capture() as heard:
+            yield heard
+    finally:
+        logging.set_level(before[0])
+        logging.set_skip_repeated(before[1])
 
 
 Source = Path | Frame
@@ -55,17 +77,17 @@ def file_of(source: Source) -> Path:
     return source.video if isinstance(source, Frame) else source
 
 
-def with_frames(found: Mapping[Path, Path]) -> dict[str, Source]:
+def with_frames(found: Mapping[Path, Path], say: Callable[[str], None]) -> dict[str, Source]:
     """Pictures by their names, with the frames of each video in its place: NAME/000000.jpg and so on.
 
-    Raises GhmdetError where there is a video and PyAV is not installed.
+    say: told of each video that is damaged. Raises GhmdetError where there is a video and PyAV is not installed.
     """
     sources: dict[str, Source] = {}
     for name, file in found.items():
         sources[name.as_posix()] = file
         if file.suffix.lower() in VIDEOS:
             with suppress(DataError):  # it is named where it is read
-                frames = [Frame(file, number) for number in range(count_frames(file))]
+                frames = [Frame(file, number) for number in range(count_frames(file, say))]
                 del sources[name.as_posix()]
                 sources |= {f"{name.as_posix()}/{frame.number:06}.jpg": frame for frame in frames}
     return sources
@@ -79,6 +101,10 @@ class Reader:
         self._next = 0
         self._rest: Iterator[Any] = iter(())
         self._sizes: dict[Path, tuple[int, int]] = {}
+        self.damaged = Counter[Path]()
+        """Frames by their video of which the decoder had to make up parts."""
+        self.absent = Counter[Path]()
+        """Packets by their video that gave no frame."""
 
     def read(self, source: Source, most: int = MOST_SIDE) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
         """A picture as [h, w, 3] RGB, upright, and its own (height, width); None where a video ends before its frame.
@@ -114,12 +140,14 @@ class Reader:
             self._video, self._next, self._rest = frame.video, 0, _decode(frame.video)
         for picture in self._rest:
             self._next += 1
+            self.damaged[frame.video] += picture.is_corrupt
             if self._next > frame.number:
                 return np.ascontiguousarray(
                     np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
                 )
         if not self._next:
             raise _empty(frame.video)
+        self.absent[frame.video] += 1
         return None
 
 
