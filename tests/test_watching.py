@@ -161,6 +161,30 @@ def test_a_page_of_nothing_is_refused_and_says_how_to_count(tmp_path, made):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_scalars_are_those_of_the_last_epoch_that_ended():
+    watch = ghmdet.watch(NAMES)
+    assert watch.scalars() == {}
+    watch(torch.full((4, 3), 9.0), torch.full((4,), 3))
+    watch.end_epoch()
+    logits, labels = sigmoid_batch(50, 3)
+    watch(logits, labels)
+    assert watch.scalars()["pull/background"] == 1
+    watch.end_epoch()
+    examples = sigmoid_examples(logits, labels)
+    whole = sum(g for _, _, g in examples)
+    for kind, name in enumerate(("background", "objects")):
+        own = [g for each, _, g in examples if each == kind]
+        assert watch.scalars()[f"pull/{name}"] == pytest.approx(sum(own) / whole)
+        assert watch.scalars()[f"g/{name}"] == pytest.approx(sum(own) / len(own))
+        hardest = sum(g for g in own if g >= 29 / 30)
+        assert watch.scalars()[f"hardest/{name}"] == pytest.approx(hardest / whole)
+    for k, name in enumerate(NAMES):
+        assert watch.scalars()[f"class/{name}"] == pytest.approx(
+            sum(g for _, c, g in examples if c == k) / whole
+        )
+    assert len(watch.scalars()) == 9 and {type(value) for value in watch.scalars().values()} == {float}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ class About:
     nms_iou: float
     soft_nms: bool
     detections_per_image: int
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """Of the network's numbers; inputs and outputs are float32."""
 
 
 class Device(NamedTuple):
@@ -107,7 +109,8 @@ class Detector:
                 f"{name}: no ONNX file that onnxruntime can open ({type(error).__name__})"
             ) from error
         self.about = _about(found, name)
-        self.device = Device("cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu")
+        providers = self.session.get_providers()
+        self.device = Device("cuda" if "CUDAExecutionProvider" in providers else "cpu", self.about.precision)
         self.classes = tuple(self.about.classes)
         self.category_ids = tuple(self.about.category_ids)
 

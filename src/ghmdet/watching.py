@@ -119,6 +119,59 @@ class Watch:
         self.epochs = SpectrumCounts.stack([self.epochs, over])
         return over
 
+    def scalars(self) -> dict[str, float]:
+        """The last epoch that ended as a few numbers by name, for any logger; none before the first ends.
+
+        - `pull/background`, `pull/objects`, `class/NAME` of each class: its share of all that pulls (of the sum of g).
+        - `g/background`, `g/objects`: the mean of g. `hardest/...`: the share of the sum of g at g >= 29/30.
+        """
+        if not len(self.epochs.pictures):
+            return {}
+        examples, gradient = (each[-1].sum(axis=2) for each in (self.epochs.examples, self.epochs.gradient))
+        whole, found = max(float(gradient.sum()), 1e-30), dict[str, float]()
+        for kind, name in ((BACKGROUND, "background"), (OBJECTS, "objects")):
+            pull = float(gradient[kind].sum())
+            found[f"pull/{name}"] = pull / whole
+            found[f"g/{name}"] = pull / max(int(examples[kind].sum()), 1)
+            found[f"hardest/{name}"] = float(gradient[kind, :, -1].sum()) / whole
+        by_class = gradient.sum(axis=(0, 2)) / whole
+        return found | {f"class/{name}": float(by_class[k]) for k, name in enumerate(self.classes)}
+
+    def lightning_callback(self) -> Any:
+        """A callback for Lightning's `Trainer`: `end_epoch()` and `log_dict(scalars())` after each training epoch.
+
+        Raises GhmdetError where neither `lightning` nor `pytorch_lightning` is installed.
+        """
+        try:
+            from lightning.pytorch import Callback
+        except ImportError:
+            try:
+                from pytorch_lightning import Callback
+            except ImportError:
+                raise GhmdetError("this needs Lightning: pip install lightning") from None
+
+        def end(callback: Any, trainer: Any, module: Any) -> None:
+            self.end_epoch()
+            module.log_dict(self.scalars())
+
+        return type("WatchCallback", (Callback,), {"on_train_epoch_end": end})()
+
+    def trainer_callback(self, trainer: Any) -> Any:
+        """A callback for `trainer`, a `Trainer` of transformers: `end_epoch()` and `trainer.log(scalars())` each epoch.
+
+        Give it to `trainer.add_callback`. Raises GhmdetError where transformers is not installed.
+        """
+        try:
+            from transformers import TrainerCallback
+        except ImportError:
+            raise GhmdetError("this needs transformers: pip install ghmdet[detr]") from None
+
+        def end(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.end_epoch()
+            trainer.log(self.scalars())
+
+        return type("WatchCallback", (TrainerCallback,), {"on_epoch_end": end})()
+
     def report(self, out: Path | str, name: str = "What pulls at this model") -> Path:
         """Write the page, with what was counted since the last epoch as one more; the file.
 

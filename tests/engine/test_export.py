@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from ghmdet.engine import export as module
 from ghmdet.engine.export import export
 from ghmdet.engine.predict import predict
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
+from ghmdet.evaluation.score import score
 
 SIDES = ((72, 96), (96, 72), (300, 400), (96, 96), (40, 400), (50, 20))
 
@@ -199,6 +202,116 @@ def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
     ):
         with pytest.raises(GhmdetError, match="not exported: the file would not detect what PyTorch does"):
             module.compare(detector, lambda _, wrong=wrong: wrong, about, [image])
+
+
+@pytest.fixture(scope="module")
+def small(run: Path, onnx: Path) -> dict[str, tuple[Path, list[str]]]:
+    """The files of less precision, and what was said of each."""
+    made = {}
+    for precision in ("fp16", "int8"):
+        said: list[str] = []
+        out = onnx.with_name(f"{precision}.onnx")
+        made[precision] = export(run / "best.pt", out=out, precision=precision, say=said.append), said
+    return made
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_file_of_less_precision_is_smaller_says_what_ap_it_costs_and_runs_as_any(
+    run: Path, onnx: Path, squares: Path, small: dict[str, tuple[Path, list[str]]], precision: str
+) -> None:
+    file, said = small[precision]
+    assert file.stat().st_size < {"fp16": 0.6, "int8": 0.4}[precision] * onnx.stat().st_size
+    if precision == "int8":
+        assert said.pop(0) == f"calibrated on 12 pictures of {squares} (train)"
+    found = re.fullmatch(
+        rf"AP on 4 pictures of {re.escape(str(squares))} \(val\): (\S+), in fp32 (\S+) \((\S+)\)", said[0]
+    )
+    assert found is not None
+    after, before, change = map(float, found.groups())
+    assert change == pytest.approx(after - before, abs=1.1e-4)
+    truth = squares / "annotations" / "instances_val.json"
+    for detector, value in ((onnx, before), (file, after)):
+        pictures = squares / "images" / "val_*.png"
+        measured = score(
+            truth, predict(detector, pictures, annotations=truth, out=file.parent / precision)
+        ).AP
+        assert measured == pytest.approx(value, abs=2e-4)
+    assert re.match(
+        rf"{precision} beside fp32 on 8 pictures of .*: 9[05]% of what scores 0.3 have boxes within", said[-2]
+    )
+    theirs = runtime.Detector(file, threads=1)
+    assert (theirs.device.precision, theirs.about.precision) == (precision, precision)
+    assert {one.type for one in theirs.session.get_inputs()} == {"tensor(float)", "tensor(int64)"}
+    with pytest.raises(GhmdetError, match=rf"--precision fp32: .* is {precision}"):
+        predict(file, squares / "images", out=file.parent / "other", precision="fp32")
+
+
+def test_int8_is_of_the_convolutions_but_for_the_first_and_the_last(
+    small: dict[str, tuple[Path, list[str]]],
+) -> None:
+    import onnx as library
+
+    graph = library.load(str(small["int8"][0])).graph
+    made = {output: node for node in graph.node for output in node.output}
+    weights = [made.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]
+    rounded = [one is not None and one.op_type == "DequantizeLinear" for one in weights]
+    names = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    last = ["class_logits" in name or "box_deltas" in name for name in names]
+    assert sum(last) == 8
+    assert rounded == [number >= 3 and not so for number, so in enumerate(last)]
+    # What is clipped is rounded once, after the clipping.
+    assert not [
+        node for node in graph.node if node.op_type == "Clip" and "Dequantize" in made[node.input[0]].op_type
+    ]
+    assert not {"NonMaxSuppression", "Exp", "Sigmoid"} & {
+        node.op_type
+        for node in graph.node
+        if any("Dequantize" in made[i].op_type for i in node.input if i in made)
+    }
+
+
+def test_int8_is_calibrated_on_the_training_pictures_of_another_data_set_too(
+    run: Path, squares: Path, onnx: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "run"
+    moved.mkdir()
+    shutil.copy(run / "best.pt", moved)  # no run.json says where the data are
+    with pytest.raises(DataError, match="the data of the run: is not there: give --calibrate DATA"):
+        export(moved / "best.pt", out=tmp_path / "x.onnx", precision="int8")
+    said: list[str] = []
+    export(
+        moved / "best.pt",
+        out=tmp_path / "x.onnx",
+        raw=True,
+        precision="int8",
+        calibrate=squares,
+        say=said.append,
+    )
+    assert said[0] == f"calibrated on 12 pictures of {squares} (train)"
+    assert "box offsets within" in said[1] and len(said) == 3
+    with pytest.raises(GhmdetError, match="int8 is of ONNX files"):
+        export(run / "best.pt", out=tmp_path / "x.pt2", precision="int8", format="torch")
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.95), ("int8", 0.9)])
+def test_a_file_of_less_precision_is_compared_too(run: Path, precision: str, share: float) -> None:
+    detector = Detector.load(run / "best.pt", device="cpu", precision="fp32")
+    about = module.describe(detector, raw=False, precision=precision)
+    image = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    found = detector.predict(image, threshold=0)[0]
+    boxes, scores, labels = (found[name].numpy() for name in ("boxes", "scores", "labels"))
+    limits = module.TOLERANCES[precision]
+    assert limits.share == share
+    faint = scores < limits.least
+    moved = boxes + np.where(faint, 50, 0.5 * limits.box).astype(np.float32)[:, None]
+    assert module.compare(detector, lambda _: (moved, scores, labels), about, [image])[0] <= limits.box
+    wrong = (
+        np.concatenate((boxes, boxes[:1])),
+        np.concatenate((scores, [0.9])),
+        np.concatenate((labels, labels[:1])),
+    )
+    with pytest.raises(GhmdetError, match="not exported"):
+        module.compare(detector, lambda _: wrong, about, [image])
 
 
 def test_a_missing_package_and_a_folder_without_pictures_are_said(

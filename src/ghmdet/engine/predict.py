@@ -225,9 +225,10 @@ def _open(checkpoint: Path, device: str, precision: str) -> Detector | runtime.D
         from ghmdet.engine.detect import Detector
 
         return Detector.load(checkpoint, device=device, precision=precision)
-    if precision not in ("auto", "fp32"):
-        raise GhmdetError(f"--precision {precision}: {checkpoint} is fp32: leave the option out")
-    return runtime.Detector(checkpoint, device=device).must_detect()
+    detector = runtime.Detector(checkpoint, device=device).must_detect()
+    if precision not in ("auto", made := detector.device.precision):
+        raise GhmdetError(f"--precision {precision}: {checkpoint} is {made}: leave the option out")
+    return detector
 
 
 def _detect(

@@ -21,14 +21,18 @@ class Exportable(nn.Module):
 
     The same detections as `ghmdet.models.postprocess`, written without lengths that Python would have to know.
 
-    detections: give boxes, scores and labels; otherwise what `RetinaNet.forward_raw` gives.
+    detections: give boxes, scores and labels; otherwise what `RetinaNet.forward_raw` gives. dtype: of the network's
+    numbers; what comes in and goes out, and the boxes' arithmetic, are float32 all the same.
     """
 
-    def __init__(self, model: RetinaNet, *, detections: bool = True) -> None:
+    def __init__(
+        self, model: RetinaNet, *, detections: bool = True, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)
         model.backbone.body = _with_constant_padding(model.backbone.body)
-        self.network = nn.ModuleList([model.backbone, model.neck, model.head])
+        self.network = nn.ModuleList([model.backbone, model.neck, model.head]).to(dtype)
+        self.dtype = dtype
         self.config = model.config
         self.detections = detections
 
@@ -40,7 +44,7 @@ class Exportable(nn.Module):
         [1, A, K] and box offsets [1, A, 4].
         """
         backbone, neck, head = self.network
-        logits, deltas = head(neck(backbone(images)))
+        logits, deltas = (each.float() for each in head(neck(backbone(images.to(self.dtype)))))
         if not self.detections:
             return logits, deltas
         assert size is not None
