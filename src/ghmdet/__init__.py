@@ -3,8 +3,6 @@
 A name is imported when it is first used: the losses bring torch and nothing heavier, `Detector` the rest.
 """
 
-from __future__ import annotations
-
 import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """The command line: the functions that are commands, whose docstrings are their help, and how errors are shown."""
 
-from __future__ import annotations
-
 import ast
 import errno
 import io

@@ -1,7 +1,5 @@
 """Commands that call more than one function: training with its report, and those of `ghmdet data`."""
 
-from __future__ import annotations
-
 import os
 from itertools import takewhile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The main job on a synthetic set: data, training with GHM, AP, pictures, report."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`ghmdet doctor`: what is installed, on which devices it would run, and what is missing."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib import import_module

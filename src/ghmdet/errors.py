@@ -1,7 +1,5 @@
 """Errors that a user can mend; the command line prints them as one line, without a traceback."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Any, NamedTuple, get_type_hints

@@ -1,7 +1,5 @@
 """Writing files so that a reader never meets half of one, and folders so that two writers never mix."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """How words become options, for the command line and for the arms of a comparison."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from cyclopts import App, ArgumentCollection, CoercionError, Parameter

@@ -1,7 +1,5 @@
 """Pictures without PyTorch: which files are some, upright and in RGB, and the size that a detector looks at them."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import warnings

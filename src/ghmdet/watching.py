@@ -1,7 +1,5 @@
 """See which examples pull at any model: count the gradient norms of its logits, and write the report's page of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Labels that may be wrong: found by their gradient norms, reviewed on a page, mended in a copy."""
 
-from __future__ import annotations
-
 from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit
 
 __all__ = ["KINDS", "Label", "Suspicion", "audit"]

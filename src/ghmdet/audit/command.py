@@ -1,7 +1,5 @@
 """`ghmdet audit`: what may be wrong with the labels of a data set, as tables and as a page to look at one by one."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

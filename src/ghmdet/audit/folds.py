@@ -1,7 +1,5 @@
 """Detectors that did not learn the labels they judge: each part of a split is judged by a run on the other parts."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`ghmdet audit apply`: a copy of a data set with the accepted decisions, in its own format."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ what its anchors score at each label. The gradient norm g of a detection where n
 of a label is 1 - p, p being the best score that its class gets there. gr is that of a label's coordinates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args

@@ -1,7 +1,5 @@
 """The arms of a comparison: training settings by name, and settings as words of a command line."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

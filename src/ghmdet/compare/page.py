@@ -1,7 +1,5 @@
 """A comparison as a page of markdown and two figures; the head of the page is what the terminal shows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path

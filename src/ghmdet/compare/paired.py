@@ -1,7 +1,5 @@
 """Paired differences of average precision, with intervals over the judged images and the seeds of training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

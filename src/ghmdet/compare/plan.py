@@ -1,7 +1,5 @@
 """What a comparison consists of: its runs, where each stands, and the weight that each arm's tuning settles on."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The result of a comparison: every final run judged, and what differs from the first arm beyond chance."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

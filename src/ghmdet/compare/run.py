@@ -1,7 +1,5 @@
 """`ghmdet compare`: train several arms alike, judge them alike, and say what differs beyond chance."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 A name is imported when it is first used: readers of annotations need no PyTorch.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """COCO annotations, a file or its content, as columns: what training, scoring and predicting accept alike."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Every problem of a data set, listed: what the readers reject, and what only opening each picture can show."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter

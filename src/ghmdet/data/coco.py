@@ -1,7 +1,5 @@
 """Reader of COCO JSON: annotations/instances_{split}.json, {split}/_annotations.coco.json and their like."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Judging boxes one by one while a reader goes through its files, and packing those kept."""
 
-from __future__ import annotations
-
 import math
 from array import array
 from collections.abc import Callable, Iterable, Sequence

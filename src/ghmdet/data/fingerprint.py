@@ -1,7 +1,5 @@
 """Whether a data set is still what it was: of each picture, what its labels and its file were."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 

@@ -1,7 +1,5 @@
 """Opening pictures: EXIF orientation honoured, always RGB, and errors that name the file."""
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -4,8 +4,6 @@ VOC's corners are taken as written: box = xmin, ymin, xmax, ymax, the far edge e
 VOC's own sets count pixels from 1 and include the far one; nearly every tool that writes the format since does not.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

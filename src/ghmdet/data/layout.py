@@ -1,7 +1,5 @@
 """What the readers share: the splits' names, text files, the classes' names."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections import Counter

@@ -3,8 +3,6 @@
 Neither the number of worker processes nor of ranks changes a batch, and a run can go on from the middle of an epoch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Finding out which format a data set has, and reading one split of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import os

@@ -1,7 +1,5 @@
 """Parts of a data set of which no two have pictures that look alike: a validation part, and folds."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor

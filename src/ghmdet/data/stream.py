@@ -1,7 +1,5 @@
 """COCO annotations read a part at a time: what a large file takes is what its boxes are, not what its text is."""
 
-from __future__ import annotations
-
 import json
 import re
 from array import array

@@ -5,8 +5,6 @@ A transform takes (image, target) and gives both: image a uint8 `tv_tensors.Imag
 place. Random ones draw from torch's global generator.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Any
 

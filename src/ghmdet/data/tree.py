@@ -1,7 +1,5 @@
 """The files of a data set's folder: what is there, what a listed name means, what is left over."""
 
-from __future__ import annotations
-
 import filecmp
 import os
 import re

@@ -1,7 +1,5 @@
 """What annotation files write where a number belongs: read as that number, or None where it is none."""
 
-from __future__ import annotations
-
 import math
 import reprlib
 from numbers import Real

@@ -3,8 +3,6 @@
 A row is `class cx cy w h`, fractions of the picture's size; of longer ones see `Rows`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A run in TensorBoard (`--tensorboard`, the one thing that imports it): numbers, spectra, what the detector sees."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

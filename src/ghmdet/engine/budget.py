@@ -1,7 +1,5 @@
 """The time of a run (`ghmdet train --budget`): how much of it is used, and when the end must begin."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import deque

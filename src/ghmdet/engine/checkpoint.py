@@ -1,7 +1,5 @@
 """Checkpoints: one file, written atomically, loaded without running code; and which of them a run goes on from."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What every part of a training run needs to know, and what stays the same while it lasts."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping

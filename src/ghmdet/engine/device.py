@@ -1,7 +1,5 @@
 """Which device and which precision a run uses, each with the reason, and the memory that it takes there."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`ghmdet val`: the score of a trained detector on a part of a data set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`ghmdet export`: a trained detector as one file that needs neither ghmdet nor, as ONNX, PyTorch."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

@@ -1,7 +1,5 @@
 """What `ghmdet predict` writes on demand: YOLO labels of its boxes (`--save-txt`), and what is in each (`--crop`)."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Settings that were left open, chosen from the training pictures: each rule a few lines, said aloud."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

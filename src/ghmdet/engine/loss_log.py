@@ -1,7 +1,5 @@
 """The losses of a run: kept until they are read, checked, and written a row a step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

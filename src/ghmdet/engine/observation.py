@@ -1,7 +1,5 @@
 """The gradient-norm spectrum of a detector: of the steps of a training run, and of one pass over a data set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Progress bars where there is a terminal to draw them on, and lines, ever fewer, where training has none."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator

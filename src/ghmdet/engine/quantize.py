@@ -1,7 +1,5 @@
 """The convolutions of an ONNX file in whole numbers of 8 bits, with ranges calibrated on pictures."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from pathlib import Path

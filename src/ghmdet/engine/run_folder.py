@@ -1,7 +1,5 @@
 """What a run leaves behind: how it was made, its numbers as CSV, its curves."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The settings of a training run: one frozen dataclass, which the command line fills and a checkpoint keeps."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """What `ghmdet predict` looks at: picture files, and the frames of videos, one after the other, by PyAV."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """What a run trains on and is judged on, read and checked before any work starts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The examples that a detector is most wrong about: sure detections of nothing, and objects that it does not see."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import groupby

@@ -1,7 +1,5 @@
 """COCO's matching of detections with annotations, and what follows from it: the only module that imports hotcoco."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 

@@ -1,7 +1,5 @@
 """COCO average precision of a results list against annotations, and what its scores are worth."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

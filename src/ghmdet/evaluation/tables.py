@@ -1,7 +1,5 @@
 """COCO annotations and results as columns of numbers, checked; the first mistake of the results is named."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

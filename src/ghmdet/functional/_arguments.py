@@ -1,7 +1,5 @@
 """What every loss shares: which elements take part, in which precision, and how they are reduced."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Classification losses over sigmoid logits: cross entropy, and ways to weigh its examples."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

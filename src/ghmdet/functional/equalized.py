@@ -4,8 +4,6 @@ Both take g, the ratio of a class's summed gradient norms, positives to negative
 shape that broadcasts with the logits. `ghmdet.losses.Equalized` keeps the sums.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Gradient norms: how strongly one example pulls at the model, a number in 0..1."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

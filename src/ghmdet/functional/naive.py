@@ -4,8 +4,6 @@ Read it beside the article; README.md has the symbols. Every derivative exists. 
 the inputs; the fused form is held to its values and gradients.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Regression losses over box offsets: smooth L1, its authentic form, and that form harmonized."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Softmax cross entropy, harmonized: one example a place, whose gradient norm is 1 − p_label."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

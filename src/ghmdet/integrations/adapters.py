@@ -1,7 +1,5 @@
 """Which model is harmonized how: one adapter for each type of model, found when a model of that type is given."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """A class loss with mmdetection's interface, without mmdetection."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 A class, and not a function hung into the object, since copies and pickles of the model then work by themselves.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

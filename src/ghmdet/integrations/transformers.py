@@ -4,8 +4,6 @@ Their models call a loss function, which makes a criterion in each step. The mod
 module: it runs the library's function with another criterion, whose class losses are the module's, one for each output.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from functools import cache
 from types import FunctionType

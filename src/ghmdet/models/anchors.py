@@ -1,7 +1,5 @@
 """Anchor boxes: the places and shapes that predictions are relative to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Boxes as offsets from their anchors, and back."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Depthwise convolution whose backward pass on a CPU is several times faster than PyTorch's own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The detector as one function of tensors, which torch.export can write down: network, candidates, NMS, soft-NMS."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """Batch norm made part of the convolutions before it, for a detector that only detects."""
 
-from __future__ import annotations
-
 import copy
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The head shared by all levels: one tower for the classes, one for the boxes."""
 
-from __future__ import annotations
-
 import math
 
 import torch

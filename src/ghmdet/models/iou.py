@@ -3,8 +3,6 @@
 The numbers of torchvision's losses, which look for the pairs that overlap and so make an accelerator's caller wait.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

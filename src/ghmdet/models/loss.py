@@ -1,7 +1,5 @@
 """The detector's two losses, chosen by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """The feature pyramid: every level sees what the deeper ones know."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """From logits and offsets to detections."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

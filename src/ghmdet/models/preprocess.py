@@ -1,7 +1,5 @@
 """Pictures of any size into one batch, and their boxes with them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

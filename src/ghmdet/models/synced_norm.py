@@ -1,7 +1,5 @@
 """Batch norm over the pictures of all ranks, so that many train what one would."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """From the boxes given with the pictures to what each anchor should say: checked, padded, matched, a batch at once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

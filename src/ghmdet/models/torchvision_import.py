@@ -1,7 +1,5 @@
 """Torchvision's RetinaNet in our terms, a config and weights: how weights pretrained on COCO come in."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

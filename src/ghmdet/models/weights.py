@@ -1,7 +1,5 @@
 """A detector as plain values and back, and where its first weights come from: ImageNet, or a file of several kinds."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import socket

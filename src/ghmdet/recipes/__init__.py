@@ -1,7 +1,5 @@
 """Recipes: settings of a training run that go together, each a commented YAML file in this folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

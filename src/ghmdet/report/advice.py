@@ -1,7 +1,5 @@
 """What would help a detector most: rules that each turn measured numbers into at most one piece of advice."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Every histogram, bar, line and map has a label, by which tests find what is drawn.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """One pass of a trained detector over a data set, and what it finds: for `ghmdet spectrum`, and for a report."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """`ghmdet report`: runs as one HTML file that needs nothing else; what training saw, epoch by epoch, is in it."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

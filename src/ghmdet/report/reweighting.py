@@ -5,8 +5,6 @@ averages over many batches. All class losses are scaled to the total gradient of
 authentic smooth L1: how large a loss is as a whole is set by its weight and says nothing of how it treats examples.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """Reading a run's folder, finished or not: what is not there gives None or nothing, and what is damaged is said."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

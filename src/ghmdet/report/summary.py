@@ -1,7 +1,5 @@
 """What a spectrum says, in numbers; and the sentences that words.jinja makes of numbers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """Data sets that are made: drawn from dials, or from another: thinned, with wrong labels, one part made two."""
 
-from __future__ import annotations
-
 from ghmdet.data.make.scene import SynthConfig
 from ghmdet.data.make.split import split
 from ghmdet.data.make.spoil import KINDS, spoil

@@ -1,7 +1,5 @@
 """Writing a data set in COCO's layout where nothing, or an earlier one of ours, is."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What a scene is made of, seen from above: vehicles, clutter and trees as tables of coloured polygons."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

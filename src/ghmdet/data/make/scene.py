@@ -1,7 +1,5 @@
 """One synthetic scene from above: textured ground, roads, clutter, vehicles, trees over them, light and noise."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

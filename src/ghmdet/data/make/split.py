@@ -1,7 +1,5 @@
 """A training and a validation part of a data set that has only one, as annotations of its own pictures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

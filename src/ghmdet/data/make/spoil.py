@@ -1,7 +1,5 @@
 """Wrong labels on purpose: a known share of a part's boxes, to see what a loss or an audit makes of them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A synthetic detection data set whose imbalances are dials: COCO layout, the same bytes for the same dials."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """A long-tailed set from another: chosen classes keep a share of their boxes, and nothing in sight loses its label."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
