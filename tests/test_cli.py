@@ -152,6 +152,15 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file_are_named(
     assert capsys.readouterr().err == f"ghmdet: {tmp_path}: is a folder: name a file\n"
 
 
+def test_a_reader_that_goes_away_ends_a_command_in_silence(squares: Path) -> None:
+    """As `head` does."""
+    words = [sys.executable, "-m", "ghmdet", "data", "check", str(squares)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
 def test_data_check_fails_on_errors_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("data", "synth", str(tmp_path / "set"), "--images", "4", "--size", "96", "72") == 0
     assert status("data", "check", str(tmp_path / "set")) == 0

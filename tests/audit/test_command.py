@@ -18,7 +18,7 @@ from engine_cases import TINY
 from ghmdet.audit import Suspicion
 from ghmdet.audit import command as commands
 from ghmdet.audit import folds as engine
-from ghmdet.audit.command import COLUMNS, how_far, write_audit
+from ghmdet.audit.command import COLUMNS, apply, how_far, write_audit
 from ghmdet.audit.folds import Fold
 from ghmdet.cli import main
 from ghmdet.data import read_data
@@ -358,3 +358,41 @@ def test_a_checkpoint_of_other_classes_is_named(squares: Path, run: Path, tmp_pa
         file.write_text(file.read_text().replace('"blue"', '"green"'))
     with pytest.raises(DataError, match=r"does not know class 'green' .* it has red, blue"):
         write_audit(tmp_path / "set", out=tmp_path / "a", checkpoint=run / "best.pt", say=str)
+
+
+def test_what_cannot_be_judged_or_mended_is_refused_with_the_mend(squares: Path, tmp_path: Path) -> None:
+    for content in ('{"annotations": []}', "[3]"):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(DataError, match=r"r\.json: no COCO results: expected a list of detections"):
+            write_audit(squares, out=tmp_path / "a", results=tmp_path / "r.json", say=str)
+    shapes = [{"label": "red", "points": [[1, 2], [30, 40]], "shape_type": "rectangle"}]
+    for name in ("a", "b"):
+        shutil.copy(squares / "images" / "train_0.png", tmp_path / f"{name}.png")
+        about = {"shapes": shapes, "imagePath": f"{name}.png", "imageWidth": 96, "imageHeight": 72}
+        (tmp_path / f"{name}.json").write_text(json.dumps(about))
+    (tmp_path / "r.json").write_text("[]")
+    (tmp_path / "set").mkdir()
+    for file in (*tmp_path.glob("?.png"), tmp_path / "a.json", tmp_path / "b.json"):
+        file.rename(tmp_path / "set" / file.name)
+    write_audit(tmp_path / "set", out=tmp_path / "out", results=tmp_path / "r.json", say=str)
+    decisions = {"audit": read(tmp_path / "out")["audit"], "decisions": []}
+    (tmp_path / "out" / "decisions.json").write_text(json.dumps(decisions))
+    with pytest.raises(DataError, match="LabelMe is not written: convert it to COCO, VOC or YOLO"):
+        apply(tmp_path / "out", out=tmp_path / "mended", say=str)
+
+
+def test_a_fold_that_diverged_or_failed_ends_the_audit_with_its_reason(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(run: Fold, *given: Any) -> str:
+        run.out.mkdir(parents=True)
+        return "no memory left"
+
+    monkeypatch.setattr(engine, "train_run", fails)
+    with pytest.raises(GhmdetError, match="runs/fold1: no memory left"):
+        write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=str)
+    (tmp_path / "a" / "runs" / "fold1" / "diverged.txt").write_text("the loss is nan in step 3\n")
+    with pytest.raises(
+        GhmdetError, match="fold1 diverged: the loss is nan in step 3: give a lower --lr and another --out"
+    ):
+        write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=str)

@@ -128,3 +128,26 @@ def test_classes_can_be_named_and_it_trains(batch):
 def test_another_network_is_refused():
     with pytest.raises(GhmdetError, match=r"takes torchvision's retinanet_resnet50_fpn .* got FCOS"):
         RetinaNet.from_torchvision(fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda model: setattr(model.transform, "fixed_size", (96, 96)),
+            "fixed_size does not keep the picture's aspect",
+        ),
+        (
+            lambda model: setattr(
+                model, "anchor_generator", AnchorGenerator(((32,),) * 5, ((0.5, 1.0), *((1.0, 2.0),) * 4))
+            ),
+            r"all levels need the same anchor ratios, the torchvision model has \(\(0\.5, 1\.0\)",
+        ),
+        (lambda model: model.backbone.body.pop("layer1"), "backbone is no ResNet"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(spoil, message):
+    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+    spoil(model)
+    with pytest.raises(GhmdetError, match=message):
+        RetinaNet.from_torchvision(model)
