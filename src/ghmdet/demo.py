@@ -35,22 +35,18 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
         GhmdetError: `out` holds something else, or the pretrained weights are not installed.
     """
     with hold(out):
-        return _demo(out, seed, say)
-
-
-def _demo(out: Path, seed: int, say: Callable[[str], None]) -> Metrics:
-    if strangers := {file.name for file in out.glob("*")} - {"data", "run", "pictures.jpg", LOCK}:
-        raise GhmdetError(f"{out} holds something else ({min(strangers)}): give a new folder")
-    config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
-    # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
-    if not saved_run(out / "data", out / "run", config, resume=True):
-        say(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed)))
-    train(out / "data", out / "run", config, resume=True, say=say)
-    metrics = validate(out / "run" / "best.pt", out / "data", say=say)
-    results = json.loads((out / "run" / "val" / "predictions.json").read_text(encoding="utf-8"))
-    sheet = draw_results(read_data(out / "data", "val"), results, pictures=8, columns=2)
-    pictures = save_jpeg(sheet, out / "pictures.jpg")
-    say(f"what it sees, annotations left, detections right: {pictures}")
-    page = write_report([out / "run"], say=lambda line: None)
-    say(f"what dominated training and what goes wrong, to open in a browser: {page}")
-    return metrics
+        if strangers := {file.name for file in out.glob("*")} - {"data", "run", "pictures.jpg", LOCK}:
+            raise GhmdetError(f"{out} holds something else ({min(strangers)}): give a new folder")
+        config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
+        # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
+        if not saved_run(out / "data", out / "run", config, resume=True):
+            say(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed)))
+        train(out / "data", out / "run", config, resume=True, say=say)
+        metrics = validate(out / "run" / "best.pt", out / "data", say=say)
+        results = json.loads((out / "run" / "val" / "predictions.json").read_text(encoding="utf-8"))
+        sheet = draw_results(read_data(out / "data", "val"), results, pictures=8, columns=2)
+        pictures = save_jpeg(sheet, out / "pictures.jpg")
+        say(f"what it sees, annotations left, detections right: {pictures}")
+        page = write_report([out / "run"], say=lambda line: None)
+        say(f"what dominated training and what goes wrong, to open in a browser: {page}")
+        return metrics

@@ -30,7 +30,12 @@ Seen = tuple[str, Corners]
 
 
 class Sheet(Protocol):
-    """The annotation files of a split, with rows that can be changed, one for each label."""
+    """The annotation files of a split, with rows that can be changed, one for each label.
+
+    names: of the classes, where the format keeps a list of them.
+    """
+
+    names: Collection[str]
 
     def rows(self, picture: Record) -> list[Any]:
         """Those of a picture."""
@@ -40,9 +45,12 @@ class Sheet(Protocol):
 
     def written(self) -> dict[int, str]:
         """How pictures are written, by image id, where the annotations name them."""
+        return {}
 
     def refuses(self, label: str | None, box: Corners | None) -> str:
         """Why a class or a box cannot be written, or nothing."""
+        there = label is None or label in self.names
+        return "" if there else f"the data set has no class '{label}': add it there first"
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         """Give a row a class, or a box."""
@@ -58,9 +66,10 @@ class Sheet(Protocol):
 
     def lists(self) -> Iterator[Path]:
         """The files that name the classes or list the pictures of any split."""
+        return iter(())
 
 
-class _Coco:
+class _Coco(Sheet):
     """One JSON file; what else it holds stays as it is, but for the mask of an object whose box is moved.
 
     A row is the annotations of one box: several where a picture is listed twice and both of its records have the box.
@@ -71,6 +80,7 @@ class _Coco:
         self.content = load_json(self.file)
         read = read_annotations(self.content, boxes=False)
         self.categories, self.images = dict[int | None, str](read.categories.items()), read.images
+        self.names = self.categories.values()
         self.merged = {other for number, other in read.first.items() if number != other}
         self.of: dict[int | None, list[Any]] = {}
         there = [one for one in self.content["annotations"] if isinstance(one, Mapping)]
@@ -97,9 +107,6 @@ class _Coco:
     def written(self) -> dict[int, str]:
         return {number: str(image.get("file_name")) for number, image in self.images.items()}
 
-    def refuses(self, label: str | None, box: Corners | None) -> str:
-        return _unknown(label, self.categories.values())
-
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         for one in row:
             if label is not None:
@@ -124,9 +131,6 @@ class _Coco:
     def files(self) -> dict[Path, str]:
         left = [one for one in self.content["annotations"] if id(one) not in self.removed]
         return {self.file: json.dumps(self.content | {"annotations": left}, ensure_ascii=False) + "\n"}
-
-    def lists(self) -> Iterator[Path]:
-        yield from ()
 
 
 @dataclass(eq=False)
@@ -217,7 +221,7 @@ class _Xml:
         return self.ENCODING.sub(rb'\1"UTF-8"', raw).decode()
 
 
-class _Voc:
+class _Voc(Sheet):
     """An xml file a picture; corners are whole pixels, as most readers of the format want them."""
 
     CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -243,9 +247,6 @@ class _Voc:
         if any(flag(each.text) is not False for each in row.all("difficult")[:1]):  # a crowd region
             return None
         return (names[0].text.strip(), read) if names and read and len(read) == 4 == 4 * len(boxes) else None
-
-    def written(self) -> dict[int, str]:
-        return {}
 
     def refuses(self, label: str | None, box: Corners | None) -> str:
         x1, y1, x2, y2 = map(round, box or (0, 0, 1, 1))
@@ -282,7 +283,7 @@ class _Voc:
         return (place.listing for place in self.places if place.listing)
 
 
-class _Yolo:
+class _Yolo(Sheet):
     """A text file a picture; a polygon or a pose whose box is moved becomes that box."""
 
     def __init__(self, source: DataSet, split: str) -> None:
@@ -322,12 +323,6 @@ class _Yolo:
             return None
         sides = (picture.width, picture.height) * 2
         return self.names[int(read[0])], [value * side for value, side in zip(box, sides, strict=True)]
-
-    def written(self) -> dict[int, str]:
-        return {}
-
-    def refuses(self, label: str | None, box: Corners | None) -> str:
-        return _unknown(label, self.names)
 
     def put(self, row: Any, picture: Record, label: str | None, box: Corners | None) -> None:
         words = row[0].split() or ["0"]
@@ -372,9 +367,3 @@ def _files_of(found: Sequence[tuple[str, str | None]]) -> dict[str, Path]:
     """The label file of each picture, by its own path; VOC names the label file first."""
     both = [(b, a) if ending(a) not in EXTENSIONS else (a, b) for a, b in found if b is not None]
     return {_own(str(picture)): Path(str(label)) for picture, label in both}
-
-
-def _unknown(label: str | None, names: Collection[str]) -> str:
-    return (
-        "" if label is None or label in names else f"the data set has no class '{label}': add it there first"
-    )

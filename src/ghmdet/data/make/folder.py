@@ -30,23 +30,19 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             raise DataError(
                 f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
             )
-        yield from _built(out)
-
-
-def _built(out: Path) -> Iterator[Path]:
-    building = out / UNFINISHED
-    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
-    building.mkdir(parents=True)
-    try:
-        yield building
-        for entry in building.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(out / entry.name, ignore_errors=True)
-        # The annotations last: without them it is no set.
-        for entry in sorted(building.iterdir(), reverse=True):
-            entry.replace(out / entry.name)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        building = out / UNFINISHED
+        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+        building.mkdir(parents=True)
+        try:
+            yield building
+            for entry in building.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(out / entry.name, ignore_errors=True)
+            # The annotations last: without them it is no set.
+            for entry in sorted(building.iterdir(), reverse=True):
+                entry.replace(out / entry.name)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def write_annotations(root: Path, split: str, content: Mapping[str, Any]) -> None:
