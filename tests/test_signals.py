@@ -102,7 +102,9 @@ def test_a_signal_to_all_processes_ends_the_training_alike(name: str, squares: P
     assert process.stdout is not None
     while "now" not in (line := process.stdout.readline()):
         assert line
-    os.killpg(process.pid, getattr(signal, name))
+    for _ in range(2):  # `timeout` sends it to the command, then to its group
+        os.killpg(process.pid, getattr(signal, name))
+        time.sleep(0.05)
     _, error = process.communicate(timeout=60)
     *warnings, last = error.splitlines()
     assert last.startswith("ghmdet: stopped in epoch 1 after step "), error

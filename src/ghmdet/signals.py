@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
+_asked_at = -math.inf
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -19,7 +22,17 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt: what is being written is put away, and the command says how to go on."""
-    raise KeyboardInterrupt
+    if not _once_more():
+        raise KeyboardInterrupt
+
+
+def _once_more() -> bool:
+    """Whether this is a request of the last second, come again: `timeout` asks the command, then its whole group."""
+    global _asked_at
+    before, now = _asked_at, time.monotonic()
+    again = now - before < 1
+    _asked_at = before if again else now
+    return again
 
 
 def on_stop(handler: Any) -> None:
@@ -31,14 +44,19 @@ def on_stop(handler: Any) -> None:
 
 
 def leave_to_main(worker: int) -> None:
-    """Let the first signal of each kind pass, in a process that reads pictures.
+    """Let the first request to end pass, in a process that reads pictures.
 
-    What asks a whole group of processes to end asks the main one too, which ends this one after its step; a worker
-    that is gone before would be an error there.
+    What asks a whole group of processes asks the main one too, which ends this one after its step; a worker that is
+    gone before would be an error there.
     """
+    passed = False
 
     def pass_by(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        nonlocal passed
+        if not _once_more():
+            if passed:
+                os._exit(130)
+            passed = True
 
     on_stop(pass_by)
 
@@ -61,5 +79,7 @@ class StopSignal:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self.before[number])  # a second one stops at once
+        if not _once_more():
+            if self.asked:
+                raise KeyboardInterrupt  # a second request stops at once
+            self.asked = True
