@@ -45,7 +45,7 @@ for parent, command, function in (
     (app, "doctor", "ghmdet.doctor:doctor"),
     (data_app, "synth", "ghmdet.commands:synth"),
     (data_app, "check", "ghmdet.commands:check"),
-    (data_app, "thin", "ghmdet.commands:thin"),
+    (data_app, "thin", "ghmdet.data.make.thinning:thin"),
     (data_app, "split", "ghmdet.data.make.split:split"),
     (data_app, "spoil", "ghmdet.data.make.spoil:spoil"),
 ):

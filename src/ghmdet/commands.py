@@ -10,13 +10,10 @@ from cyclopts import Parameter
 from ghmdet import STARTED_AT
 from ghmdet.data import check_data, make
 from ghmdet.data.check import format_problems, has_errors
-from ghmdet.data.make.thinning import How
 from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import can_resume, interrupted
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import default_folder, default_folders
 from ghmdet.engine.settings import TrainConfig
-from ghmdet.errors import GhmdetError
 from ghmdet.recipes import recipe_text
 from ghmdet.report.advice import failure
 from ghmdet.report.figures import draw_examples, draw_shares
@@ -107,42 +104,6 @@ def check(data: Path, /, *, split: str | None = None) -> int:
         data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         split: The one part to check; all parts by default.
     """
-    with counting("pictures", None) as advance:
-        problems = check_data(data, split, progress=lambda done, total: advance(1), say=print)
+    problems = check_data(data, split, say=print)
     print(format_problems(problems))
     return int(has_errors(problems))
-
-
-def thin(
-    data: Path,
-    out: Path,
-    /,
-    *,
-    keep: list[str],
-    how: How = "images",
-    split: str = "train",
-    seed: int = 0,
-) -> None:
-    """Make a long-tailed set of another: chosen classes keep a share of their boxes in one part.
-
-    No visible object loses its label: pictures are left out, or objects are erased from them.
-
-    Args:
-        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
-        out: Folder of the new one; one that `thin` made before is replaced.
-        keep: CLASS=SHARE, the share above 0 and up to 1; once for each class.
-        how: images: leave pictures out. erase: fill in objects that hardly overlap others, then leave pictures out.
-        split: Part to thin; the others are copied.
-        seed: Decides between objects, and between pictures that are equally good.
-    """
-    shares: dict[str, float] = {}
-    for each in keep:
-        name, _, share = each.rpartition("=")
-        if name in shares:
-            raise GhmdetError(f"--keep {each}: class '{name}' is there twice: give one share")
-        try:
-            shares[name] = float(share) if name else float("none")
-        except ValueError:
-            raise GhmdetError(f"--keep {each}: give CLASS=SHARE, as in --keep car=0.1") from None
-    with counting("pictures", None) as advance:
-        print(make.thin(data, out, shares, how=how, split=split, seed=seed, progress=advance))

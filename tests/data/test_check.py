@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ghmdet.data import check_data, read_data
+from ghmdet.data import check, check_data, read_data
 from ghmdet.data.check import format_problems, has_errors, in_both
 from ghmdet.errors import DataError
 from measured_data import shared_data
@@ -28,12 +30,18 @@ def other_pictures() -> list[Picture]:
 
 
 @pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
-def test_a_sound_set_has_no_problems(tmp_path: Path, write: object) -> None:
+def test_a_sound_set_has_no_problems(tmp_path: Path, write: object, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, three_pictures())  # type: ignore[operator]
     write(tmp_path, other_pictures(), "val")  # type: ignore[operator]
-    steps: list[tuple[int, int]] = []
-    assert check_data(tmp_path, progress=lambda done, total: steps.append((done, total))) == []
-    assert steps == [(done, 6) for done in range(1, 7)]
+    steps: list[tuple[int, int | None]] = []
+
+    @contextmanager
+    def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        yield lambda done: steps.append((done, total))
+
+    monkeypatch.setattr(check, "counting", counting)
+    assert check_data(tmp_path) == []
+    assert steps == [(1, 6)] * 6
     assert format_problems([]) == "0 errors, 0 warnings, 0 notes"
 
 

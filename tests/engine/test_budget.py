@@ -21,10 +21,10 @@ from ghmdet.engine.budget import Budget
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.optim import warmup_cosine
-from ghmdet.engine.progress import progress_bar
 from ghmdet.engine.settings import TrainConfig, seconds_of
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
+from ghmdet.progress import progress_bar
 
 COURSE = 1000
 BUDGETED = replace(TINY, epochs=None, val_every=None)
@@ -326,7 +326,7 @@ def test_without_a_terminal_progress_is_a_line_in_the_first_minute_and_ever_fewe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, lines = [100.0], list[str]()
-    monkeypatch.setattr("ghmdet.engine.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ghmdet.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr("sys.stdout", io.StringIO())
     with progress_bar(show=True, say=lines.append) as show:
         for step in range(1000):

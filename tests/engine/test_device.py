@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.progress import counting, progress_bar
 from ghmdet.errors import GhmdetError
+from ghmdet.progress import counting, progress_bar
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,12 @@ from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, read_json, same_data, write_json
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, Range
 from ghmdet.evaluation.score import score
 from ghmdet.files import hold, write_atomic
+from ghmdet.progress import counting
 from ghmdet.report.summary import script_json, templates
 
 SIDE = 420  # pixels of a crop

@@ -17,10 +17,10 @@ from ghmdet.data import DetectionData
 from ghmdet.data.share import folds
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.progress import counting, progress_bar
 from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig, seconds_of
 from ghmdet.errors import DataError, GhmdetError
+from ghmdet.progress import counting, progress_bar
 from ghmdet.signals import StopSignal
 
 AT_THE_END = 10**6  # epochs between two validations: no checkpoint is chosen on what is judged

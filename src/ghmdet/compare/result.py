@@ -14,11 +14,11 @@ from ghmdet.data import DetectionData
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import measure_spectrum
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.matching import matches
 from ghmdet.evaluation.tables import Floats
+from ghmdet.progress import counting
 from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts
 
 RESAMPLES = 1000

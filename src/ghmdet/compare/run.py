@@ -18,11 +18,11 @@ from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.progress import progress_bar
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.errors import GhmdetError
 from ghmdet.files import hold
+from ghmdet.progress import progress_bar
 from ghmdet.signals import StopSignal
 
 

@@ -19,6 +19,7 @@ from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 from ghmdet.pictures import reason
+from ghmdet.progress import counting
 
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
 TAIL = 4096  # bytes at a file's end, in which hardly two pictures of one size agree
@@ -31,15 +32,13 @@ def check_data(
     path: str | Path,
     split: str | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     threads: int = 4,
 ) -> list[Problem]:
     """Every problem of a data set, of one split or of all (None), errors first.
 
-    Reads the annotations, then decodes every picture in full. progress: called as progress(done, total) after each
-    picture. say: takes what was read of each split, in a line. A data set that cannot be read at all is one problem,
-    not an exception.
+    Reads the annotations, then decodes every picture in full. say: takes what was read of each split, in a line. A data
+    set that cannot be read at all is one problem, not an exception.
     """
     path = Path(path)
     try:
@@ -68,7 +67,7 @@ def check_data(
     seen: Seen = {}
     for data in read:
         problems += [*data.problems, *_check_records(data, seen)]
-    problems += [*_check_classes(read), *_check_pictures(seen, progress, threads)]
+    problems += [*_check_classes(read), *_check_pictures(seen, threads)]
     order = get_args(Severity)
     return sorted(dict.fromkeys(problems), key=lambda problem: order.index(problem.severity))
 
@@ -159,17 +158,15 @@ def _check_classes(read: Sequence[DetectionData]) -> Iterator[Problem]:
                 yield _error("unknown class", root, here, f"'{name}'", mend)
 
 
-def _check_pictures(
-    seen: Seen, progress: Callable[[int, int], None] | None, threads: int
-) -> Iterator[Problem]:
+def _check_pictures(seen: Seen, threads: int) -> Iterator[Problem]:
     """Pictures missing, damaged, of another size than annotated, or with the content of one in another split."""
     first_with: dict[bytes, tuple[Path, str]] = {}
-    todo, done = iter(seen.items()), 0
-    with ThreadPoolExecutor(threads) as pool:
+    todo = iter(seen.items())
+    with ThreadPoolExecutor(threads) as pool, counting("pictures", len(seen)) as advance:
         while chunk := list(islice(todo, AT_ONCE)):
             results = pool.map(_open, [record for _, (record, _) in chunk])
             for (path, (_, splits)), result in zip(chunk, results, strict=True):
-                done += 1
+                advance(1)
                 if isinstance(result, Problem):
                     yield result
                 else:
@@ -177,8 +174,6 @@ def _check_pictures(
                     if other != path and split != splits[0]:
                         where = f"splits {split} and {splits[0]}"
                         yield _warning("image in two splits", str(path), where, f"same as {other}", LEAK)
-                if progress is not None:
-                    progress(done, len(seen))
 
 
 def _digest(path: Path) -> bytes:

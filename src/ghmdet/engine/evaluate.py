@@ -6,11 +6,11 @@ from pathlib import Path
 from ghmdet.data import read_data
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector, detect
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import hold
 from ghmdet.options import BATCH_SIZE, WORKERS
+from ghmdet.progress import counting
 
 
 def validate(

@@ -19,7 +19,6 @@ from ghmdet.data.annotations import read_annotations
 from ghmdet.data.tree import Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
 from ghmdet.engine.sources import MOST_SIDE, VIDEOS, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
@@ -27,6 +26,7 @@ from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.files import LOCK, hold
 from ghmdet.options import BATCH_SIZE
 from ghmdet.pictures import EXTENSIONS
+from ghmdet.progress import counting
 
 if TYPE_CHECKING:
     from ghmdet.engine.detect import Detector

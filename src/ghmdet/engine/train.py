@@ -27,7 +27,6 @@ from ghmdet.engine.device import peak_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
 from ghmdet.engine.observation import SpectrumLog
 from ghmdet.engine.optim import WeightAverage, make_optimizer, set_rate, warmup_cosine, warmup_drops
-from ghmdet.engine.progress import progress_bar
 from ghmdet.engine.run_folder import (
     DIVERGED,
     CsvLog,
@@ -44,6 +43,7 @@ from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import hold, write_atomic
 from ghmdet.models import ModelConfig, RetinaNet, load_weights, model_state
 from ghmdet.models.synced_norm import synchronise
+from ghmdet.progress import progress_bar
 from ghmdet.signals import StopSignal
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from ghmdet.data.images import load_image
 from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.progress import counting
 from ghmdet.errors import GhmdetError
+from ghmdet.progress import counting
 
 
 class TrainingData:

@@ -16,7 +16,6 @@ from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_spectrum
-from ghmdet.engine.progress import counting
 from ghmdet.engine.run_folder import provenance, read_json, write_json, write_predictions
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
@@ -26,6 +25,7 @@ from ghmdet.files import hold
 from ghmdet.models import ModelConfig
 from ghmdet.options import WORKERS
 from ghmdet.pictures import resized_size
+from ghmdet.progress import counting
 from ghmdet.report import figures
 from ghmdet.report.advice import SMALL, advise
 from ghmdet.report.run_files import read_course, require_run

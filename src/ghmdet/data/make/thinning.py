@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
+from ghmdet.progress import counting
 
 MARGIN = 0.05  # of the box's longer side: objects stick out of their boxes a little
 ERASABLE = 0.85  # of a box's area: what belongs to other objects must stay as it is
@@ -31,36 +32,43 @@ Mask = NDArray[np.bool_]
 
 
 def thin(
-    data: Path | str,
-    out: Path | str,
-    keep: Mapping[str, float],
+    data: Path,
+    out: Path,
+    /,
     *,
+    keep: list[str],
     how: How = "images",
     split: str = "train",
     seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
-) -> str:
-    """Write a COCO data set in which the classes of `keep` have that share of their boxes in one split, and tell of it.
+    say: Callable[[str], None] = print,
+) -> None:
+    """Make a long-tailed set of another: chosen classes keep a share of their boxes in one part.
 
-    No object that stays visible loses its label. how="images" leaves pictures out, those first that hold many boxes to
-    lose and few others. how="erase" first erases objects that hardly overlap others (drawn at random) from their
-    pictures, and leaves out pictures for what cannot be erased. Every class keeps at least one box, which may be more
-    than its share. The other splits are copied; of annotations, boxes with class, area and crowd are taken.
+    No visible object loses its label: pictures are left out, or objects are erased from them. Every class keeps at
+    least one box, which may be more than its share. Of annotations, boxes with class, area and crowd are taken. OUT's
+    thinned.json holds the numbers, the pictures left out and the boxes erased. The same arguments give the same bytes.
 
-    data: a set that `read_data` reads. out: a new or empty folder, or one that `thin` made before, which is replaced
-    at the end; its thinned.json holds the numbers, the pictures left out and the boxes erased. keep: class to share in
-    (0, 1]. progress: called with the number of pictures just written. The same arguments give the same bytes.
+    Args:
+        data: Folder of the data set, or its COCO .json or YOLO data.yaml.
+        out: Folder of the new one, new or empty; one that `thin` made before is replaced at the end.
+        keep: CLASS=SHARE, the share above 0 and up to 1; once for each class.
+        how: images: leave pictures out, those first that hold many boxes to lose and few others. erase: fill in objects
+            that hardly overlap others, drawn at random, then leave pictures out for what cannot be erased.
+        split: Part to thin; the others are copied.
+        seed: Decides between objects, and between pictures that are equally good.
+        say: Takes the table.
 
-    Raises GhmdetError for an unknown class, a share or a seed out of range; DataError for a set that cannot be read, a
-    picture that is missing, or an `out` that holds something else.
+    Raises:
+        GhmdetError: an unknown class, a share or a seed out of range.
+        DataError: a set that cannot be read, a picture that is missing, or an `out` that holds something else.
     """
-    data, out = Path(data), Path(out)
+    shares = _shares(keep)
     if seed < 0:
         raise GhmdetError(f"seed {seed}: give a number of at least 0")
     if out.resolve() == data.resolve():
         raise DataError(f"{out}: is the data set to be thinned: give another folder")
     part = dataclasses.replace(read_data(data, split), split=split)
-    targets, others = _targets(part, keep), _other_splits(data, split, part)
+    targets, others = _targets(part, shares), _other_splits(data, split, part)
     for each in (part, *others):
         require_images(each)
 
@@ -76,18 +84,32 @@ def thin(
         "seed": seed,
         "split": split,
         "how": how,
-        "keep": dict(keep),
+        "keep": shares,
         "pictures": (len(records), int(stays.sum())),
         "boxes": {name: (before, after) for (name, before), after in boxes},
         "erased": int(gone.sum()),
         "carried_over": {each.split: len(each.records) for each in others},
     }
-    with new_set(out, MARKER, "data thin") as folder:
+    with new_set(out, MARKER, "data thin") as folder, counting("pictures", None) as advance:
         for each in others:
-            _write(folder, each, np.ones(len(each.records), dtype=bool), _no_box(each.records), progress)
-        changed = _write(folder, part, stays, gone, progress)
+            _write(folder, each, np.ones(len(each.records), dtype=bool), _no_box(each.records), advance)
+        changed = _write(folder, part, stays, gone, advance)
         (folder / MARKER).write_text(json.dumps(told | changed, indent=1) + "\n")
-    return f"{out}, {_table(told)}"
+    say(f"{out}, {_table(told)}")
+
+
+def _shares(keep: Sequence[str]) -> dict[str, float]:
+    """The shares of classes that are written as CLASS=SHARE."""
+    shares: dict[str, float] = {}
+    for each in keep:
+        name, _, share = each.rpartition("=")
+        if name in shares:
+            raise GhmdetError(f"--keep {each}: class '{name}' is there twice: give one share")
+        try:
+            shares[name] = float(share) if name else float("none")
+        except ValueError:
+            raise GhmdetError(f"--keep {each}: give CLASS=SHARE, as in --keep car=0.1") from None
+    return shares
 
 
 def _table(told: Mapping[str, Any]) -> str:
