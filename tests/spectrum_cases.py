@@ -74,3 +74,9 @@ def make_case(seed: int = 0, pictures: int = 2, absent: tuple[int, ...] = (), ig
                     for d in differences[b, a].tolist()
                 ]
     return Case(count_batch(logits, labels, differences), examples, coordinates)
+
+
+def added(one: SpectrumCounts, other: SpectrumCounts) -> SpectrumCounts:
+    """The counts of both."""
+    names = ("pictures", "examples", "gradient", "boxes", "box_gradient")
+    return SpectrumCounts(one.classes, one.strides, *(getattr(one, k) + getattr(other, k) for k in names))

@@ -18,7 +18,7 @@ from ghmdet.errors import GhmdetError
 from ghmdet.functional.density import RegionCounts
 from ghmdet.spectrum import SpectrumCounts, SpectrumSums
 from operations import Operations, as_an_accelerator
-from spectrum_cases import CLASSES, STRIDES, count_batch, make_case
+from spectrum_cases import CLASSES, STRIDES, added, count_batch, make_case
 
 
 def counts(*regions: float, positives: float = 0.0) -> RegionCounts:
@@ -287,10 +287,6 @@ def test_each_cell_counts_the_naive_examples_of_its_kind_class_level_and_region(
         sums[one.label, one.level, naive.region(one.gr, 30)] += one.gr
     assert (spectrum.boxes[0] == counts).all()
     np.testing.assert_allclose(spectrum.box_gradient[0], sums, rtol=1e-5)
-
-
-def added(one: SpectrumCounts, other: SpectrumCounts) -> SpectrumCounts:
-    return SpectrumCounts(one.classes, one.strides, *(getattr(one, k) + getattr(other, k) for k in ARRAYS))
 
 
 def test_parts_add_up_to_the_whole():
