@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from detector_cases import TINY
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models import PRESETS, RetinaNet
-from ghmdet.models.folding import fold_batch_norm
+from ghmdet.models.folding import fold_batch_norm, pad_evenly
 
 
 def with_statistics(model: RetinaNet) -> RetinaNet:
@@ -32,6 +34,31 @@ def test_nothing_but_rounding_changes_and_no_batch_norm_is_left(name: str) -> No
     images = torch.randn(1, 3, 128, 160)
     for one, other in zip(model.forward_raw(images), folded.forward_raw(images), strict=True):
         torch.testing.assert_close(one.sigmoid(), other.sigmoid(), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_is_even_where_the_strides_divide_the_sides_and_else_left_as_it_is() -> None:
+    def uneven(body: nn.Module) -> list[int]:
+        return [m.kernel_size[0] for m in body.modules() if getattr(m, "same", isinstance(m, Conv2dSame))]
+
+    torch.manual_seed(0)
+    model = with_statistics(RetinaNet(PRESETS["nano"], ["a", "b"]))
+    assert uneven(model.backbone.body) == [3, 3, 5, 3, 5]
+    images = torch.randn(1, 3, 96, 160)
+    plain = model.backbone(images)
+    padded = pad_evenly(copy.deepcopy(model.backbone.body))
+    assert not uneven(padded)
+    for level, one in zip(model.backbone.levels, plain, strict=True):
+        torch.testing.assert_close(padded(images)[level], one, rtol=1e-5, atol=1e-5)
+    assert not uneven(fold_batch_norm(copy.deepcopy(model)).backbone.body)
+
+    config = dataclasses.replace(PRESETS["nano"], size_divisible=16)  # an odd side at stride 16
+    odd = with_statistics(RetinaNet(config, ["a", "b"]))
+    folded = fold_batch_norm(copy.deepcopy(odd))
+    assert uneven(folded.backbone.body) == [3, 3, 5, 3, 5]
+    images = torch.randn(1, 3, 112, 144)
+    for one, other in zip(odd.forward_raw(images), folded.forward_raw(images), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
 
 
 @torch.no_grad()

@@ -3,13 +3,12 @@
 import copy
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
 from ghmdet.models.anchors import level_anchors
 from ghmdet.models.box_coder import decode
-from ghmdet.models.depthwise import DepthwiseConv2d
+from ghmdet.models.folding import pad_evenly
 from ghmdet.models.postprocess import FAINTEST, SIGMA, TAU
 from ghmdet.models.retinanet import RetinaNet
 
@@ -28,7 +27,7 @@ class Exportable(nn.Module):
     ) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)
-        model.backbone.body = _with_constant_padding(model.backbone.body)
+        pad_evenly(model.backbone.body)  # else the graph would compute the padding for each picture
         self.network = nn.ModuleList([model.backbone, model.neck, model.head]).to(dtype)
         self.dtype = dtype
         self.config = model.config
@@ -94,30 +93,3 @@ def _first(scores: Tensor, most: int) -> Tensor:
     """Places of the highest `most` scores, highest first."""
     order = scores.sort(descending=True).indices
     return order[(torch.arange(order.shape[0]) < most).nonzero()[:, 0]]
-
-
-def _with_constant_padding(body: nn.Module) -> nn.Module:
-    """Each convolution padded as TensorFlow's "same" padded by a constant, which it is where strides divide the sides.
-
-    An exported graph would compute it for each picture anew, and onnxruntime could not make it part of the convolution.
-    """
-    for name, child in body.named_children():
-        if isinstance(child, Conv2dSame) or (isinstance(child, DepthwiseConv2d) and child.same):
-            before = [max(k - s, 0) // 2 for k, s in zip(child.kernel_size, child.stride, strict=True)]
-            after = [
-                max(k - s, 0) - b for k, s, b in zip(child.kernel_size, child.stride, before, strict=True)
-            ]
-            conv = nn.Conv2d(
-                child.in_channels,
-                child.out_channels,
-                child.kernel_size,  # type: ignore[arg-type]
-                child.stride,  # type: ignore[arg-type]
-                groups=child.groups,
-                bias=child.bias is not None,
-            )
-            conv.load_state_dict(child.state_dict())
-            conv.to(child.weight.dtype)
-            setattr(body, name, nn.Sequential(nn.ZeroPad2d((before[1], after[1], before[0], after[0])), conv))
-        else:
-            _with_constant_padding(child)
-    return body
