@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from ghmdet.data.annotations import load_json
 from ghmdet.data.coco import split_name
@@ -45,6 +44,8 @@ def provenance(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
+    import torch  # not above: an exported detector writes its results without it
+
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
