@@ -556,7 +556,8 @@ def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: P
     stop, heard = StopSignal(), list[str]()
     reason = engine.train_run(run, stop, stop_after_steps, heard.append)
     assert "--resume continues" in reason
-    assert heard[0].startswith("nothing to resume in ") and f"the run's folder is {run.out}" in heard
+    assert any(line.startswith("nothing to resume in ") for line in heard)  # an older library may warn first
+    assert f"the run's folder is {run.out}" in heard
     state = torch.load(run.out / "last.pt", weights_only=True)["training"]["place"]
     assert 0 < state["step"] < 90
     assert plan.commands() == [shlex.join(["ghmdet", *run.command])]
