@@ -94,20 +94,25 @@ at.Trainer._step = step
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_to_all_processes_ends_the_training_alike(name: str, squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_to_all_processes_ends_the_training_alike(
+    epoch: int, name: str, squares: Path, tmp_path: Path
+) -> None:
     """Ctrl-C, `timeout`, a closed terminal and SLURM send it to the processes that read pictures too."""
     out = tmp_path / "run"
-    words = ("train", squares, "--out", out, *WORDS, "--epochs=20", "--workers=2")
+    words = ("train", squares, "--out", out, *WORDS, "--epochs=20", "--workers=2", "--val-every=1")
     process = start(*words, before=STEPS, start_new_session=True)
     assert process.stdout is not None
-    while "now" not in (line := process.stdout.readline()):
-        assert line
+    steps = 0  # of which an epoch has three
+    while steps < 3 * epoch - 1:
+        assert (line := process.stdout.readline())
+        steps += "now" in line
     for _ in range(2):  # `timeout` sends it to the command, then to its group
         os.killpg(process.pid, getattr(signal, name))
         time.sleep(0.05)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=30)
     *warnings, last = error.splitlines()
-    assert last.startswith("ghmdet: stopped in epoch 1 after step "), error
+    assert last.startswith(f"ghmdet: stopped in epoch {epoch} after step "), error
     assert process.returncode == 130 and not any("Error" in line for line in warnings)
     assert (out / "last.pt").exists()
     with pytest.raises(ProcessLookupError):  # none of the group is left

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
@@ -44,21 +45,22 @@ def on_stop(handler: Any) -> None:
 
 
 def leave_to_main(worker: int) -> None:
-    """Let the first request to end pass, in a process that reads pictures.
+    """Let a process that reads pictures end when the main one says so, and by no signal to all processes.
 
-    What asks a whole group of processes asks the main one too, which ends this one after its step; a worker that is
-    gone before would be an error there.
+    What asks a whole group asks the main process too, which ends this one after its step; a worker that is gone before
+    would be an error there.
     """
-    passed = False
+    for number in set(STOPS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, nor on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_main, daemon=True).start()
 
-    def pass_by(number: int, frame: FrameType | None) -> None:
-        nonlocal passed
-        if not _once_more():
-            if passed:
-                os._exit(130)
-            passed = True
 
-    on_stop(pass_by)
+def _end_with_main() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class StopSignal:
