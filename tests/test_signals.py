@@ -105,7 +105,8 @@ def test_a_signal_to_all_processes_ends_the_training_alike(
     assert process.stdout is not None
     steps = 0  # of which an epoch has three
     while steps < 3 * epoch - 1:
-        assert (line := process.stdout.readline())
+        line = process.stdout.readline()
+        assert line
         steps += "now" in line
     for _ in range(2):  # `timeout` sends it to the command, then to its group
         os.killpg(process.pid, getattr(signal, name))

@@ -1,6 +1,7 @@
 """Commands that call more than one function: training with its report, and those of `ghmdet data`."""
 
 import os
+import shlex
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -83,7 +84,7 @@ def unfinished_runs(data: Path) -> list[str]:
     )
     return [
         f"{folder} is unfinished, stopped after step {step}: to go on with it, give the same command with --out"
-        f" {folder} --resume"
+        f" {shlex.quote(str(folder))} --resume"
         for folder, step in takewhile(lambda one: one[1] is not None, stopped)
     ]
 

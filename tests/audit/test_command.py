@@ -322,6 +322,19 @@ def test_the_part_that_detections_are_on_is_judged_and_another_is_named(
     assert judged([])["split"] == "train"
 
 
+def test_ids_that_fit_several_parts_are_of_the_one_whose_labels_they_fit(
+    squares: Path, tmp_path: Path
+) -> None:
+    truth = json.loads((squares / "annotations" / "instances_val.json").read_text())["annotations"]
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for one in truth
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    write_audit(squares, out=tmp_path / "a", results=tmp_path / "r.json", say=str)
+    told = read(tmp_path / "a")
+    assert (told["split"], told["AP50"]) == ("val", pytest.approx(1.0))
+
+
 def test_a_folder_of_something_else_stays_as_it_is(squares: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "mine.txt").write_text("kept")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,24 @@ def test_what_a_damaged_video_lost_is_counted_and_said(
     assert "cannot be decoded from frame" in stopped and 0 < left["d.mp4"] < 35
     damaged, absent = map(int, re.findall(r"\d+", lost.removeprefix(f"{videos['d.mp4']}: ")))
     assert absent == 36 - 1 - left["d.mp4"] and damaged <= 2
+
+
+def test_a_whole_video_whose_frames_are_shown_again_is_not_called_damaged(
+    run: Path, frames: list[np.ndarray], tmp_path: Path
+) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "slow.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for number, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = 3 * number, Fraction(1, 10)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    said: list[str] = []
+    predict(run / "best.pt", tmp_path / "slow.avi", out=tmp_path / "out", say=said.append)
+    assert not any("damaged" in line for line in said)
 
 
 def test_a_video_without_a_frame_that_can_be_read_is_named(

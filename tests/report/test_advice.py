@@ -167,11 +167,11 @@ def test_a_detector_that_has_learnt_little_is_told_so_first_with_the_likeliest_m
         first["reason"],
     )
     assert first["do"].startswith(
-        "Train longer: `--epochs 42` makes about the 1,600 steps of a run by default. Then"
+        "Train longer: `--epochs 40` makes about the 1,600 steps of a run by default. Then"
     )
     assert others and "rising" not in {one["rule"] for one in others}  # it would say again to train longer
     by_time = look(hardly, course=few, arguments={"budget": "2m"})[0]["do"]
-    assert by_time == "Train longer: `--budget 28m` makes about the 1,600 steps of a run by default."
+    assert by_time == "Train longer: `--budget 27m` makes about the 1,600 steps of a run by default."
     many = few._replace(steps=1600)
     assert look(hardly, course=many, labels=labels)[0]["do"].startswith("Label more pictures")
     assert "--size" in look(hardly, course=many, labels={"car": 5000, "bus": 5000})[0]["do"]
@@ -180,7 +180,7 @@ def test_a_detector_that_has_learnt_little_is_told_so_first_with_the_likeliest_m
 
 @pytest.mark.parametrize(
     ("given", "more"),
-    [({"budget": "2m", "epochs": None}, "--budget 32m"), ({"epochs": 3}, "--epochs 48")],
+    [({"budget": "2m", "epochs": None}, "--budget 31m"), ({"epochs": 3}, "--epochs 47")],
 )
 def test_a_short_run_is_told_to_train_longer_before_anything_of_its_labels(
     given: dict[str, Any], more: str
@@ -332,7 +332,7 @@ def test_advice_follows_the_curves_without_another_pass(squares: Path, tmp_path:
     for _ in range(2):
         found = inspect_run(run, say=pytest.fail).findings
         (advice,) = found["advice"]
-        assert advice["do"].startswith("Train longer: `--epochs 1602` makes about the 1,600 steps")
+        assert advice["do"].startswith("Train longer: `--epochs 1600` makes about the 1,600 steps")
         assert json.loads((run / "inspection" / "findings.json").read_text()) == found
 
 

@@ -126,7 +126,10 @@ def write_audit(
         say(f"Warning: {line}")
     if line := how_far(found, agrees):
         say(line)
-    say(f"to review the first {min(review, len(found))}, open {out / 'review.html'}")
+    if found:
+        say(f"to review the first {min(review, len(found))}, open {out / 'review.html'}")
+    else:
+        say("no label looks wrong")
     return found
 
 
@@ -145,8 +148,8 @@ SOME, MOST = 0.7, 0.5
 
 
 def how_far(found: Sequence[Suspicion], agrees: float = 1.0) -> str:
-    """How many suspicions are worth a look; empty where `agrees`, AP50 on the labels, is too weak to say."""
-    if agrees < LITTLE:
+    """How many suspicions are worth a look; empty for none, or where `agrees`, AP50 on the labels, is too weak."""
+    if agrees < LITTLE or not found:
         return ""
     some, most = (sum(one.score >= least for one in found) for least in (SOME, MOST))
     return (
@@ -207,18 +210,25 @@ def _agreement(results: Sequence[Mapping[str, Any]], data: DetectionData) -> flo
 
 
 def _by_results(data: Path, file: Path, split: str | None) -> tuple[DetectionData, list[dict[str, Any]]]:
-    """The part that is judged, by default the first that has all pictures of the detections, and these in its ids."""
+    """The part that is judged, and the detections in its ids.
+
+    By default that of the parts with all their pictures whose labels they fit best: ids alone may fit several.
+    """
     content = load_json(file)
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise DataError(f"{file}: no COCO results: expected a list of detections")
-    wrong = list[DataError]()
+    fitting, wrong = list[tuple[DetectionData, list[dict[str, Any]]]](), list[DataError]()
     for name in [split] if split else sorted(DataSet(data).splits, key=lambda name: name != "train"):
         try:
             part = read_data(data, name)
-            return part, _in_ids_of(part, content, file)
+            fitting.append((part, _in_ids_of(part, [dict(one) for one in content], file)))
         except DataError as error:
             wrong.append(error)
-    raise wrong[0]
+    if len(fitting) > 1:
+        return max(fitting, key=lambda one: _agreement(one[1], one[0]))
+    if not fitting:
+        raise DataError("; ".join(map(str, wrong)))
+    return fitting[0]
 
 
 def _in_ids_of(data: DetectionData, content: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ class DataSet:
         there = ", ".join(sorted(self.splits)) + (f" (or {self.called})" if self.called else "")
         mend = "choose one of them"
         if split_called(split) in VALIDATION_NAMES and "train" in self.splits:
-            mend += f", or make one: ghmdet data split {self.path} NEW-FOLDER"
+            mend += f", or make one: ghmdet data split {shlex.quote(str(self.path))} NEW-FOLDER"
         raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}")
 
     def read(self, name: str, classes: Sequence[str] | None = None) -> DetectionData:

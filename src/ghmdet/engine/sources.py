@@ -35,10 +35,13 @@ def count_frames(video: Path, say: Callable[[str], None] = lambda line: None) ->
     """
     with _opened(video) as container, _errors() as errors:
         try:
-            count: int = sum(packet.size > 0 for packet in container.demux(video=0))
+            times = [packet.dts for packet in container.demux(video=0) if packet.size]
         except Exception as error:  # whatever the reader of its format tripped over
             raise _unreadable(video, "cannot be read", error) from None
         told: int = container.streams.video[0].frames  # by its header; 0 where that does not say
+        if times and container.format.name == "avi":  # which counts a frame that is shown again
+            told -= (times[-1] or 0) + 1 - len(times)
+    count = len(times)
     if not count:
         raise _empty(video)
     if told > count or errors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -115,19 +116,18 @@ def _run(trainer: Trainer, make_report: Callable[[Path], object] | None) -> Prog
         raise
     run.say(f"best AP {progress.best_AP:.3f} after epoch {progress.best_epoch}: {run.folder / 'best.pt'}")
     if make_report and not trainer.budget.can_report:
-        run.say(f"no report, to end within the budget: ghmdet report {run.folder}")
+        run.say(f"no report, to end within the budget: ghmdet report {shlex.quote(str(run.folder))}")
     elif make_report and run.main:
         try:
             make_report(run.folder)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"stopped in the report; to make it: ghmdet report {run.folder}"
+                f"stopped in the report; to make it: ghmdet report {shlex.quote(str(run.folder))}"
             ) from None
     if run.config.budget:
         late = ", too late" if run.seconds > trainer.budget.seconds else ""
-        epochs = progress.step / trainer.data.steps_per_epoch
         run.say(
-            f"--budget {run.config.budget}: ended after {in_words(run.seconds)}{late}, and {epochs:.3g} epochs"
+            f"--budget {run.config.budget}: ended after {in_words(run.seconds)}{late}, in epoch {progress.epoch}"
         )
     return progress
 

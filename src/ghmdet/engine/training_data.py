@@ -1,6 +1,7 @@
 """What a run trains on and is judged on, read and checked before any work starts."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,7 +38,8 @@ class TrainingData:
         if self.val.split == self.train.split:
             raise GhmdetError(
                 f"{data}: training and validation would both be '{self.train.split}': give the folder that holds"
-                f" both parts, or another --val-split, or make a val part: ghmdet data split {data} NEW-FOLDER"
+                f" both parts, or another --val-split, or make a val part: ghmdet data split"
+                f" {shlex.quote(str(data))} NEW-FOLDER"
             )
         for part in (self.train, self.val):
             require_images(part)

@@ -97,18 +97,18 @@ def learnt_little(
     short = 0 < course.steps < STEPS / 2
     if AP is None or (AP >= LITTLE and not (short and course.finished)):
         return None
-    longer = _longer(course, arguments, math.ceil(STEPS / course.steps)) if short else None
+    longer = _longer(course, arguments, STEPS / course.steps) if short else None
     values = {"AP": AP, "AP50": AP50, "steps": course.steps, "labels": many, "longer": longer, "usual": STEPS}
     return 1 - AP50, values | {"little": AP < LITTLE, "few": 0 < many < FEW_OBJECTS}
 
 
-def _longer(course: Course, arguments: Mapping[str, Any], times: int) -> str:
-    """The option that makes a run so many times as long: of its epochs, or of the time that ended it."""
+def _longer(course: Course, arguments: Mapping[str, Any], times: float) -> str:
+    """The option that makes a run so many times as long, rounded up: of its epochs, or of the time that ended it."""
     last, planned = course.epochs[-1], arguments.get("epochs")
     time = re.fullmatch(r"([\d.]+)([smh])", str(arguments.get("budget") or "").strip())
     if time and (not planned or last < planned):
-        return f"--budget {times * float(time[1]):g}{time[2]}"
-    return f"--epochs {times * last}"
+        return f"--budget {math.ceil(times * float(time[1]))}{time[2]}"
+    return f"--epochs {math.ceil(times * last)}"
 
 
 def small(found: Mapping[str, Any]) -> Gain | None:
