@@ -14,6 +14,7 @@ HEAD = """# Speed and memory
 
 `make bench` measures and draws the tables of this page from the rows in `benchmarks/results`; no figure in them is
 typed by hand, but for the training step on two threads, whose row was entered from what its measurement printed.
+Figures in the text are read off the tables.
 
 {fair}
 ## Losses, each in processes of its own
@@ -55,10 +56,12 @@ A training step and a detection of `r50`, {size} x {size} pixels, batch {batch},
 |---|---|---|---|
 {steps}
 
-The class losses alone, as in the tables above (`benchmarks/class_losses.py --device cuda`), with their memory in units
-of the logits. Up to some 10 million logits a call costs what its launches cost: 2.6 ms for `ghm-c`, of which
-`torch.compile` leaves 1.1 ms. Cross entropy costs .4 ms, so harmonizing is dear beside it, and little in a whole
-step: `ghm-c` above takes 4 % longer than `focal`.
+The class losses alone (`benchmarks/class_losses.py --device cuda`). A cell holds nanoseconds a logit, in brackets the
+ratio to `bce` (not compiled), and the memory in units of the logits. Up to 1.6 million logits a call costs what its
+launches cost: 2.4 to 2.9 ms for `ghm-c`, of which `torch.compile` leaves 1.1 to 1.3 ms, and .4 ms for `bce`. A block
+of the logits is worked on at a time, 4 million of them: below that the memory is that of all intermediate results,
+above it that of the gradient. So harmonizing is dear beside cross entropy, and little in a whole step: `ghm-c` takes
+4 % longer than `focal` in the step above.
 
 """
 FAIR = """## Class losses beside cross entropy

@@ -228,7 +228,7 @@ def test_the_terminal_says_how_far_to_look() -> None:
     assert how_far(found).startswith(
         "Worth a look: the first 2 (score 0.7 or more), then as far as number 4 (0.5"
     )
-    assert how_far(found, agrees=0.31) == how_far(found) and how_far(found, agrees=0.29) == ""
+    assert how_far(found, agrees=0.31) == how_far(found) and how_far(found, agrees=0.29) == "" == how_far([])
 
 
 def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Path, tmp_path: Path) -> None:
