@@ -66,7 +66,10 @@ def test_it_detects_what_pytorch_does_on_pictures_of_several_sizes(
 def test_it_says_how_alike_they_are_on_the_pictures_of_the_run_and_what_it_wrote(
     squares: Path, onnx: Path, said: list[str]
 ) -> None:
-    assert said[0].startswith(f"the same as PyTorch on 8 pictures of {squares}: boxes within ")
+    assert re.match(
+        rf"the same as PyTorch on 4 pictures of {squares} \(val\): \d\d+ detections compared, boxes within ",
+        said[0],
+    )
     assert said[1].startswith(f"{onnx}: ")
     assert said[1].endswith(" MB, detections of 2 classes, for pictures of any size")
 
@@ -164,6 +167,11 @@ def test_predict_refuses_what_an_exported_file_cannot_do(onnx: Path, squares: Pa
         predict(onnx, squares / "images", out=tmp_path, precision="bf16")
     with pytest.raises(CheckpointError, match=r"no\.onnx: there is no such file"):
         predict(Path("no.onnx"), squares / "images", out=tmp_path)
+    shutil.copy(onnx, tmp_path / "ref.pt2")
+    with pytest.raises(
+        CheckpointError, match=r"a torch\.export program: .* takes a checkpoint or an \.onnx file"
+    ):
+        predict(tmp_path / "ref.pt2", squares / "images", out=tmp_path / "out")
 
 
 def test_a_torch_program_is_compared_too_and_takes_any_size(run: Path, squares: Path, tmp_path: Path) -> None:
@@ -191,7 +199,7 @@ def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
     found = detector.predict(image, threshold=0)[0]
     right = tuple(found[name].numpy() for name in ("boxes", "scores", "labels"))
     assert len(right[1]) > 3
-    assert module.compare(detector, lambda _: right, about, [image]) == (0, 0)
+    assert module.compare(detector, lambda _: right, about, [image]) == (0, 0, len(right[1]))
     moved = right[0] + np.float32(0.6)
     for wrong in (
         (moved, *right[1:]),
@@ -236,8 +244,9 @@ def test_a_file_of_less_precision_is_smaller_says_what_ap_it_costs_and_runs_as_a
             truth, predict(detector, pictures, annotations=truth, out=file.parent / precision)
         ).AP
         assert measured == pytest.approx(value, abs=2e-4)
-    assert re.match(
-        rf"{precision} beside fp32 on 8 pictures of .*: 9[05]% of what scores 0.3 have boxes within", said[-2]
+    # So short a training gives no score of .3.
+    assert said[-2].startswith(
+        f"Warning: on 4 pictures of {squares} (val) nothing scores 0.3, so nothing was compared"
     )
     theirs = runtime.Detector(file, threads=1)
     assert (theirs.device.precision, theirs.about.precision) == (precision, precision)
@@ -288,7 +297,7 @@ def test_int8_is_calibrated_on_the_training_pictures_of_another_data_set_too(
         say=said.append,
     )
     assert said[0] == f"calibrated on 12 pictures of {squares} (train)"
-    assert "box offsets within" in said[1] and len(said) == 3
+    assert "(val) nothing scores 0.3, so nothing was compared" in said[1] and len(said) == 3
     with pytest.raises(GhmdetError, match="int8 is of ONNX files"):
         export(run / "best.pt", out=tmp_path / "x.pt2", precision="int8", format="torch")
 
@@ -312,6 +321,116 @@ def test_a_file_of_less_precision_is_compared_too(run: Path, precision: str, sha
     )
     with pytest.raises(GhmdetError, match="not exported"):
         module.compare(detector, lambda _: wrong, about, [image])
+
+
+def changed(run: Path, folder: Path, **arguments: str) -> Path:
+    """A copy of the run's checkpoint, with other arguments in its run.json."""
+    folder.mkdir()
+    made = json.loads((run / "run.json").read_text())
+    made["arguments"] |= arguments
+    (folder / "run.json").write_text(json.dumps(made))
+    return Path(shutil.copy(run / "best.pt", folder))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_network_whose_range_does_not_fit_16_bits_is_refused(
+    run: Path, onnx: Path, tmp_path: Path, raw: bool
+) -> None:
+    checkpoint = changed(run, tmp_path / "wide")
+    state = torch.load(checkpoint, weights_only=True)
+    for name, weight in state["model"].items():  # the same outputs in fp32, by larger numbers within
+        if name.startswith("neck.lateral."):
+            weight *= 1e7
+        if re.match(r"neck\.output\.\d+.*weight", name):
+            weight /= 1e7
+    torch.save(state, checkpoint)
+    out = tmp_path / "x.onnx"
+    with pytest.raises(GhmdetError, match="does not fit 16 bits: take --precision fp32 or int8"):
+        export(checkpoint, out=out, raw=raw, precision="fp16", say=lambda line: None)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_raw_numbers_that_are_not_finite_are_refused(
+    run: Path, precision: str, place: int, value: float
+) -> None:
+    detector = Detector.load(run / "best.pt", device="cpu", precision="fp32")
+    about = module.describe(detector, raw=True, precision=precision)
+    image = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    outputs = module._run(module.trace(detector, raw=True), about)
+    assert module.compare(detector, outputs, about, [image])[0] < 1e-3
+
+    def wrong(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        made = [one.copy() for one in outputs(picture)]
+        made[place][0, -1, 0] = value
+        return tuple(made)
+
+    with pytest.raises(GhmdetError, match="the file gives numbers that are not finite"):
+        module.compare(detector, wrong, about, [image])
+
+
+@pytest.mark.parametrize("data", ["annotations/instances_val.json", "moved.json"])
+def test_it_is_compared_on_the_pictures_of_the_records(
+    run: Path, squares: Path, tmp_path: Path, data: str
+) -> None:
+    place = squares / data
+    if data == "moved.json":  # the pictures lie elsewhere, as those of `ghmdet data split` do
+        (tmp_path / "set" / "annotations").mkdir(parents=True)
+        place = tmp_path / "set"
+        for part in ("train", "val"):
+            truth = json.loads((squares / "annotations" / f"instances_{part}.json").read_text())
+            for image in truth["images"]:
+                image["file_name"] = str(squares / "images" / image["file_name"])
+            (place / "annotations" / f"instances_{part}.json").write_text(json.dumps(truth))
+    said: list[str] = []
+    export(
+        changed(run, tmp_path / "run", data=str(place)),
+        out=tmp_path / "x.pt2",
+        format="torch",
+        say=said.append,
+    )
+    assert re.match(r"the same as PyTorch on 4 pictures of .* \(val\): \d\d+ detections compared", said[0])
+
+
+def test_where_nothing_is_sure_it_says_that_nothing_was_compared(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "grey").mkdir()
+    Image.new("RGB", (96, 72), (115, 115, 115)).save(tmp_path / "grey" / "a.png")
+    said: list[str] = []
+    export(
+        run / "best.pt",
+        out=tmp_path / "x.pt2",
+        format="torch",
+        precision="fp16",
+        pictures=tmp_path / "grey",
+        say=said.append,
+    )
+    assert said[0] == (
+        f"Warning: on 1 pictures of {tmp_path / 'grey'} nothing scores 0.3, so nothing was compared:"
+        " give other --pictures"
+    )
+
+
+def test_a_damaged_validation_picture_is_said(run: Path, squares: Path, onnx: Path, tmp_path: Path) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    damaged = tmp_path / "set" / "images" / "val_2.png"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    said: list[str] = []
+    export(
+        changed(run, tmp_path / "run", data=str(tmp_path / "set")),
+        out=tmp_path / "x.onnx",
+        precision="fp16",
+        say=said.append,
+    )
+    assert said[0].startswith("Warning: passed over: ") and str(damaged) in said[0]
+    assert said[1].startswith("Warning: AP is not compared: ") and str(damaged) in said[1]
+    assert said[2].startswith(f"Warning: on 3 pictures of {tmp_path / 'set'} (val) nothing scores 0.3")
+
+
+def test_pictures_to_calibrate_on_are_refused_for_fp32(run: Path, squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(GhmdetError, match="--calibrate is of --precision int8 and fp16: leave it out"):
+        export(run / "best.pt", out=tmp_path / "x.pt2", format="torch", calibrate=squares)
 
 
 def test_a_missing_package_and_a_folder_without_pictures_are_said(

@@ -7,7 +7,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -82,28 +81,39 @@ def export(
         format: onnx: needs the extra `export`. torch: what torch.export.load reads.
         raw: The network's outputs, for a postprocessing of your own: logits [1, A, K] and box offsets [1, A, 4]. With
             --nms, the default, boxes, scores and labels, after NMS and soft-NMS.
-        precision: Of the network's numbers. int8: half of fp32's time on a CPU, a third of its size, ONNX only. fp16:
-            half of its size, for a GPU. Inputs and outputs are float32 all the same. How much AP it costs is printed
-            where there are labelled pictures.
-        calibrate: Data set whose training pictures the ranges of int8 are taken from, and on whose validation pictures
-            AP is compared; by default the run's.
-        pictures: Folder of pictures to compare on; by default those of the run's data set, or made ones if they are
-            gone.
+        precision: Of the network's numbers. int8: about half of fp32's time on a CPU where convolutions take most of it
+            (.83 where soft-NMS of 300 faint boxes did), a third of its size, ONNX only. fp16: on a CPU it only halves
+            the size; it is for GPUs. Inputs and outputs are float32 all the same. How much AP it costs is printed where
+            validation pictures are labelled, for ONNX files with NMS.
+        calibrate: For int8 and fp16: data set whose training pictures the ranges of int8 are taken from, and on whose
+            validation pictures the file is compared; by default the run's.
+        pictures: Folder of pictures to compare on; by default validation pictures of the data set, or made ones if they
+            are gone.
         say: Takes each line meant for the user.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         DataError: no pictures there.
-        GhmdetError: a package of the extra is missing, int8 for `torch`, or the file would detect something else than
-            PyTorch.
+        GhmdetError: a package of the extra is missing, int8 for `torch`, `calibrate` for fp32, or the file would detect
+            something else than PyTorch.
     """
+    if calibrate is not None and precision == "fp32":
+        raise GhmdetError("--calibrate is of --precision int8 and fp16: leave it out, or give one of them")
     if format == "onnx":
         _require_packages()
     elif precision == "int8":
         raise GhmdetError("--precision int8 is of ONNX files: leave --format torch out, or the precision")
     detector = Detector.load(checkpoint, device="cpu", precision="fp32")
     run = dict((read_json(checkpoint.parent / "run.json") or {}).get("arguments", {}))
-    chosen, what = _pictures(run, pictures)
+    val = None
+    for given in dict.fromkeys((calibrate, None)):
+        try:
+            val = _labelled(detector, run, given, "val", SCORED)
+            break
+        except DataError as error:
+            if pictures is None or precision != "fp32":
+                say(f"no validation pictures to compare on: {error}")
+    chosen, what = _pictures(val, pictures, say)
     about = describe(detector, raw=raw, precision=precision)
     outputs: Outputs
     metadata = {runtime.KEY: json.dumps(dataclasses.asdict(about), ensure_ascii=False)}
@@ -122,20 +132,28 @@ def export(
         file = io.BytesIO()
         torch.export.save(program, file, extra_files=metadata)
         content, outputs = file.getvalue(), _run(program, about)
-    boxes, scores = compare(detector, outputs, about, chosen)
-    if format == "onnx" and not raw and precision != "fp32":
-        with suppress(DataError):  # none are labelled
-            _say_ap(detector, exported, _labelled(detector, run, calibrate, "val", SCORED), say)
+    boxes, scores, count = compare(detector, outputs, about, chosen)
+    if format == "onnx" and not raw and precision != "fp32" and val is not None:
+        try:
+            _say_ap(detector, exported, val, say)
+        except DataError as error:
+            say(f"Warning: AP is not compared: {error}")
     write_atomic(out, content)
     kind = "logits and box offsets" if raw else "detections"
     offsets = f"box offsets within {boxes:.1g}" if raw else f"boxes within {boxes:.1g} pixels"
     limits, alike = TOLERANCES[precision], f"{offsets}, scores within {scores:.1g}"
-    if precision == "fp32":
-        say(f"the same as PyTorch on {len(chosen)} {what}: {alike}")
+    compared = f"{count} {'scores' if raw else 'detections'}"
+    if not count:
+        least = f"scores {limits.least}" if limits.least else "is detected"
+        say(
+            f"Warning: on {len(chosen)} {what} nothing {least}, so nothing was compared: give other --pictures"
+        )
+    elif precision == "fp32":
+        say(f"the same as PyTorch on {len(chosen)} {what}: {compared} compared, {alike}")
     else:
         say(
-            f"{precision} beside fp32 on {len(chosen)} {what}: {limits.share:.0%} of what scores {limits.least} have"
-            f" {alike}"
+            f"{precision} beside fp32 on {len(chosen)} {what}: the nearest {limits.share:.0%} of {compared} from"
+            f" {limits.least} up have {alike} (allowed: {limits.box:g} and {limits.score:g})"
         )
     say(
         f"{out}: {len(content) / 1e6:.1f} MB, {kind} of {len(about.classes)} classes, for pictures of any size"
@@ -212,22 +230,29 @@ def compare(
     outputs: Outputs,
     about: runtime.About,
     pictures: Sequence[NDArray[np.uint8]],
-) -> tuple[float, float]:
-    """How far boxes (pixels of the scaled picture; offsets if raw) and scores are from PyTorch's.
+) -> tuple[float, float, int]:
+    """How far boxes (pixels of the scaled picture; offsets if raw) and scores are from PyTorch's, and how many scores.
 
     The largest difference among the share of detections that `TOLERANCES` asks for, on pictures [h, w, 3].
 
     Raises:
-        GhmdetError: more than the tolerance, or a detection that only one of them has.
+        GhmdetError: more than the tolerance, a detection that only one of them has, or numbers that are not finite.
     """
     limits = TOLERANCES[about.precision]
     boxes, scores = [np.zeros(0)], [np.zeros(0)]
+    sure, nothing = 0.0, True  # the best score of PyTorch, and whether the file finds nothing
     for picture in pictures:
         image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
             batch = detector.model.preprocess([image])
             logits, deltas = detector.model.forward_raw(batch.images)
         found = outputs(picture)
+        if not all(torch.isfinite(one).all() for one in (logits, deltas)):
+            raise GhmdetError(
+                "not exported: the network gives numbers that are not finite: give another checkpoint"
+            )
+        if not all(np.isfinite(one).all() for one in found):
+            raise _unlike_error("gives numbers that are not finite", about)
         if about.outputs == "raw":
             own, theirs = logits.sigmoid().numpy(), 1 / (1 + np.exp(-found[0]))
             compared = np.maximum(own, theirs) >= limits.least
@@ -236,6 +261,8 @@ def compare(
             continue
         with torch.inference_mode():
             seen = detector.model.postprocess(logits, deltas, batch)[0]
+        sure = max(sure, float(seen["scores"].max())) if len(seen["scores"]) else sure
+        nothing &= not len(found[1])
         scaled = scale_boxes(seen["boxes"], batch.original_sizes[0], batch.sizes[0]).numpy()
         unlike = _unlike((scaled, seen["scores"].numpy(), seen["labels"].numpy()), found, limits)
         boxes.append(unlike[:, 0])
@@ -243,16 +270,23 @@ def compare(
     differences = [np.concatenate(each) for each in (boxes, scores)]
     pixels, certainty = (float(np.quantile(one, limits.share)) if len(one) else 0.0 for one in differences)
     if not (pixels <= limits.box and certainty <= limits.score):
-        raise GhmdetError(
-            f"not exported: the file would not detect what PyTorch does (boxes differ by {pixels:.2g} pixels, scores"
-            f" by {certainty:.2g}): "
-            + (
-                "please report it with the versions of torch and onnxruntime"
-                if about.precision != "int8"
-                else "give --calibrate pictures like those to be looked at, or another --precision"
-            )
+        raise _unlike_error(
+            f"would not detect what PyTorch does (boxes differ by {pixels:.2g} pixels, scores by {certainty:.2g})",
+            about,
         )
-    return pixels, certainty
+    if about.outputs != "raw" and nothing and sure > detector.model.config.score_threshold + limits.score:
+        raise _unlike_error(f"finds nothing where PyTorch finds detections of scores up to {sure:.2g}", about)
+    return pixels, certainty, len(differences[1])
+
+
+def _unlike_error(what: str, about: runtime.About) -> GhmdetError:
+    """Why a file is refused, and what can be done about it."""
+    mend = {
+        "fp32": "please report it with the versions of torch and onnxruntime",
+        "fp16": "the range of the network's numbers does not fit 16 bits: take --precision fp32 or int8",
+        "int8": "give --calibrate pictures like those to be looked at, or another --precision",
+    }
+    return GhmdetError(f"not exported: the file {what}: {mend[about.precision]}")
 
 
 def _unlike(
@@ -285,7 +319,8 @@ def _labelled(
     """At most so many pictures of a part of the data set given, else of the run's; raises DataError where none are."""
     place, split = (run.get("data"), run.get(f"{part}_split", part)) if given is None else (given, part)
     if place is None or not Path(place).exists():
-        raise DataError(f"{place or 'the data of the run'}: is not there: give --calibrate DATA")
+        mend = "" if part == "train" else "--pictures FOLDER or, with --precision int8 and fp16, "
+        raise DataError(f"{place or 'the data of the run'}: is not there: give {mend}--calibrate DATA")
     data = read_data(place, split, classes=detector.classes)
     some = np.arange(0, len(data.records), math.ceil(len(data.records) / most))
     return dataclasses.replace(data, records=data.records.take(some))
@@ -332,16 +367,25 @@ def _run(program: ExportedProgram, about: runtime.About) -> Outputs:
     return outputs
 
 
-def _pictures(run: Mapping[str, Any], folder: Path | None) -> tuple[list[NDArray[np.uint8]], str]:
-    """Pictures to compare on, and what they are: some of `folder` or of the run's data set, else made ones."""
-    place = folder or Path(str(run.get("data", "")) or "-")
-    files = Tree(place).pictures(str(place)) if place.is_dir() else []
-    if folder is not None and not files:
+def _pictures(
+    val: DetectionData | None, folder: Path | None, say: Callable[[str], None]
+) -> tuple[list[NDArray[np.uint8]], str]:
+    """Pictures to compare on, and what they are: some of `folder`, else of `val`, else made ones."""
+    files, what = [], ""
+    if folder is not None:
+        files, what = Tree(folder).pictures(str(folder)), f"pictures of {folder}"
+    elif val is not None:
+        files, what = [str(one.path) for one in val.records], f"pictures of {val.root} ({val.split})"
+    read = []
+    for file in files[:: math.ceil(len(files) / PICTURES) or 1]:
+        try:
+            read.append(runtime.read(file))
+        except DataError as error:
+            say(f"Warning: passed over: {error}")
+    if read:
+        return read, what
+    if folder is not None:
         raise DataError(f"{folder}: no pictures here: give a folder of them")
-    if files:
-        return [
-            runtime.read(file) for file in files[:: math.ceil(len(files) / PICTURES)]
-        ], f"pictures of {place}"
     numbers = np.random.default_rng(0)
     made = []
     for height, width in ((300, 400), (480, 360), (256, 256), (600, 1000)):

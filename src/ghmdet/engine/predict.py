@@ -57,7 +57,8 @@ def predict(
     the exit status is 1 then. Interrupted, the same command goes on.
 
     Args:
-        checkpoint: A `best.pt` or `last.pt` of a training run, or a file of `ghmdet export`, which needs no PyTorch.
+        checkpoint: A `best.pt` or `last.pt` of a training run, or an ONNX file of `ghmdet export`, which needs no
+            PyTorch.
         pictures: Pictures, patterns ('shots/*.jpg'), videos (extra `video`), and folders that are searched for pictures
             with their subfolders. They are named relative to the folder that holds all of them; a frame of clip.mp4 is
             clip.mp4/000000.jpg and so on, and its results have its number as `frame`.

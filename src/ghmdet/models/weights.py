@@ -84,6 +84,11 @@ def read_state(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path}: an exported detector: give the checkpoint that it was made from (`ghmdet predict` takes both)"
         )
+    if path.suffix.lower() == ".pt2":
+        raise CheckpointError(
+            f"{path}: a torch.export program: give the checkpoint that it was made from; `ghmdet predict` takes a"
+            " checkpoint or an .onnx file"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         damaged = zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip()
