@@ -14,6 +14,12 @@ import pytest
 WORDS = ("--size=96", "--batch-size=4", "--device=cpu", "--weights=none", "--lr=0.001")
 
 
+def _hear() -> None:
+    """Under nohup one is ignored, in a shell's background the other."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*words: object, before: str = "", start_new_session: bool = False) -> subprocess.Popen[str]:
     program = ["-c", f"{before}\nfrom ghmdet.__main__ import main; main()"] if before else ["-m", "ghmdet"]
     return subprocess.Popen(
@@ -22,7 +28,7 @@ def start(*words: object, before: str = "", start_new_session: bool = False) -> 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=start_new_session,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it would be ignored
+        preexec_fn=_hear,
     )
 
 
@@ -111,7 +117,7 @@ def test_a_signal_to_all_processes_ends_the_training_alike(
     for _ in range(2):  # `timeout` sends it to the command, then to its group
         os.killpg(process.pid, getattr(signal, name))
         time.sleep(0.05)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=60)
     *warnings, last = error.splitlines()
     assert last.startswith(f"ghmdet: stopped in epoch {epoch} after step "), error
     assert process.returncode == 130 and not any("Error" in line for line in warnings)
