@@ -30,9 +30,9 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def _once_more() -> bool:
     """Whether this is a request of the last second, come again: `timeout` asks the command, then its whole group."""
     global _asked_at
-    before, now = _asked_at, time.monotonic()
-    again = now - before < 1
-    _asked_at = before if again else now
+    again = time.monotonic() - _asked_at < 1
+    if not again:
+        _asked_at = time.monotonic()
     return again
 
 
