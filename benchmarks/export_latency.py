@@ -56,7 +56,9 @@ def measure(ways: Ways, threads: int, rounds: int) -> dict[str, float]:
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 2):
         for name, way in ways.items():
-            time.sleep(0.1)  # the threads of the one before wait for more work on the core that this one needs
+            time.sleep(
+                0.1
+            )  # the threads of the one before wait for more work on the core that this one needs
             start = clock()
             way()
             spent[name].append(1e3 * (clock() - start))

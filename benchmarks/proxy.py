@@ -154,8 +154,9 @@ class Proxy:
         file = folder / "content.json"
         if file.exists() and json.loads(file.read_text()) != content:
             raise GhmdetError(f"--cache {folder} holds features of {file.read_text()}: give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content))
+        if not file.exists():  # others may read it at this moment
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content))
 
     def run(self, config: ModelConfig, loss: LossConfig, seed: int, stage: str) -> dict[str, Any]:
         """Train and judge once: the figures of a row."""

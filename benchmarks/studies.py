@@ -1,6 +1,7 @@
 """Two studies on a frozen backbone: what imbalance does to each loss, and what wrong labels do.
 
     python benchmarks/studies.py DATA/bccd --work runs/studies            # all that has no row yet
+    python benchmarks/studies.py DATA/bccd --work runs/studies --processes 16
     python benchmarks/results_page.py                                     # draws docs/studies.md from the rows
 
 **Dials.** Synthetic scenes in which one thing becomes rare: objects in a picture, one class of two, or objects of
@@ -20,10 +21,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
+import multiprocessing
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -124,8 +126,6 @@ class Dialled:
 
     def __init__(self, job: Job, work: Path) -> None:
         common = work / "judged_on"
-        if not common.exists():
-            synthesize(common, _scenes(images=222, val_share=0.9, hard_share=0.5, seed=1000))
         data = work / f"{job.what}-{job.value:g}-{job.seed}"
         if not data.exists():
             synthesize(data, _scenes(**{job.what: job.value}, val_share=0.0, seed=job.seed))
@@ -228,6 +228,15 @@ class Spoilt:
         }
 
 
+def prepare(study: str, work: Path, data: Path) -> None:
+    """Make what all sets of a study share: the set to be judged on, or the features of the true pictures."""
+    work.mkdir(parents=True, exist_ok=True)
+    if study == "noise":
+        Proxy(data, work / "features", RECIPES["noise"])
+    elif not (work / "judged_on").exists():
+        synthesize(work / "judged_on", _scenes(images=222, val_share=0.9, hard_share=0.5, seed=1000))
+
+
 def _scenes(**dials: Any) -> SynthConfig:
     return SynthConfig(**(vars(SCENES) | dials))
 
@@ -270,6 +279,25 @@ def run(job: Job, data: Dialled | Spoilt) -> dict[str, Any]:
     return job.key | found | made
 
 
+def run_all(jobs: list[Job], work: Path, data: Path, rows: Path, ends: float) -> None:
+    """Run jobs that share a set, each a row of the file, until the clock ends them."""
+    keep_freed_memory()
+    made: Dialled | Spoilt | None = None
+    for job in jobs:
+        if time.time() > ends:
+            break
+        if made is None:
+            with contextlib.redirect_stdout(None):
+                made = Dialled(job, work) if job.study == "dials" else Spoilt(job, work, data)
+        row = run(job, made)
+        with rows.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        print(
+            f"{job.what} {job.value:g} {job.arm} seed {job.seed}: AP {row['AP']}, {row['cpu_seconds']} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -282,31 +310,32 @@ def main() -> None:
         "--out", type=Path, default=RESULTS, help="folder of study_dials.jsonl and study_noise.jsonl"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
+    parser.add_argument("--processes", type=int, default=1, help="sets at a time, each on one thread")
     chosen = parser.parse_args()
-    keep_freed_memory()
-    ends, loaded = time.monotonic() + 60 * chosen.minutes, None
-    data: Dialled | Spoilt
+    ends = time.time() + 60 * chosen.minutes
+    files = {study: chosen.out / f"study_{study}.jsonl" for study in RECIPES}
+    rows = [json.loads(line) for file in files.values() if file.exists() for line in file.open()]
+    sets: dict[tuple[Any, ...], list[Job]] = {}
     for job in plan(chosen.seeds):
-        file = chosen.out / f"study_{job.study}.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        if job.study != (chosen.study or job.study) or any(job.key.items() <= row.items() for row in rows):
-            continue
-        if time.monotonic() > ends:
-            break
-        if loaded != (loaded := (job.what, job.value, job.seed)):
-            data = None  # type: ignore[assignment] # one set's features in memory at a time
-            gc.collect()
-            work = chosen.work / job.study
-            work.mkdir(parents=True, exist_ok=True)
-            with contextlib.redirect_stdout(None):
-                data = Dialled(job, work) if job.study == "dials" else Spoilt(job, work, chosen.data)
-        row = run(job, data)
-        with file.open("a") as out:
-            out.write(json.dumps(row) + "\n")
-        print(
-            f"{job.what} {job.value:g} {job.arm} seed {job.seed}: AP {row['AP']}, {row['cpu_seconds']} s",
-            flush=True,
-        )
+        if job.study == (chosen.study or job.study) and not any(
+            job.key.items() <= row.items() for row in rows
+        ):
+            sets.setdefault((job.study, job.what, job.value, job.seed), []).append(job)
+    with ProcessPoolExecutor(
+        chosen.processes,
+        multiprocessing.get_context("spawn"),
+        torch.set_num_threads,
+        (1,),
+        max_tasks_per_child=1,
+    ) as pool:
+        for study in dict.fromkeys(study for study, *_ in sets):
+            prepare(study, chosen.work / study, chosen.data)
+        begun = [
+            pool.submit(run_all, jobs, chosen.work / study, chosen.data, files[study], ends)
+            for (study, *_), jobs in sets.items()
+        ]
+        for one in begun:
+            one.result()
 
 
 if __name__ == "__main__":

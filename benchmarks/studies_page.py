@@ -116,6 +116,16 @@ def signed(value: float) -> str:
     return ("+" if value >= 0 else "") + figure(value)
 
 
+TRAINED_TEXT = """
+## Everything trained
+
+The same with `ghmdet train`: all weights learn, from the ImageNet start, with every setting a default but for {epochs}
+epochs; each loss at its default weight; AP on the clean validation part after the last epoch, and in brackets minus `ghm-c`'s.
+A run is `python benchmarks/studies_trained.py DATA --what class --share .2 --arm ghm-c --seed 0 --work FOLDER`; rows in
+`benchmarks/results/study_trained.jsonl`, made on {machine}.
+"""
+
+
 def half_width(groups: Iterable[Iterable[float]], seeds: int) -> float | None:
     """Half of the 95 % interval of a mean over `seeds`, from the deviation within all groups; None for one seed."""
     arrays = [np.array(list(group)) for group in groups]
@@ -344,6 +354,20 @@ def weights_section(rows: list[Row]) -> list[str]:
     return [WEIGHTS_TEXT, *lines] if lines else []
 
 
+def trained_section(rows: list[Row]) -> list[str]:
+    """AP of whole trainings on clean and wrong labels."""
+    if not rows:
+        return []
+    columns: dict[str, Cell] = defaultdict(lambda: defaultdict(dict))
+    for row in sorted(rows, key=lambda row: (row["data"], row["value"])):
+        if row["options"]:
+            continue
+        wrong = f"{row['value']:.0%} {row['what']}" if row["value"] else "clean"
+        columns[f"{row['data']}, {wrong}"][row["arm"]][row["seed"]] = row["AP"]
+    text = TRAINED_TEXT.format(epochs=rows[0]["epochs"], machine=rows[0]["machine"])
+    return [text, *table(columns, "ghm-c", "loss")]
+
+
 def own_weight(row: Row) -> float:
     return (CLS_LOSSES | BOX_LOSSES)[row["arm"]]
 
@@ -368,10 +392,9 @@ def main() -> None:
         seconds=fmean(row["cpu_seconds"] for row in rows),
     )
     page = DOCS / "studies.md"
-    page.write_text(
-        "\n".join([head, *dials_section(dials), *noise_section(noise), *weights_section(rows)]) + "\n",
-        encoding="utf-8",
-    )
+    parts = (dials_section(dials), noise_section(noise), trained_section(all_rows("study_trained")))
+    lines = [head, *(line for part in parts for line in part), *weights_section(rows)]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(page)
 
 
