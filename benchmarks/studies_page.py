@@ -120,9 +120,9 @@ TRAINED_TEXT = """
 ## Everything trained
 
 The same with `ghmdet train`: all weights learn, from the ImageNet start, with every setting a default but for {epochs}
-epochs; each loss at its default weight; AP on the clean validation part after the last epoch, and in brackets minus `ghm-c`'s.
-A run is `python benchmarks/studies_trained.py DATA --what class --share .2 --arm ghm-c --seed 0 --work FOLDER`; rows in
-`benchmarks/results/study_trained.jsonl`, made on {machine}.
+epochs; each loss at its default weight; AP on the clean validation part after the last epoch, and in brackets minus
+`ghm-c`'s. A run is `python benchmarks/studies_trained.py DATA --what class --share .2 --arm ghm-c --seed 0 --work
+FOLDER`; rows in `benchmarks/results/study_trained.jsonl`, made on {machine}.
 """
 
 

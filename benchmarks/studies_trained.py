@@ -43,7 +43,7 @@ def main() -> None:
     chosen = parser.parse_args()
     key: dict[str, Any] = {"study": "trained", "data": chosen.data.name, "what": chosen.what}
     key |= {"value": chosen.share, "arm": chosen.arm, "seed": chosen.seed, "epochs": chosen.epochs}
-    key["options"] = " ".join(chosen.options)
+    key["options"] = " ".join(option for option in chosen.options if not option.startswith("--workers"))
     rows = [json.loads(line) for line in chosen.rows.open()] if chosen.rows.exists() else []
     if any(key.items() <= row.items() for row in rows):
         return
