@@ -25,7 +25,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,12 +178,18 @@ class Proxy:
         return figures | {key: round(value, 1) for key, value in seconds.items()}
 
     def trained(
-        self, config: ModelConfig, loss: LossConfig, seed: int, pictures: list[int]
+        self,
+        config: ModelConfig,
+        loss: LossConfig,
+        seed: int,
+        pictures: list[int],
+        change: Callable[[RetinaNet], None] = lambda model: None,
     ) -> RetinaNet | None:
-        """The averaged weights after the last step; None where the loss did not stay finite."""
+        """The averaged weights after the last step; None where the loss did not stay finite. change: of the model."""
         recipe, features = self.recipe, self.features["varied"]
         torch.manual_seed(seed)
         model = RetinaNet(config, self.train.classes, loss)
+        change(model)
         model.backbone = nn.Identity()  # type: ignore[assignment] # its features are kept
         model.to(memory_format=torch.channels_last).train()
         optimizer = make_optimizer(

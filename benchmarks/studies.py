@@ -1,4 +1,4 @@
-"""Two studies on a frozen backbone: what imbalance does to each loss, and what wrong labels do.
+"""Studies on a frozen backbone: what imbalance does to each loss, what wrong labels do, and what GHM's settings do.
 
     python benchmarks/studies.py DATA/bccd --work runs/studies            # all that has no row yet
     python benchmarks/studies.py DATA/bccd --work runs/studies --processes 16
@@ -11,6 +11,8 @@ unusual look. All are judged on one set in which nothing is rare, by the AP of w
 the three. The pictures and the validation part stay as they are. At the end the examples (an anchor and a class) whose
 target differs from that of the true labels are looked at: where they lie in g, and what share of the class loss's
 gradient they have.
+
+**Settings.** On one set of each study, the default losses with one of their settings changed.
 
 A run is one of `proxy.py`'s: neck and head learn for 200 steps, each loss at its default weight. A seed decides the
 set, its wrong labels, the first weights and the batches, and gives all losses the same. Each run is a row in
@@ -39,6 +41,8 @@ from ghmdet.data import DetectionDataset, read_data
 from ghmdet.data.make import SynthConfig, spoil, synthesize
 from ghmdet.engine.device import keep_freed_memory
 from ghmdet.evaluation.score import score
+from ghmdet.functional.density import RegionCounts
+from ghmdet.losses import GHMC, GHMR
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, RetinaNet
 from ghmdet.models.anchors import make_anchors
 from proxy import Proxy, Recipe, draws, machine, of_pictures
@@ -65,13 +69,26 @@ RECIPES = {
 WEIGHED = (("dials", "foreground", 0.25), ("dials", "class_imbalance", 100.0), ("noise", "class", 0.2))
 FACTORS = (0.0625, 0.25, 4.0)
 """Where other weights of the class loss are tried, and which, in the losses' own. There `MORE_ARMS` come early, too."""
+TURNED = (("noise", "clean", 0.0), ("dials", "class_imbalance", 30.0))
+SETTINGS: dict[str, dict[str, tuple[float, ...]]] = {
+    "ghm-c": {
+        "bins": (5, 10, 100, 300),
+        "momentum": (0.0, 0.5, 0.9, 0.97),
+        "floor": (0.25, 0.5, 2.0, 4.0),
+    },
+    "ghm-r": {"mu": (0.005, 0.01, 0.04, 0.08)},
+}
+"""Where settings of a loss are changed, and which; the floor in its own, the positives."""
 LOOSE = 0.005
 """A lower score threshold than the product's: a loss that scores all low still shows what it can tell apart."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: of a dial's value, or of a kind and share of wrong labels; at so many times the loss's own weight."""
+    """One run: of a dial's value, or of a kind and share of wrong labels; at so many times the loss's own weight.
+
+    setting: what is not the loss's default, as `bins=10`.
+    """
 
     study: str
     what: str
@@ -79,13 +96,44 @@ class Job:
     arm: str
     seed: int
     factor: float = 1.0
+    setting: str = ""
 
     @property
     def key(self) -> dict[str, Any]:
         """What tells its row from others."""
         own = self.factor * (CLS_LOSSES | BOX_LOSSES)[self.arm]
-        asked = {name: value for name, value in vars(self).items() if name != "factor"}
+        asked = {name: value for name, value in vars(self).items() if name != "factor" and value != ""}
         return asked | {"weight": round(own, 6), "recipe": RECIPES[self.study].values()}
+
+    def made(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether it is among the rows."""
+        return any(self.key.items() <= row.items() and self.setting == row.get("setting", "") for row in rows)
+
+    def change(self, model: RetinaNet) -> None:
+        """Give a model's loss the setting."""
+        if not self.setting:
+            return
+        name, _, text = self.setting.partition("=")
+        loss, value = model.loss, float(text)
+        if self.arm == "ghm-r":
+            loss.ghm_r = GHMR(mu=value)
+        elif name == "floor":
+            loss.ghm_c = Floored.guarded(len(model.classes))
+            loss.ghm_c.floor = value
+        else:
+            given: dict[str, Any] = {name: int(value) if name == "bins" else value}
+            loss.ghm_c = GHMC(per_class=True, num_classes=len(model.classes), **given)
+
+
+class Floored(GHMC):
+    """GHM-C whose regions count as at least `floor` times the positives, which are used for nothing else."""
+
+    floor: float
+
+    def _weigh(self, batch: RegionCounts) -> tuple[Tensor, Tensor]:
+        table = batch.table.float()
+        table[:, -1] *= self.floor
+        return super()._weigh(RegionCounts(table))
 
 
 def plan(seeds: int) -> list[Job]:
@@ -116,8 +164,25 @@ def plan(seeds: int) -> list[Job]:
     core = [job for job in found if job.arm in ARMS]
     controls = [Job(*place, arm, 0) for place in WEIGHED for arm in MORE_ARMS]
     weights = [Job(*place, arm, 0, factor) for place in WEIGHED for arm in ARMS for factor in FACTORS]
+    turned = [
+        Job(*place, arm, seed, setting=f"{name}={value:g}")
+        for seed in range(seeds)
+        for place in TURNED
+        for arm, settings in SETTINGS.items()
+        if arm != "ghm-r" or place[1] == "clean"
+        for name, values in settings.items()
+        for value in values
+    ]
     of_seed = len(ARMS) * sum(len(points) for stage in stages[:2] for points in stage.values())
-    ordered = core[:of_seed] + controls + core[of_seed : 3 * of_seed] + weights + core[3 * of_seed :] + found
+    ordered = (
+        core[:of_seed]
+        + controls
+        + core[of_seed : 3 * of_seed]
+        + weights
+        + core[3 * of_seed :]
+        + found
+        + turned
+    )
     return list(dict.fromkeys(ordered))
 
 
@@ -273,7 +338,7 @@ def run(job: Job, data: Dialled | Spoilt) -> dict[str, Any]:
     weight = job.key["weight"]
     loss = LossConfig("ghm-c", box) if job.arm in BOX_LOSSES else LossConfig(job.arm, box, weight)
     proxy = data.proxy
-    model = proxy.trained(proxy.config, loss, job.seed, proxy.all)
+    model = proxy.trained(proxy.config, loss, job.seed, proxy.all, job.change)
     found = {"AP": 0.0, "diverged": True} if model is None else data.figures(model)
     made = {"cpu_seconds": round(time.process_time() - cpu, 1), "machine": machine(), "date": today()}
     return job.key | found | made
@@ -293,7 +358,7 @@ def run_all(jobs: list[Job], work: Path, data: Path, rows: Path, ends: float) ->
         with rows.open("a") as out:
             out.write(json.dumps(row) + "\n")
         print(
-            f"{job.what} {job.value:g} {job.arm} seed {job.seed}: AP {row['AP']}, {row['cpu_seconds']} s",
+            f"{job.what} {job.value:g} {job.arm} {job.setting} seed {job.seed}: AP {row['AP']}, {row['cpu_seconds']} s",
             flush=True,
         )
 
@@ -317,9 +382,7 @@ def main() -> None:
     rows = [json.loads(line) for file in files.values() if file.exists() for line in file.open()]
     sets: dict[tuple[Any, ...], list[Job]] = {}
     for job in plan(chosen.seeds):
-        if job.study == (chosen.study or job.study) and not any(
-            job.key.items() <= row.items() for row in rows
-        ):
+        if job.study == (chosen.study or job.study) and not job.made(rows):
             sets.setdefault((job.study, job.what, job.value, job.seed), []).append(job)
     with ProcessPoolExecutor(
         chosen.processes,

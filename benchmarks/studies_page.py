@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES
 from rows import all_rows
-from studies import DIALS, FACTORS, NOISES, WEIGHED
+from studies import DIALS, FACTORS, NOISES, SETTINGS, TURNED, WEIGHED
 
 Row = dict[str, Any]
 Cell = dict[str, dict[int, float]]
@@ -92,6 +92,15 @@ WEIGHTS_TEXT = """
 
 The class loss at several times its default weight, one seed, at settings where the losses differ. The best of a row is
 bold; chosen on the judged pictures, it flatters each loss alike.
+"""
+
+DEFAULT = {"bins": 30, "momentum": 0.75, "floor": 1.0, "mu": 0.02}
+SETTINGS_TEXT = """
+## The settings of GHM
+
+One setting of the loss is changed, at its default weight. The default is bold, with its AP; of the other values, what they
+have more, seed by seed. `bins` is M, `momentum` that of the moving average; `floor` times the number of positives is what
+a region counts as at least; `mu` is that of ASL1 in GHM-R.
 """
 
 WRONG_TEXT = """
@@ -368,6 +377,35 @@ def trained_section(rows: list[Row]) -> list[str]:
     return [text, *table(columns, "ghm-c", "loss")]
 
 
+def settings_section(rows: list[Row]) -> list[str]:
+    """AP with one setting of a loss changed, and what that is more than with the default, seed by seed."""
+    lines: list[str] = []
+    for _, what, value in TURNED:
+        measure: Callable[[Row], float] = (
+            (lambda row: row["per_class"]["bus"]) if what == "class_imbalance" else (lambda row: row["AP"])
+        )
+        here = [row for row in rows if (row["what"], row["value"]) == (what, value) and "per_class" in row]
+        for arm, settings in SETTINGS.items():
+            found: Cell = defaultdict(dict)
+            for row in here:
+                if row["arm"] == arm and row["weight"] == own_weight(row):
+                    found[row.get("setting", "")][row["seed"]] = measure(row)
+            if len(found) < 2:
+                continue
+            paired = differences(found, "")
+            title = f"class_imbalance {value:g}: AP of the rare class" if value else "no wrong labels: AP"
+            lines += [f"\n### `{arm}`, {title}\n", "| setting | with each value |", "|---|---|"]
+            for name, values in settings.items():
+                texts = {DEFAULT[name]: f"**{DEFAULT[name]:g}: {figure(fmean(found[''].values()))}**"}
+                for each in values:
+                    if differs := paired.get(f"{name}={each:g}"):
+                        half = half_width(paired.values(), len(differs))
+                        width = f" ± {figure(half)}" if half is not None else ""
+                        texts[each] = f"{each:g}: {signed(fmean(differs))}{width}"
+                lines.append(f"| `{name}` | {'; '.join(texts[each] for each in sorted(texts))} |")
+    return [SETTINGS_TEXT, *lines] if lines else []
+
+
 def own_weight(row: Row) -> float:
     return (CLS_LOSSES | BOX_LOSSES)[row["arm"]]
 
@@ -382,7 +420,11 @@ def save(shown: Figure, name: str) -> None:
 def main() -> None:
     every = {study: all_rows(f"study_{study}") for study in ("dials", "noise")}
     rows = every["dials"] + every["noise"]
-    dials, noise = ([row for row in found if row["weight"] == own_weight(row)] for found in every.values())
+    plain = [row for row in rows if "setting" not in row]
+    dials, noise = (
+        [row for row in plain if row["weight"] == own_weight(row) and row["study"] == study]
+        for study in every
+    )
     dates = sorted({row["date"] for row in rows})
     head = HEAD.format(
         command="python benchmarks/studies.py DATA/bccd --work FOLDER",
@@ -393,7 +435,12 @@ def main() -> None:
     )
     page = DOCS / "studies.md"
     parts = (dials_section(dials), noise_section(noise), trained_section(all_rows("study_trained")))
-    lines = [head, *(line for part in parts for line in part), *weights_section(rows)]
+    lines = [
+        head,
+        *(line for part in parts for line in part),
+        *weights_section(plain),
+        *settings_section(rows),
+    ]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(page)
 
