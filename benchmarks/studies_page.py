@@ -98,9 +98,9 @@ DEFAULT = {"bins": 30, "momentum": 0.75, "floor": 1.0, "mu": 0.02}
 SETTINGS_TEXT = """
 ## The settings of GHM
 
-One setting of the loss is changed, at its default weight. The default is bold, with its AP; of the other values, what they
-have more, seed by seed. `bins` is M, `momentum` that of the moving average; `floor` times the number of positives is what
-a region counts as at least; `mu` is that of ASL1 in GHM-R.
+One setting of the loss is changed, at its default weight. The default is bold, with its AP; of the other values, what
+they have more, seed by seed. `bins` is M, `momentum` that of the moving average; `floor` times the number of positives
+is what a region counts as at least; `mu` is that of ASL1 in GHM-R.
 """
 
 WRONG_TEXT = """
