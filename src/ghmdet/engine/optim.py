@@ -99,8 +99,10 @@ class WeightAverage:
         """Take in the weights after an optimizer step."""
         kept = min(self.decay, self.updates / (9 + self.updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - kept)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine, theirs = list(self.model.buffers()), list(model.buffers())
+        for dtype in {buffer.dtype for buffer in mine}:  # all at once only where they are alike
+            own, other = ([buffer for buffer in part if buffer.dtype == dtype] for part in (mine, theirs))
+            torch._foreach_copy_(own, other)
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
