@@ -57,8 +57,8 @@ runs were made by
 
     {command}
 
-on {machine}, {dates}: {count} runs, {seconds:.0f} s of a core each. Only neck and head learn, for 200 steps of 8
-pictures, on features of a frozen backbone; each loss has its default weight, which was chosen on clean blood cells and
+on {machine}, {dates}: {count} runs,
+{seconds:.0f} s of a core each. Only neck and head learn, for 200 steps of 8 pictures, on features of a frozen backbone; each loss has its default weight, which was chosen on clean blood cells and
 not for these sets. So AP is below that of a whole training, and an order found here is to be confirmed by one.
 
 A seed draws the set (or its wrong labels), the first weights and the batches, alike for all losses. Differences are
@@ -428,7 +428,7 @@ def main() -> None:
     dates = sorted({row["date"] for row in rows})
     head = HEAD.format(
         command="python benchmarks/studies.py DATA/bccd --work FOLDER",
-        machine=rows[-1]["machine"],
+        machine=" and ".join(dict.fromkeys(row["machine"] for row in rows)),
         dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])),
         count=len(rows),
         seconds=fmean(row["cpu_seconds"] for row in rows),
