@@ -58,8 +58,9 @@ runs were made by
     {command}
 
 on {machine}, {dates}: {count} runs,
-{seconds:.0f} s of a core each. Only neck and head learn, for 200 steps of 8 pictures, on features of a frozen backbone; each loss has its default weight, which was chosen on clean blood cells and
-not for these sets. So AP is below that of a whole training, and an order found here is to be confirmed by one.
+{seconds:.0f} s of a core each. Only neck and head learn, for 200 steps of 8 pictures, on features of a frozen backbone;
+each loss has its default weight, which was chosen on clean blood cells and not for these sets. So AP is below that of a
+whole training, and an order found here is to be confirmed by one.
 
 A seed draws the set (or its wrong labels), the first weights and the batches, alike for all losses. Differences are
 those within a seed. The intervals are 95 % intervals over seeds (Student's t, with the deviation that the losses of a
