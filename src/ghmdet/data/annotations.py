@@ -234,8 +234,8 @@ def _images(
 
 
 def name_of(image: Mapping[str, Any]) -> str:
-    """The `file_name` of an image's record; empty where it has none."""
-    name = image.get("file_name")
+    """The `file_name` of an image's record, or LVIS's `coco_url`; empty where it has none."""
+    name = image.get("file_name") or image.get("coco_url")
     return name if isinstance(name, str) else ""
 
 

@@ -48,7 +48,8 @@ def split_name(file: Path) -> str:
     plain = re.sub(r"(19|20)\d\d$", "", re.sub("^instances_", "", file.stem, flags=re.IGNORECASE)).rstrip(
         "_-"
     )
-    words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
+    called = re.split(r"[_\-. ]", plain.lower())
+    words = [word for word in called if word in SPLITS] or [*{*map(split_called, called)} & {*SPLITS}]
     if len(words) == 1:
         return words[0]
     return folder if folder in SPLITS and re.fullmatch(ONE_PART, file.name) else plain or file.stem

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from ghmdet.data.annotations import load_json
 from ghmdet.data.coco import is_labelme
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import SPLITS, read_lines, read_text, split_called
+from ghmdet.data.layout import SPLITS, by_split, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending
 from ghmdet.data.values import flag, number, numbers, shown
@@ -66,19 +66,18 @@ class OneFileEach:
         for name, folder in inside.items():
             if name.lower() in FOLDERS and self._below(tree, folder):
                 lists = {Path(file).stem: Place(folder, Path(file)) for file in _lists(tree)}
-                parts = {
-                    split_called(part): place
-                    for part, place in tree.folders(folder).items()
-                    if self._below(tree, place)
-                }
-                if lists or not parts or not set(parts) <= set(SPLITS) or tree.files(folder, self.ending):
-                    return lists or {"train": Place(folder)}
+                below = {part: at for part, at in tree.folders(folder).items() if self._below(tree, at)}
+                parts = by_split(below)
+                if lists:
+                    return by_split(lists)
+                if not parts or not set(parts) <= set(SPLITS) or tree.files(folder, self.ending):
+                    tree.one_part(folder)
+                    return {"train": Place(folder)}
                 return {part: Place(place) for part, place in parts.items()}
         found = {
-            split_called(name): Place(folder)
-            for name, folder in inside.items()
-            if self._own(tree.files(folder, self.ending))
-            or (split_called(name) in SPLITS and self._below(tree, folder))
+            name: Place(folder)
+            for name, folder in by_split(inside).items()
+            if self._own(tree.files(folder, self.ending)) or (name in SPLITS and self._below(tree, folder))
         }
         return found or ({"train": Place(tree.root)} if self._own(tree.files(tree.root, self.ending)) else {})
 

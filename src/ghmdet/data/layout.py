@@ -3,24 +3,39 @@
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from ghmdet.data.records import VALIDATION_NAMES
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 SPLITS = ("train", *VALIDATION_NAMES, "test")
+MEANT = {"training": "train", "dev": "val", "eval": "val", "testing": "test"}
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+T = TypeVar("T")
 DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 
 
 def split_called(folder: str) -> str:
     """The split that a folder's name means, in lower case; the name itself where it means none.
 
-    >>> split_called("Train"), split_called("Cam1")
-    ('train', 'Cam1')
+    >>> [split_called(name) for name in ("Train", "val2017", "Testing", "Cam1")]
+    ['train', 'val', 'test', 'Cam1']
     """
-    return folder.lower() if folder.lower() in SPLITS else folder
+    word = re.sub(r"[-_ ]?(19|20)\d\d$", "", folder.lower())
+    return MEANT.get(word, word if word in SPLITS else folder)
+
+
+def by_split(places: Mapping[str, T]) -> dict[str, T]:
+    """Places by the split that each one's name means; by their own names where two mean one.
+
+    >>> by_split({"Training": 1, "val2014": 2, "val2017": 3})
+    {'train': 1, 'val2014': 2, 'val2017': 3}
+    """
+    times = Counter(map(split_called, places))
+    return {called if times[called := split_called(name)] == 1 else name: p for name, p in places.items()}
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -48,7 +63,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({said}): check the path and its permissions") from None
     declared = DECLARED.match(raw)
     encoding = declared.group(1).decode() if declared else "UTF-8"
-    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if raw[:2] in UTF16:
         encoding = "UTF-16"
     try:
         text = raw.decode("utf-8-sig" if encoding.upper() == "UTF-8" else encoding)

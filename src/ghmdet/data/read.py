@@ -5,7 +5,7 @@ import gc
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ class DataSet:
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
             for split in self.splits.keys() - {name}:
-                self.tree.used.update(reader.files(self.tree, split, self.splits[split]))
+                with suppress(DataError):  # said where it is asked for
+                    self.tree.used.update(reader.files(self.tree, split, self.splits[split]))
             folders = filter(os.path.isdir, sorted({os.path.dirname(file) for file in self.tree.used}))
             left = self.tree.left_over([self.tree.root] if self.tree.whole else folders)
         return dataclasses.replace(data, problems=(*data.problems, *left))

@@ -3,6 +3,7 @@
 import filecmp
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.layout import SPLITS, split_names
+from ghmdet.data.layout import SPLITS, by_split, split_called, split_names
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -67,6 +68,11 @@ def looks_like_label(path: str) -> bool:
         return False
 
 
+def _composed(name: str) -> str:
+    """A name with its accents as parts of their letters: macOS writes them apart, most else does not."""
+    return unicodedata.normalize("NFC", name)
+
+
 class Folder(NamedTuple):
     """What lies in a folder: the names to walk, in order; which are folders; its files by stem; the hidden ones."""
 
@@ -119,7 +125,7 @@ class Tree:
             if is_folder:
                 seen.folders.add(name)
             else:
-                seen.stems.setdefault(os.path.splitext(name)[0], []).append(name)
+                seen.stems.setdefault(_composed(os.path.splitext(name)[0]), []).append(name)
         return seen
 
     def folders(self, path: str) -> dict[str, str]:
@@ -134,6 +140,20 @@ class Tree:
             alike = (folder for own, folder in there.items() if own.lower() == name.lower())
             path = there.get(name) or next(alike, below(path, name))
         return path
+
+    def part(self, path: str, split: str) -> str:
+        """The path of the folder in another one whose name means a split."""
+        return by_split(self.folders(path)).get(split) or below(path, split)
+
+    def one_part(self, top: str) -> None:
+        """Make sure that all below a folder can be one split; raises DataError where a folder means val or test."""
+        for folder in dict.fromkeys(map(os.path.dirname, self.walk(top))):
+            for name in os.path.relpath(folder, top).split(os.sep):
+                if split_called(name) in SPLITS[1:]:
+                    raise DataError(
+                        f"{folder}: pictures of split {split_called(name)} in a folder that is read as one split: give"
+                        f" train and {split_called(name)} folders side by side, or move this one away"
+                    )
 
     def homes(self, folder: str, among: Sequence[str], instead: Sequence[str]) -> list[str]:
         """The folders with one of the names `instead` in the place of the last of the names `among` in a folder's path,
@@ -171,11 +191,11 @@ class Tree:
     def has(self, path: str) -> bool:
         """Whether there is such a file."""
         folder, name = os.path.split(path)
-        return name in self.folder(folder).stems.get(os.path.splitext(name)[0], ())
+        return name in self.folder(folder).stems.get(_composed(os.path.splitext(name)[0]), ())
 
     def named(self, folder: str, stem: str, endings: Iterable[str]) -> list[str]:
         """The files in a folder that have this stem and one of the endings, in lower or upper case."""
-        names = self.folder(folder).stems.get(stem, ())
+        names = self.folder(folder).stems.get(_composed(stem), ())
         return [below(folder, name) for name in names if ending(name) in endings]
 
     def walk(self, top: str) -> Iterator[str]:
@@ -212,11 +232,11 @@ class Tree:
         if not lost:
             return list(exact)
         if any(exact):
-            lost = {name: None for name in lost if FOREIGN.search(name)}
+            lost = {name: None for name in lost if FOREIGN.search(name) or not name.isascii()}
         taken, own = set(exact), set(split_names(split))
         there: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
         for path in self.pictures(top) if lost else ():
-            parts = os.path.relpath(path, top).casefold().split(os.sep)
+            parts = _composed(os.path.relpath(path, top).casefold()).split(os.sep)
             splits = {word for part in parts[:-1] for word in WORDS.findall(part) if word in SPLITS}
             if path not in taken and (not splits or splits & own):
                 there[parts[-1]].append((parts, path))
@@ -282,7 +302,7 @@ def _hidden(path: str) -> Iterator[str]:
 def _meant(name: str, there: dict[str, list[tuple[list[str], str]]]) -> str | None:
     """The one picture that a name of elsewhere can mean, by the longest end of its path; None where there are more."""
     for text in (name, unquote(name)):
-        parts = [part for part in SEPARATORS.split(text.casefold()) if part]
+        parts = [part for part in SEPARATORS.split(_composed(text.casefold())) if part]
         while parts and ending(parts[-1]) not in EXTENSIONS:
             parts.pop()
         candidates = there.get(parts[-1] if parts else "", ())

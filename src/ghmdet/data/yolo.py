@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import SPLITS, checked_classes, read_lines, read_text
+from ghmdet.data.layout import SPLITS, UTF16, checked_classes, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import Tree, below, ending
 from ghmdet.data.values import shown, whole
@@ -51,10 +51,7 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
     if not tree.whole:
         raise DataError(f"{tree.given}: names no pictures: give train, val or test a folder")
     layouts = [
-        *(
-            {split: tree.at(tree.root, *(name or split for name in names)) for split in SPLITS}
-            for names in FOLDERS
-        ),
+        *({split: _folder(tree, split, names) for split in SPLITS} for names in FOLDERS),
         {split: below(tree.root, f"{split}.txt") for split in SPLITS},
         {"train": tree.at(tree.root, "images")},
         {"train": tree.root},
@@ -66,8 +63,17 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
             if _is_labelled(tree, split, place)
         }
         if found:
+            if len(layout) == 1:
+                tree.one_part(layout["train"])
             return found
     return {}
+
+
+def _folder(tree: Tree, split: str, names: Sequence[str]) -> str:
+    path = tree.root
+    for name in names:
+        path = tree.at(path, name) if name else tree.part(path, split)
+    return path
 
 
 def _is_labelled(tree: Tree, split: str, place: str) -> bool:
@@ -152,10 +158,13 @@ def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
 def _place(base: Path, entry: str) -> str:
     """The path of an entry. One that is not there may be of another machine: its longest end that is below the base.
 
-    Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt.
+    Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt. The name of a split is
+    never left out: images/ may hold all of them.
     """
     parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
-    places = (base / entry, *(base.joinpath(*parts[start:]) for start in range(len(parts))))
+    named = [at for at, part in enumerate(parts) if split_called(os.path.splitext(part)[0]) in SPLITS]
+    starts = range(named[-1] + 1 if named else len(parts))
+    places = (base / entry, *(base.joinpath(*parts[start:]) for start in starts))
     there = (
         path for path in places if path.exists() or ("*" in entry and any(iglob(str(path), recursive=True)))
     )
@@ -309,7 +318,8 @@ def read_split(
 
 def label_lines(label: str) -> list[str]:
     """The rows of a label file."""
-    return Path(label).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    raw = Path(label).read_bytes()
+    return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig", errors="replace").splitlines()
 
 
 class Rows:

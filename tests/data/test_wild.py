@@ -1,0 +1,137 @@
+"""Sets as other tools and other machines write them: what their own readers read is read here, nothing else is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from ghmdet.data import read_data
+from ghmdet.errors import DataError
+from small_sets import Picture, coco_content, draw, three_pictures, write_coco, write_voc, write_yolo
+
+VAL = [Picture("v.jpg", boxes=[(1, 5, 5, 25, 35)])]
+
+
+def refusal(path: Path, split: str = "train") -> str:
+    with pytest.raises(DataError) as caught:
+        read_data(path, split)
+    return str(caught.value)
+
+
+def names(root: Path, split: str = "train") -> list[str]:
+    records = read_data(root, split).records
+    return sorted(record.path.name for record in records)
+
+
+# --- the names of parts
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("train2017", "val2017"), ("training", "validation"), ("Training", "eval"), ("train_2021", "dev")],
+)
+def test_folders_that_mean_splits_are_not_one_part(tmp_path: Path, train: str, val: str) -> None:
+    for write in (write_yolo, write_coco):
+        write(tmp_path / write.__name__, three_pictures(), train)
+        write(tmp_path / write.__name__, VAL, val)
+    for part, pictures in ((train, three_pictures()), (val, VAL)):
+        write_voc(tmp_path / "a", pictures)
+        shutil.move(tmp_path / "a" / "Annotations", tmp_path / "voc" / "Annotations" / part)
+        shutil.move(tmp_path / "a" / "JPEGImages", tmp_path / "voc" / "JPEGImages" / part)
+        shutil.rmtree(tmp_path / "a")
+    for place in ("write_yolo", "voc") if train[0] == "T" else ("write_yolo", "write_coco", "voc"):
+        assert names(tmp_path / place) == ["a.jpg", "b.jpg", "c.jpg"]
+        assert names(tmp_path / place, "val") == ["v.jpg"]
+
+
+def test_a_part_below_pictures_of_no_part_is_refused(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", three_pictures(), "cam1")
+    write_yolo(tmp_path / "yolo", VAL, "cam2/val")
+    assert "images/cam2/val: pictures of split val" in refusal(tmp_path / "yolo")
+    write_voc(tmp_path / "voc", three_pictures())
+    shutil.rmtree(tmp_path / "voc" / "ImageSets")
+    (tmp_path / "voc" / "Annotations" / "cam2" / "Test").mkdir(parents=True)
+    shutil.copy(
+        tmp_path / "voc" / "Annotations" / "a.xml", tmp_path / "voc" / "Annotations" / "cam2" / "Test"
+    )
+    assert "Annotations/cam2/Test: pictures of split test" in refusal(tmp_path / "voc")
+
+
+def test_unlabelled_test_pictures_are_no_background(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "a", three_pictures())
+    for folder in ("images/train", "labels/train"):
+        shutil.copytree(tmp_path / "a" / folder, tmp_path / "set", dirs_exist_ok=True)
+    shutil.copy(tmp_path / "a" / "classes.txt", tmp_path / "set")
+    draw(tmp_path / "set" / "test" / "x.jpg", 60, 40)
+    assert "test: pictures of split test" in refusal(tmp_path / "set")
+
+
+def test_an_entry_of_a_part_is_never_the_folder_of_all_parts(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    write_yolo(tmp_path, VAL, "val")
+    entries = {"train": "/home/me/pets/train/images", "val": "..\\valid\\images"}
+    (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cat", "dog", "emu"], **entries}))
+    assert "train/images: no such folder" in refusal(tmp_path)
+    entries = {"train": "/home/train/pets/images/train", "val": "../images/val"}
+    (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cat", "dog", "emu"], **entries}))
+    assert (names(tmp_path), names(tmp_path, "val")) == (["a.jpg", "b.jpg", "c.jpg"], ["v.jpg"])
+
+
+@pytest.mark.parametrize("absent", ["test", "val"])
+def test_a_part_that_is_not_there_is_missed_where_it_is_asked_for(tmp_path: Path, absent: str) -> None:
+    write_yolo(tmp_path, three_pictures())
+    write_yolo(tmp_path, VAL, "other")
+    parts = {"train": "images/train", "val": "images/other", "test": "images/other"} | {
+        absent: f"../{absent}/images"
+    }
+    (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cat", "dog", "emu"], **parts}))
+    assert len(read_data(tmp_path, "train").records) == 3
+    assert f"{absent}/images: no such folder" in refusal(tmp_path, absent)
+
+
+# --- names and texts of other machines
+
+
+def test_a_picture_without_a_file_name_is_named_by_its_url(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, three_pictures())
+    content = coco_content(three_pictures())
+    for image in content["images"]:
+        image["coco_url"] = "http://images.cocodataset.org/train2017/" + image.pop("file_name")
+    file.write_text(json.dumps(content))
+    data = read_data(tmp_path)
+    assert [record.path.name for record in data.records] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert [len(record.boxes) for record in data.records] == [2, 2, 0]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("others", [[], [Picture("plain.jpg")]])
+def test_accents_that_two_systems_write_differently_are_one_name(
+    tmp_path: Path, form: str, others: list[Picture]
+) -> None:
+    pictures = [Picture("größe 개.jpg", boxes=[(1, 5, 5, 25, 35)]), *others]
+    write_coco(tmp_path / "COCO", pictures)
+    write_voc(tmp_path / "VOC", pictures)
+    write_yolo(tmp_path / "YOLO", pictures)
+    for path in [*tmp_path.rglob("*.jpg")]:
+        path.rename(path.with_name(unicodedata.normalize(form, path.name)))
+    for path in [*tmp_path.rglob("*.xml"), *tmp_path.rglob("gr*.txt")]:
+        path.rename(path.with_name(unicodedata.normalize("NFC" if form == "NFD" else "NFD", path.name)))
+    for place in ("COCO", "VOC", "YOLO"):
+        data = read_data(tmp_path / place)
+        assert all(record.path.is_file() for record in data.records)
+        assert data.records.boxes.round(3).tolist() == [[5, 5, 25, 35]]
+        assert not [problem for problem in data.problems if "no split" in problem.kind]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_label_files_that_windows_wrote_are_read(tmp_path: Path, encoding: str) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    boxes = read_data(tmp_path).records.boxes
+    for file in labels.iterdir():
+        text = file.read_text().replace("\n", "\r\n")
+        file.write_bytes(("\ufeff" * (encoding == "utf-16-le") + text).encode(encoding))
+    assert read_data(tmp_path).records.boxes.tolist() == boxes.tolist()
