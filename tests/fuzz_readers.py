@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import re
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -187,7 +188,8 @@ def damaged(folder: Path, rng: random.Random) -> Iterator[str]:
 
 
 def fuzz(root: Path, count: int, seed: int = 0, say: Callable[[str], None] = print) -> dict[str, int]:
-    """How often a damaged set was read and refused, and how often a reader crashed; tells what crashed it."""
+    """How often a damaged set was read and refused, and how often a reader crashed; tells what crashed it, and each
+    5,000 sets how far it is."""
     folders, outcome = write_sets(root), {"read": 0, "refused": 0, "crashed": 0}
     for number in range(count):
         rng = random.Random(f"{seed} {number}")
@@ -206,6 +208,8 @@ def fuzz(root: Path, count: int, seed: int = 0, say: Callable[[str], None] = pri
                 result = "crashed"
                 say(f"number {number}:\n{told}\n{traceback.format_exc()}")
             outcome[result] += 1
+        if (number + 1) % 5000 == 0:
+            say(f"{number + 1:,} of {count:,}: {outcome}")
     return outcome
 
 
@@ -214,6 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a file too shows how far it is
     with tempfile.TemporaryDirectory() as home:
         found = fuzz(Path(home), given.count, given.seed)
     print(found)

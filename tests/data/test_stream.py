@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tracemalloc
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ghmdet.data import annotations, read_data
 from ghmdet.data import stream as module
 from ghmdet.data.annotations import load_json, read_annotations
+from ghmdet.data.collector import judge_box, sound
 from ghmdet.data.stream import NotPlain, stream
 from ghmdet.errors import DataError
 
@@ -75,6 +78,89 @@ def test_in_parts_it_says_what_it_says_as_a_whole(
         stream(file)
         in_parts = outcome(file)
     np.testing.assert_equal(in_parts, outcome(json.loads(file.read_text(encoding="utf-8"))))
+
+
+def none_is_sound(corners: Any, sizes: Any) -> Any:
+    return np.zeros(len(corners), dtype=bool)
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=CONTENT)
+def test_boxes_judged_at_once_are_what_each_judged_alone_is(content: Any) -> None:
+    at_once = outcome(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotations, "sound", none_is_sound)
+        np.testing.assert_equal(at_once, outcome(content))
+
+
+SIDES = [-1.0, -0.04, 0.0, 0.5, 0.97, 1.0, 1.5, 9.0, 10.0, 10.04, 11.0, np.inf, np.nan, 1e308]
+
+
+@pytest.mark.parametrize("size", [(10.0, 10.0), (1.0, 10.0), (np.inf, np.inf)])
+def test_of_a_sound_box_nothing_is_to_be_said(size: tuple[float, float]) -> None:
+    corners = np.array(list(itertools.product(SIDES, repeat=4)))
+    found = corners[sound(corners, np.array(size))].tolist()
+    assert all(judge_box(tuple(box), *size) == (None, tuple(box)) for box in found)
+    if size == (10.0, 10.0):
+        assert len(found) == 11 * 11  # along a side: 0 to 1.5, 9, 10; and 0.5, 0.97, 1 and 1.5 to 9, 10
+
+
+def test_a_picture_of_sound_boxes_is_read_as_one_of_boxes_judged_alone(tmp_path: Path) -> None:
+    image = {"file_name": "a.jpg", "width": 60, "height": 40}
+    shapes = [
+        [1, 2, 30, 20],
+        [0, 0, 60, 40],
+        [5, 5, 70, 9],
+        [3.5, 4.25, 0.5, 9],
+        [30, 20, 30.5, 20],
+        [1, 1, 0, 9],
+    ]
+    boxes = [
+        {
+            "id": 9 - i,
+            "image_id": 1 + i % 3,
+            "category_id": 1 + i % 2,
+            "bbox": box,
+            "area": [7, 1e9, None][i % 3],
+        }
+        for i, box in enumerate(shapes + shapes[:3])
+    ]
+    boxes[1]["iscrowd"] = 1
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": i, **image, "file_name": f"{i}.jpg"} for i in (2, 1, 3)],
+                "annotations": boxes,
+                "categories": [{"id": 2, "name": "two"}, {"id": 1, "name": "one"}],
+            }
+        )
+    )
+
+    def read() -> Any:
+        data = read_data(tmp_path, "train", classes=("two", "three"))
+        records = data.records
+        columns = (
+            records.image_ids,
+            records.offsets,
+            records.boxes,
+            records.labels,
+            records.crowd,
+            records.area,
+        )
+        return [column.tolist() for column in columns], data.problems
+
+    at_once = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotations, "sound", none_is_sound)
+        assert read() == at_once
+    assert at_once[0][2] == [[0, 0, 60, 40], [0, 0, 60, 40], [3.5, 4.25, 4, 13.25]]
+    assert sorted({problem.kind for problem in at_once[1]}) == [
+        "box under one pixel",
+        "empty box",
+        "picture without a sound label",
+        "unknown class",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -237,32 +237,38 @@ def test_reliability_is_the_share_that_hits_in_each_tenth() -> None:
         assert stairs(below, name) == by_region(mine, [1.0] * len(mine), 10)
 
 
+@pytest.fixture
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Matplotlib 3.9 calls what pyparsing 3.3 calls old.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib|pyparsing")
+        yield
+
+
+@pytest.mark.usefixtures("no_warning")
 @pytest.mark.parametrize("draw", SPECTRUM_FIGURES, ids=lambda draw: draw.__name__)
 def test_nothing_at_all_can_be_drawn_without_a_warning(
     draw: Callable[[SpectrumCounts], Figure], tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = draw(SpectrumCounts.empty(CLASSES, STRIDES))
-        figures.save_figure(figure, tmp_path / "figure")
+    figure = draw(SpectrumCounts.empty(CLASSES, STRIDES))
+    figures.save_figure(figure, tmp_path / "figure")
 
 
+@pytest.mark.usefixtures("no_warning")
 @pytest.mark.parametrize("name", ["红血球", "z" * 300, "$x_1$", "😀"])
 def test_any_class_name_can_be_drawn_without_a_warning(name: str, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = figures.draw_precision_recall({name: {"precision": [0.5] * 101}, "b": None})
-        figures.save_figure(figure, tmp_path / "a")
-        svg = figures.inline_svg(figure, "a", "b")
+    figure = figures.draw_precision_recall({name: {"precision": [0.5] * 101}, "b": None})
+    figures.save_figure(figure, tmp_path / "a")
+    svg = figures.inline_svg(figure, "a", "b")
     assert (name if len(name) < 32 else "z" * 31 + "…") in svg
 
 
+@pytest.mark.usefixtures("no_warning")
 def test_no_detections_can_be_drawn_without_a_warning(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        nothing = reliability(np.zeros(0), np.zeros(0, bool))
-        assert nothing
-        figures.save_figure(figures.draw_reliability(nothing), tmp_path / "figure")
+    nothing = reliability(np.zeros(0), np.zeros(0, bool))
+    assert nothing
+    figures.save_figure(figures.draw_reliability(nothing), tmp_path / "figure")
 
 
 def test_a_figure_is_saved_alike_each_time_and_its_text_is_text(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghmdet.data.collector import MENDS, UNCLEAR, judge_box
+from ghmdet.data.collector import MENDS, UNCLEAR, judge_box, sound
 from ghmdet.data.layout import class_name, read_text
 from ghmdet.data.records import Problem, Severity
 from ghmdet.data.stream import Boxes, stream
@@ -49,9 +48,10 @@ class CocoAnnotations:
     file: its name in errors. images: the record of each id, in the file's order. categories: the name of each id, in
     the ids' order. Of each box, record: how errors name it; image: its image's place in `images`; category: an id;
     box: x, y, width, height in pixels as written; area: square pixels, NaN where none is given; crowd: whether it is a
-    crowd region. Of each image, rejected: how many of its annotations could not be read. first: the id that each id of
-    an image stands for, another one's where both records name one picture. left_out: the ids of images that count for
-    nothing: further records of a picture, and pictures of which no annotation makes sense.
+    crowd region; plain: whether nothing at all is to be said of it (not all such are marked). Of each image, rejected:
+    how many of its annotations could not be read. first: the id that each id of an image stands for, another one's
+    where both records name one picture. left_out: the ids of images that count for nothing: further records of a
+    picture, and pictures of which no annotation makes sense.
     """
 
     file: str
@@ -63,6 +63,7 @@ class CocoAnnotations:
     box: NDArray[np.float64]
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    plain: NDArray[np.bool_]
     rejected: NDArray[np.int64]
     first: Mapping[int | None, int]
     left_out: set[int]
@@ -88,66 +89,83 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
 
     images, sizes, first, left_out = _images(content["images"], report)
     categories = _categories(content, file)
+    given = content["annotations"] if boxes else ()
+    annotations, ids = given if isinstance(given, Boxes) else Boxes(given), list(images)
     places = {image_id: place for place, image_id in enumerate(images)}
-    where, which = array("q"), array("q")  # place of the record and of the image
-    labels, corners, areas, crowds = array("q"), array("d"), array("d"), bytearray()
     rejected, merged = Counter[int](), {other for image_id, other in first.items() if image_id != other}
-    annotations: Sequence[Any] = content["annotations"] if boxes else ()
-    ids = list(images)
-    named = _Records(annotations, images, ids, where, which)
-    for place, annotation in enumerate(annotations):
+    own, image_ids, category, box, area, crowd = annotations.columns()
+    image = _found(image_ids, {key: places[first[key]] for key in first})
+    limits = np.array([*sizes.values(), [0.0, 0.0]])[image]
+    kept = (
+        sound(corners_of(box), limits) & ~((area < 0) | np.isinf(area)) & np.isin(category, list(categories))
+    )
+    plain = kept & np.isfinite(limits).all(axis=1)
+    for place in np.flatnonzero(~kept).tolist():
+        annotation = annotations[place]
         if not isinstance(annotation, Mapping):
             report("malformed annotation", f"annotations[{place}]", annotation, "write an object")
             continue
         image_id = first.get(whole(annotation.get("image_id")))
         if image_id is None:
             mend = "name an image of the list 'images' or remove it"
-            report("unknown image id", named.of(place), annotation.get("image_id"), mend)
+            report("unknown image id", _record(annotation, place, images), annotation.get("image_id"), mend)
             continue
-        category, bbox, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
-        box = box_of(annotation)
-        crowd, square = flag(annotation.get("iscrowd")), number(area)
+        label, bbox, written = (annotation.get(key) for key in ("category_id", "bbox", "area"))
+        corners = box_of(annotation)
+        apart, square = flag(annotation.get("iscrowd")), number(written)
         rejected[image_id] += 1
-        if whole(category) not in categories:
+        if whole(label) not in categories:
             report(
                 "unknown class",
-                named.of(place, image_id),
-                category,
+                _record(annotation, place, images, image_id),
+                label,
                 "name a category of the list 'categories'",
             )
             continue
-        if box is None or len(box) != 4:
+        if corners is None or len(corners) != 4:
             report(
-                "malformed box", named.of(place, image_id), bbox, "write four numbers: x, y, width, height"
+                "malformed box",
+                _record(annotation, place, images, image_id),
+                bbox,
+                "write four numbers: x, y, width, height",
             )
             continue
-        kind, kept = judge_box((box[0], box[1], box[0] + box[2], box[1] + box[3]), *sizes[image_id])
-        if kind and kept is None:
-            report(kind, named.of(place, image_id), bbox, MENDS[kind])
-        elif crowd is None:
-            report("malformed iscrowd", named.of(place, image_id), annotation["iscrowd"], "write 0 or 1")
+        x, y, w, h = corners
+        kind, inside = judge_box((x, y, x + w, y + h), *sizes[image_id])
+        if kind and inside is None:
+            report(kind, _record(annotation, place, images, image_id), bbox, MENDS[kind])
+        elif apart is None:
+            report(
+                "malformed iscrowd",
+                _record(annotation, place, images, image_id),
+                annotation["iscrowd"],
+                "write 0 or 1",
+            )
         else:
             rejected[image_id] -= 1
-            if area is not None and (square is None or square < 0 or math.isinf(square)):
-                report("malformed area", named.of(place, image_id), area, "taken from the box", "warning")
+            if written is not None and (square is None or square < 0 or math.isinf(square)):
+                report(
+                    "malformed area",
+                    _record(annotation, place, images, image_id),
+                    written,
+                    "taken from the box",
+                    "warning",
+                )
                 square = None
-            where.append(place)
-            which.append(places[image_id])
-            labels.append(whole(category) or 0)
-            corners.extend(box)
-            areas.append(math.nan if square is None else square)
-            crowds.append(crowd)
-    image, label = np.asarray(which, dtype=np.int64), np.asarray(labels, dtype=np.int64)
-    sides = np.asarray(corners, dtype=np.float64).reshape(-1, 4)
-    order = np.argsort(image, kind="stable")
+            kept[place], image[place], category[place] = True, places[image_id], whole(label)
+            box[place], area[place] = corners, math.nan if square is None else square
+            crowd[place] = apart
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(image[rows], kind="stable")]
     if merged:
         alike = {
-            (image[row], label[row], *sides[row].tolist()) if ids[image[row]] in merged else row: row
-            for row in order.tolist()
+            (image[row], category[row], *box[row].tolist()) if ids[image[row]] in merged else row: row
+            for row in rows.tolist()
         }
-        order = np.array([row for row in alike.values() if ids[image[row]] not in left_out], dtype=np.int64)
-    sound = np.bincount(image[order], minlength=len(images)) > 0
-    unclear = [i for i in images if rejected[i] and not sound[places[i]] and i not in left_out]
+        rows = np.array([row for row in alike.values() if ids[image[row]] not in left_out], dtype=np.int64)
+    image = image[rows]
+    labelled = np.bincount(image, minlength=len(images)) > 0
+    unclear = [i for i in images if rejected[i] and not labelled[places[i]] and i not in left_out]
     if unclear:
         name = str(images[unclear[0]].get("file_name", unclear[0]))
         problems.append(Problem("error", UNCLEAR, file, "", name, MENDS[UNCLEAR], len(unclear)))
@@ -155,12 +173,13 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         file,
         images,
         categories,
-        _Records(annotations, images, ids, np.asarray(where, dtype=np.int64)[order], image[order]),
-        image[order],
-        label[order],
-        sides[order],
-        np.asarray(areas, dtype=np.float64)[order],
-        np.array(crowds, dtype=np.bool_)[order],
+        _Records(own[rows], annotations.odd, rows, images, ids, image),
+        image,
+        category[rows],
+        box[rows],
+        area[rows],
+        crowd[rows],
+        plain[rows],
         np.array([rejected[image_id] for image_id in images], dtype=np.int64),
         first,
         left_out.union(unclear),
@@ -168,32 +187,47 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     )
 
 
+def _found(keys: NDArray[np.int64], places: Mapping[int | None, int]) -> NDArray[np.int64]:
+    """The place of each key; -1 where it has none."""
+    known, values = (np.fromiter(part, np.int64, len(places)) for part in (places, places.values()))
+    order = np.argsort(known)
+    at = np.searchsorted(known, keys, sorter=order)
+    return np.where(np.append(known[order], 0)[at] == keys, np.append(values[order], -1)[at], -1)
+
+
+def corners_of(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The corners x1 y1 x2 y2 of boxes x y width height [n, 4]."""
+    with np.errstate(all="ignore"):  # of numbers that `judge_box` refuses
+        return np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
+
+
+def _record(
+    annotation: Mapping[str, Any], place: int, images: Mapping[int, Any], image_id: int | None = None
+) -> str:
+    """How errors name the annotation at a place, with the name of its image where it has one."""
+    record = f"annotation id {shown(annotation['id'])}" if "id" in annotation else f"annotations[{place}]"
+    return record if image_id is None else f"{record} of '{images[image_id].get('file_name', image_id)}'"
+
+
 @dataclass(frozen=True)
 class _Records(Sequence[str]):
-    """How errors name the record of each box, made when one is asked for."""
+    """How errors name the record of each box, made when one is asked for: of each box the record's id, or the record
+    itself in `odd` by its place, and that of its image."""
 
-    annotations: Sequence[Any]
-    images: dict[int, Mapping[str, Any]]
+    numbers: NDArray[np.int64]
+    odd: Mapping[int, Any]
+    where: NDArray[np.int64]
+    images: Mapping[int, Any]
     ids: Sequence[int]
-    where: Any
-    """The place of each box's record."""
-    which: Any
-    """The place of each box's image."""
-
-    def of(self, place: int, image_id: int | None = None) -> str:
-        """The name of the annotation at a place, with that of its image where it has one."""
-        annotation = self.annotations[place]
-        known = "id" in annotation
-        record = f"annotation id {shown(annotation['id'])}" if known else f"annotations[{place}]"
-        if image_id is None:
-            return record
-        return f"{record} of '{self.images[image_id].get('file_name', image_id)}'"
+    which: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.where)
 
     def __getitem__(self, row: Any) -> Any:
-        return self.of(int(self.where[row]), self.ids[int(self.which[row])])
+        place = int(self.where[row])
+        annotation = self.odd.get(place, {"id": int(self.numbers[row])})
+        return _record(annotation, place, self.images, self.ids[int(self.which[row])])
 
 
 def _images(

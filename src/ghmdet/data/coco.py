@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ghmdet.data.annotations import CocoAnnotations, name_of, read_annotations
+from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
 from ghmdet.data.collector import Collector
 from ghmdet.data.layout import SPLITS, checked_classes, read_text, split_called
 from ghmdet.data.records import DetectionData
@@ -165,22 +166,36 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
     for image_id in read.images.keys() - named.keys():
         mend = "give it an id and a file_name"
         collect.report("malformed image record", f"image id {image_id}", shown(read.images[image_id]), mend)
-    ends = itertools.pairwise(np.searchsorted(read.image, np.arange(len(read.images) + 1)).tolist())
-    rows = dict(zip(read.images, zip(ends, read.rejected.tolist(), strict=True), strict=True))
-    for (image_id, name), place in zip(named.items(), places, strict=True):
+    labels = {name: label for label, name in enumerate(classes)}
+    known = np.array([labels.get(name, -1) for name in read.categories.values()], dtype=np.int32)
+    label = known[np.searchsorted(list(read.categories), read.category)]
+    starts = np.searchsorted(read.image, np.arange(len(read.images) + 1))
+    told = np.diff(
+        np.append(0, np.cumsum(~read.plain | (label < 0)))[starts]
+    )  # boxes of which there is something to say
+    about = zip(
+        read.images, itertools.pairwise(starts.tolist()), read.rejected.tolist(), told.tolist(), strict=True
+    )
+    columns, found = (corners_of(read.box), label, read.crowd, read.area), iter(places)
+    for image_id, (start, end), rejected, flawed in about:
+        if image_id not in named:
+            continue
+        name, place, image = named[image_id], next(found), read.images[image_id]
         if image_id in read.left_out:
             continue
         if place is not None and place != below(home, name):
             name = os.path.relpath(place, home)
-        image, ((start, end), rejected) = read.images[image_id], rows[image_id]
         size = image.get("width"), image.get("height")
-        if collect.add_image(image_id, name, size, f"image '{name}'", rejected):
-            columns = (read.box, read.category, read.crowd, read.area)
-            for row, box, category, crowd, area in zip(
-                range(start, end), *(column[start:end].tolist() for column in columns), strict=True
-            ):
-                x, y, w, h = box
-                label, corners = read.categories[category], (x, y, x + w, y + h)
-                collect.add_box(corners, label, partial(_told, read, row), crowd=crowd, area=area)
+        if not collect.add_image(image_id, name, size, f"image '{name}'", rejected):
+            continue
+        boxes: list[Any] = [column[start:end] for column in columns]
+        if not flawed:
+            collect.add_sound(*boxes)
+            continue
+        names = [read.categories[category] for category in read.category[start:end].tolist()]
+        for row, name, corners, _, crowd, area in zip(
+            range(start, end), names, *(column.tolist() for column in boxes), strict=True
+        ):
+            collect.add_box(corners, name, partial(_told, read, row), crowd=crowd, area=area)
     where = tree.given if tree.whole else file  # the file given may be that of another split
     return collect.pack(where, "COCO", split, _category_ids(classes, read.categories))

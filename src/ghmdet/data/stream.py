@@ -3,9 +3,12 @@
 import json
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 CHUNK = 1 << 20  # characters
 LONGEST = 64  # chunks of one value
@@ -14,7 +17,7 @@ HALF = re.compile(r"\\u[dD][89a-fA-F]")
 IMAGE = ("id", "file_name", "width", "height")
 BOX = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 EXACT = 1 << 53  # up to which a float holds each whole number
-ODD, NO_AREA = 64, 32
+WHOLE, NO_AREA, ODD, CROWD = (1, 2, 4, 8, 16), 32, 64, 128  # bits of `kinds`
 
 
 class NotPlain(ValueError):
@@ -22,40 +25,53 @@ class NotPlain(ValueError):
 
 
 class Boxes(Sequence[Any]):
-    """The list `annotations` in columns; a record comes out as it went in, without what tells nothing of its box."""
+    """The list `annotations` in columns; a record comes out as it went in, without what tells nothing of its box.
 
-    def __init__(self) -> None:
+    Of each record, ids: its own, its image's and its category's; values: x, y, width, height and area; kinds: a byte
+    that says which values were whole numbers, whether there is an area and whether it is a crowd. A record that these
+    do not hold is in `odd` by its place, and its kind is ODD.
+    """
+
+    def __init__(self, records: Iterable[Any]) -> None:
         self.ids, self.values, self.kinds = array("q"), array("d"), bytearray()
         self.odd: dict[int, Any] = {}
+        for record in records:
+            self._append(record)
 
-    def append(self, record: Any) -> None:
-        """Keep a record."""
+    def _append(self, record: Any) -> None:
         try:
-            ids = [record["id"], record["image_id"], record["category_id"]]
+            ids = (record["id"], record["image_id"], record["category_id"])
             area, crowd = record.get("area"), record.get("iscrowd", 0)
-            values = [*record["bbox"], 0 if area is None else area]
-            kind = NO_AREA if area is None else 0
-            for bit, value in enumerate(values):
+            values = (*record["bbox"], 0 if area is None else area)
+            kind = (NO_AREA if area is None else 0) | (CROWD if crowd else 0)
+            for bit, value in zip(WHOLE, values, strict=True):
                 if type(value) is int and -EXACT <= value <= EXACT:
-                    kind |= 1 << bit
+                    kind |= bit
                 elif type(value) is not float:
                     raise TypeError
-            if len(values) != 5 or not all(type(one) is int for one in (*ids, crowd)) or crowd not in (0, 1):
+            if any(type(one) is not int for one in (*ids, crowd)) or crowd not in (0, 1):
                 raise TypeError
-            self.ids.extend([*ids, crowd])
-        except (AttributeError, KeyError, OverflowError, TypeError):
-            del self.ids[4 * len(self) :]  # of which some may have been added
-            self.odd[len(self)] = self._short(record)
-            ids, values, kind = [0, 0, 0, 0], [0.0] * 5, ODD
             self.ids.extend(ids)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            del self.ids[3 * len(self) :]  # of which some may have been added
+            self.odd[len(self)] = self._short(record)
+            values, kind = (0.0,) * 5, ODD
+            self.ids.extend((0, 0, 0))
         self.values.extend(values)
         self.kinds.append(kind)
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """Of each record its id, image, category, box, area (NaN for none) and whether it is a crowd; 0 where odd."""
+        ids, values, kinds = np.array(self.ids), np.array(self.values).reshape(-1, 5), np.asarray(self.kinds)
+        values[kinds & NO_AREA > 0, 4] = np.nan
+        return *ids.reshape(-1, 3).T, values[:, :4], values[:, 4], kinds & CROWD > 0
 
     @staticmethod
     def _short(record: Any) -> Any:
         if not isinstance(record, dict):
             return record
-        keys = BOX if record.get("bbox") else (*BOX, "segmentation")
+        box = record.get("bbox")
+        keys = BOX if isinstance(box, list) and box else (*BOX, "segmentation")
         return {key: record[key] for key in keys if key in record}
 
     def __len__(self) -> int:
@@ -65,14 +81,13 @@ class Boxes(Sequence[Any]):
         kind = self.kinds[place]
         if kind & ODD:
             return self.odd[place]
-        found: dict[str, Any] = dict(zip(BOX[:3], self.ids[4 * place : 4 * place + 3], strict=True))
+        found: dict[str, Any] = dict(zip(BOX[:3], self.ids[3 * place : 3 * place + 3], strict=True))
         values: list[float] = self.values[5 * place : 5 * place + 5].tolist()
-        if kind & 31:
-            values = [int(value) if kind >> bit & 1 else value for bit, value in enumerate(values)]
+        values = [int(value) if kind & bit else value for bit, value in zip(WHOLE, values, strict=True)]
         found["bbox"] = values[:4]
         if not kind & NO_AREA:
             found["area"] = values[4]
-        found["iscrowd"] = self.ids[4 * place + 3]
+        found["iscrowd"] = int(kind & CROWD > 0)
         return found
 
 
@@ -167,10 +182,7 @@ def _value(text: _Text, key: str) -> Any:
         return text.value()
     if key == "images":
         return [_image(one) for one in text.items()]
-    boxes = Boxes()
-    for one in text.items():
-        boxes.append(one)
-    return boxes
+    return Boxes(text.items())
 
 
 def _image(record: Any) -> Any:
