@@ -57,7 +57,7 @@ def test_a_fold_says_after_its_first_steps_how_long_it_will_take(
     squares: Path, tmp_path: Path, in_process: list[Fold]
 ) -> None:
     said: list[str] = []
-    write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=9), say=said.append)
+    write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=14), say=said.append)
     places = [place for place, line in enumerate(said) if " to go: " in line]
     for number, place in enumerate(places, start=1):
         assert re.fullmatch(

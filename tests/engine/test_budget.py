@@ -292,12 +292,12 @@ def test_without_a_budget_only_the_pace_is_known() -> None:
         math.inf, lambda: now[0], 20, 1, True, agree=lambda mine: pytest.fail("nothing to agree on")
     )
     budget.continue_from(0)
-    for step in (20, 40, 60, 80):
-        now[0] += 10.0
+    for step in range(20, 200, 20):  # the first five looks are slow
+        now[0] += 30.0 if step <= 100 else 10.0
         budget.look(step)
     assert not budget.steady
     now[0] += 60.0
-    budget.look(100)
+    budget.look(200)
     assert budget.steady and budget.pace == 0.5
     assert (budget.share, budget.interval) == (0, 20)
 
@@ -306,8 +306,29 @@ def test_a_run_says_soon_how_long_it_will_take_and_when_it_is_judged(squares: Pa
     lines: list[str] = []
     train(squares, tmp_path / "run", replace(TINY, epochs=9, val_every=None), say=lines.append)
     (place,) = (i for i, line in enumerate(lines) if line.startswith("about "))
-    assert re.fullmatch(r"about .* s to go: 22 steps of 0\.\d+ s, AP after every epoch", lines[place])
-    assert lines[place - 1].startswith("epoch 1/9: AP")
+    assert re.fullmatch(r"about .* s to go: 17 steps of 0\.\d+ s, AP after every epoch", lines[place])
+    assert lines[place - 1].startswith("epoch 3/9: AP")
+
+
+def test_a_time_that_the_first_steps_foretold_wrongly_is_foretold_once_more(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def slow_at_first(self: Trainer, *batch: object) -> object:
+        time.sleep(0.3 if self.progress.step < 10 else 0)
+        return step(self, *batch)
+
+    monkeypatch.setattr(Trainer, "_step", slow_at_first)
+    config = replace(TINY, epochs=6, batch_size=1, val_every=2)
+    for wrong, times in ((1, 2), (1000, 1)):
+        monkeypatch.setattr("ghmdet.engine.train.WRONG", wrong)
+        lines: list[str] = []
+        train(squares, tmp_path / str(wrong), config, say=lines.append)
+        told = [line for line in lines if line.startswith("about ")]
+        assert " to go: 62 steps of " in told[0] and told[0].endswith(" s, AP after every 2 epochs")
+        assert len(told) == times
+        assert times == 1 or " to go: 22 steps of " in told[1]
 
 
 def test_a_long_run_is_told_of_a_shorter_one(
@@ -315,7 +336,7 @@ def test_a_long_run_is_told_of_a_shorter_one(
 ) -> None:
     monkeypatch.setattr("ghmdet.engine.train.LONG", 0)
     lines: list[str] = []
-    train(squares, tmp_path / "run", replace(TINY, epochs=2, val_every=None), say=lines.append)
+    train(squares, tmp_path / "run", replace(TINY, epochs=4, val_every=None), say=lines.append)
     (line,) = (line for line in lines if line.startswith("about "))
     assert line.endswith(
         "AP after every epoch; for less, stop it and begin another run with a time: --budget 20m"

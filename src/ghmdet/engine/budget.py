@@ -57,6 +57,7 @@ class Budget:
         self.validations: list[tuple[float, float]] = []  # how long each took, and the pace at that time
         self._share_then, self._since = 0.0, math.nan  # share and time of the last validation
         self._paces: deque[float] = deque(maxlen=LOOKS)  # seconds a step
+        self._looks = 0
         self._last = (math.nan, 0)
         self._ease = 1.0  # how long a batch of a validation takes, in steps
 
@@ -67,8 +68,8 @@ class Budget:
 
     @property
     def steady(self) -> bool:
-        """Whether the pace is known well enough to say how long a run will take."""
-        return len(self._paces) == LOOKS
+        """Whether the pace is known well enough to say how long a run will take: the first steps may be slow ones."""
+        return self._looks >= 2 * LOOKS
 
     @property
     def validation(self) -> float:
@@ -101,6 +102,7 @@ class Budget:
         used, (before, steps) = self.elapsed(), self._last
         if step > steps:
             self._paces.append((used - before) / (step - steps))
+            self._looks += 1
         self._last = (used, step)
         if math.isinf(self.seconds) or len(self._paces) < 2:
             return  # the first step is slow on every machine

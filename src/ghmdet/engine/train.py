@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LONG = 30 * 60
 """Seconds to go from which a shorter training is mentioned."""
+AGAIN, WRONG = 5, 60
+"""After how many times the steps an end is foretold again, and by how many seconds the first must have been wrong."""
 METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 
@@ -199,7 +201,7 @@ class Trainer:
         self.losses = LossLog(run, self.data.file_names)
         self.validations = CsvLog(run.folder / "metrics.csv", METRICS_COLUMNS)
         self.saved_at = time.monotonic()
-        self.foretold = bool(config.budget)
+        self.foretold: list[tuple[int, float]] = []  # after which step which end, in seconds of the run
         self.board: Board | None = None
         if run.main:
             self._open_files(figures or {})
@@ -396,7 +398,7 @@ class Trainer:
         due = time.monotonic() - self.saved_at > 60 * self.run.config.checkpoint_minutes
         due, stopping = self.losses.read(due, stop.asked)
         self.budget.look(self.progress.step)
-        if not self.foretold and self.budget.steady:
+        if not self.run.config.budget and self.budget.steady and len(self.foretold) < 2:
             self._foretell()
         if due or stopping:
             self._save()
@@ -407,11 +409,17 @@ class Trainer:
             )
 
     def _foretell(self) -> None:
-        """Say how long the run will take and when it is first judged, since hours may pass before its next line."""
-        self.foretold = True
-        left, every = self.course - self.progress.step, self._every or 1
+        """Say how long the run will take and when it is first judged, since hours may pass before its next line; and
+        once more, a while after the first validation, where that was wrong: the first steps may be slow ones."""
+        step, before = self.progress.step, self.foretold[:1]
+        if before and (step < AGAIN * before[0][0] or not self.budget.validations):
+            return
+        left, every = self.course - step, self._every or 1
         validations = math.ceil(left / self.data.steps_per_epoch / every)
         seconds = left * self.budget.pace + validations * self.budget.validation
+        self.foretold.append((step, self.run.seconds + seconds))
+        if before and abs(before[0][1] - self.foretold[1][1]) < max(WRONG, seconds / 4):
+            return
         self.run.say(
             f"about {in_words(seconds)} to go: {left} steps of {in_words(self.budget.pace)}, AP after every"
             f" {'epoch' if every == 1 else f'{every} epochs'}"
