@@ -20,9 +20,10 @@ def all_rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
-def append_row(name: str, row: dict[str, Any]) -> None:
-    """Append a row to results/NAME.jsonl, and show it."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.jsonl").open("a") as file:
+def append_row(name: str | Path, row: dict[str, Any]) -> None:
+    """Append a row to results/NAME.jsonl, or to a file of its own, and show it."""
+    file_of = name if isinstance(name, Path) else RESULTS / f"{name}.jsonl"
+    file_of.parent.mkdir(parents=True, exist_ok=True)
+    with file_of.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row, indent=2))

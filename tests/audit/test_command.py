@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from engine_cases import TINY
-from ghmdet.audit import Suspicion
+from ghmdet.audit import KINDS, Suspicion
 from ghmdet.audit import command as commands
 from ghmdet.audit import folds as engine
 from ghmdet.audit.command import COLUMNS, apply, how_far, write_audit
@@ -258,7 +258,12 @@ def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Pat
         if number in suggested:
             assert suggested[number]["bbox"] == item["new_box"]
             assert suggested[number]["image_id"] == record.image_id
-    assert sorted(path.name for path in (out / "crops").iterdir()) == [f"0000{i}.jpg" for i in (1, 2, 3)]
+    lists = [[item for item in told["items"] if item["kind"] == kind] for kind in KINDS]
+    lists = [sorted(each, key=lambda item: -item["score"]) for each in lists] + [told["items"]]
+    wanted = {f"{item['id']:05}.jpg" for each in lists for item in each[:3]}
+    assert {path.name for path in (out / "crops").iterdir()} == wanted and len(wanted) > 3
+    assert [item["likeliest"] for item in told["items"]] == [one.likeliest for one in found]
+    assert str(found[-1].likeliest) == rows[-1]["likeliest"] == "False"
 
 
 def test_detections_that_name_their_pictures_and_classes_are_judged_by_those(

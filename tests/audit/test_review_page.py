@@ -107,6 +107,30 @@ def test_filters_by_kind_and_class(page_of: Path, open_page: Open) -> None:
     assert "0 of 3 decided" in page.locator(".now").inner_text()
 
 
+def test_the_list_of_a_kind_has_labels_that_are_likelier_something_else(
+    tmp_path: Path, open_page: Open
+) -> None:
+    found = [
+        Suspicion(0, "spurious", 1, Label(DOG, OTHER), None, 0.9, 0.9, None),
+        Suspicion(0, "class", 0, Label(CAT, BOX), Label(DOG, BOX), 0.6, 0.8, None),
+        Suspicion(0, "spurious", 0, Label(CAT, BOX), None, 0.5, 0.8, None, False),
+        Suspicion(0, "class", 1, Label(DOG, OTHER), Label(CAT, OTHER), 0.3, 0.9, None, False),
+    ]
+    write(tmp_path / "a", made(tmp_path), found, {"data": "x", "judged_by": "y", "learnt": False}, 9)
+    page = open_page(tmp_path / "a" / "review.html")
+    assert page.locator("#kinds button").all_inner_texts() == ["all 2", "spurious 2", "class 2"]
+    page.keyboard.press("a")
+    assert "1 of 2 decided" in page.locator(".now").inner_text() and shown(page).startswith("Labelled cat")
+    page.get_by_role("button", name="class 2").click()
+    page.keyboard.press("n")
+    assert shown(page) == "Labelled dog. Make it cat?"
+    first = "Number 1 was accepted for this object: accept one of the two."
+    assert page.locator(".twin").inner_text() == first  # it is the same label
+    page.get_by_role("button", name="spurious 2").click()
+    assert shown(page) == "Nothing is seen here. Remove this cat?"
+    assert "1 of 2 decided" in page.locator(".now").inner_text() and page.locator(".twin").inner_text() == ""
+
+
 def test_no_grave_barrier_and_a_phone_scrolls_only_downwards(page_of: Path, open_page: Open) -> None:
     for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360)):
         page = open_page(page_of, scheme=scheme, width=width)
@@ -160,8 +184,8 @@ def test_a_second_box_for_an_object_is_told_of(tmp_path: Path, open_page: Open) 
         Suspicion(0, "missing", None, None, Label(DOG, OTHER), 0.9, 0.9, None),
         Suspicion(0, "shifted", 0, Label(CAT, BOX), Label(CAT, near), 0.8, 0.8, 0.9),
         Suspicion(0, "missing", None, None, Label(DOG, far), 0.7, 0.7, None),
-        Suspicion(0, "class", 0, Label(CAT, near), Label(EMU, near), 0.6, 0.6, None),
-        Suspicion(0, "class", 0, Label(CAT, near), Label(DOG, near), 0.5, 0.5, None),
+        Suspicion(0, "class", 1, Label(CAT, near), Label(EMU, near), 0.6, 0.6, None),
+        Suspicion(0, "class", 1, Label(CAT, near), Label(DOG, near), 0.5, 0.5, None),
     ]
     write(tmp_path / "a", made(tmp_path), found, {"data": "x", "judged_by": "y", "learnt": False}, 9)
     page = open_page(tmp_path / "a" / "review.html")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ghmdet.audit import KINDS, Label, Suspicion, audit
-from ghmdet.audit.suspicion import judge, judge_all, rank
+from ghmdet.audit.suspicion import LEAST, judge, judge_all, rank
 from ghmdet.data import DetectionData, read_data
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.observation import look
@@ -57,18 +57,22 @@ def only(found: list[Suspicion]) -> Suspicion:
 def test_an_object_without_a_label(tmp_path: Path) -> None:
     data = labelled(tmp_path, (CAT, BOX))
     far = (100.0, 100.0, 140.0, 140.0)
-    results = seen((CAT, BOX, 0.99), (DOG, far, 0.8), (CAT, (102.0, 100.0, 142.0, 140.0), 0.7))
+    results = seen((CAT, BOX, 1.0), (DOG, far, 0.8), (CAT, (102.0, 100.0, 142.0, 140.0), 0.7))
     one = only(audit(results, data))
     assert one == Suspicion(0, "missing", None, None, Label(DOG, far), 0.8, 0.8, None)
-    half = only(audit(seen((CAT, BOX, 0.99), (DOG, HALF, 0.7)), data))
-    assert half.kind == "missing" and half.score == pytest.approx(0.7 * (1 - 1 / 7))
+    # A label beside it counts as far as it is not seen itself.
+    half = audit(seen((CAT, BOX, 0.4), (DOG, HALF, 0.7)), data)[0]
+    assert half.kind == "missing" and half.score == pytest.approx(0.7 * (1 - 0.6 / 7))
     assert half.g == pytest.approx(0.7)
 
 
 def test_a_label_of_another_class(tmp_path: Path) -> None:
     data = labelled(tmp_path, (CAT, BOX))
-    one = only(audit(seen((DOG, BOX, 0.8), (CAT, BOX, 0.1)), data))
-    assert one.kind == "class" and one.row == 0
+    one, nothing = audit(seen((DOG, BOX, 0.8), (CAT, BOX, 0.1)), data)
+    assert one.kind == "class" and one.row == 0 and one.likeliest
+    # It has a score as a label on nothing, too: twice 1 - .8, by detections only, and 1 - .1.
+    assert (nothing.kind, nothing.row, nothing.likeliest) == ("spurious", 0, False)
+    assert nothing.score == pytest.approx((0.2 * 0.2 * 0.9) ** (1 / 3))
     assert (one.given, one.suggested) == (Label(CAT, BOX), Label(DOG, BOX))
     assert one.score == pytest.approx((0.8 * 0.9) ** 0.5) and one.g == pytest.approx(0.9)
     assert one.gr == pytest.approx(0)
@@ -85,9 +89,25 @@ def test_a_box_beside_its_object(tmp_path: Path) -> None:
     usual = (1.5 / 33, 1e-3, np.log(33 / 30), 1e-3)
     gr = max(0.5 / np.hypot(0.5, usual[0]), 0.5 / np.hypot(0.5, usual[1]))
     assert one.gr == pytest.approx(gr)
-    assert one.score == pytest.approx((0.9 * (6 / 7) * gr) ** (1 / 3))
-    assert [each.kind for each in found].count("missing") == 0  # the same object, told of once
-    assert all(each.score < 0.2 for each in found[1:])
+    assert one.score == pytest.approx((0.9 * (6 / 7) * (1 - 1 / 7**2) * gr) ** (1 / 4))
+    first = [each for each in found if each.likeliest]
+    assert [each.kind for each in first].count("missing") == 0  # the same object, told of once
+    assert all(each.score < 0.5 for each in first[1:])
+    (there,) = [each for each in found if each.kind == "missing"]
+    assert there.score == pytest.approx(0.9 * (6 / 7)) and not there.likeliest
+
+
+def test_a_faint_detection_that_fits_a_label_speaks_against_its_being_beside_its_object(
+    tmp_path: Path,
+) -> None:
+    data = labelled(tmp_path, (CAT, HALF))
+    faint = (40.0, 40.0, 80.0, 72.0)  # IoU .8
+    found = audit(seen((CAT, BOX, 0.9), (CAT, faint, 0.1)), data)
+    one = next(each for each in found if each.kind == "shifted")
+    # One label is seen, and it is off by a fifth of its height at the detection on it.
+    usual = (1e-3, 4 / 32, 1e-3, np.log(40 / 32))
+    gr = max(0.5 / np.hypot(0.5, usual[0]), 0.5 / np.hypot(0.5, usual[1]))
+    assert one.score == pytest.approx((0.9 * (6 / 7) * (1 - 0.1) * (1 - 0.8**2) * gr) ** (1 / 4))
 
 
 @pytest.mark.parametrize("second", [BOX, (22.0, 20.0, 62.0, 62.0)])
@@ -99,10 +119,13 @@ def test_one_place_has_one_suspicion_of_an_object_without_its_box(
     data = labelled(tmp_path, (CAT, HALF), (CAT, (120.0, 120.0, 160.0, 160.0)))
     loose = (CAT, (122.0, 124.0, 163.0, 160.0), 0.9)  # what is usual is not exact
     found = audit(seen((CAT, BOX, own), (DOG, second, sure), loose), data)
-    bring = [one for one in found if one.kind in ("missing", "shifted") and one.suggested]
+    first = [one for one in found if one.likeliest]
+    bring = [one for one in first if one.kind in ("missing", "shifted") and one.suggested]
     assert [one.kind for one in bring] == [kind]
     # The label has its next likeliest suspicion, where it is no longer told to move.
-    assert sum(one.row == 0 for one in found) == 1
+    assert sum(one.row == 0 for one in first) == 1
+    # Either is in the list of its kind.
+    assert {"missing", "shifted"} <= {one.kind for one in found}
 
 
 def test_a_label_is_not_told_to_move_onto_the_object_of_another(tmp_path: Path) -> None:
@@ -114,21 +137,23 @@ def test_a_label_is_not_told_to_move_onto_the_object_of_another(tmp_path: Path) 
 
 def test_a_label_on_nothing(tmp_path: Path) -> None:
     data = labelled(tmp_path, (CAT, BOX), (CAT, (100.0, 100.0, 150.0, 150.0)))
-    one = only(audit(seen((CAT, BOX, 0.95)), data))
+    one = only(audit(seen((CAT, BOX, 1.0)), data))
     assert (one.kind, one.row, one.suggested, one.g, one.gr) == ("spurious", 1, None, 1, None)
     assert one.score == 1
-    # What is seen half beside it counts half.
-    other = (100.0, 100.0, 150.0, 200.0 - 50 * 3 / 5)  # IoU 50 / 70
-    assert audit(seen((CAT, BOX, 0.95), (DOG, other, 0.0)), data)[0].score == 1
+    # What is seen beside it counts half at half of IoU .5, if it is of the label's class.
     beside = (130.0, 100.0, 180.0, 150.0)  # IoU .25
-    found = audit(seen((CAT, BOX, 0.95), (DOG, beside, 0.4)), data)
-    assert next(each for each in found if each.kind == "spurious").score == pytest.approx(1 - 0.4 / 2)
+    for label, score in ((CAT, (1 - 0.4 / 2) ** (1 / 3)), (DOG, 1)):
+        found = audit(seen((CAT, BOX, 1.0), (label, beside, 0.4)), data)
+        assert next(each for each in found if each.kind == "spurious").score == pytest.approx(score)
+    # On it any class counts, by its detections and by its anchors, which are the same here.
+    found = audit(seen((CAT, BOX, 1.0), (DOG, (100.0, 100.0, 150.0, 170.0), 0.3)), data)
+    assert next(each for each in found if each.kind == "spurious").score == pytest.approx(0.7 ** (2 / 3))
 
 
 def test_a_second_label_on_an_object(tmp_path: Path) -> None:
     looser = (20.0, 20.0, 60.0, 64.0)  # IoU 40 / 44
     data = labelled(tmp_path, (CAT, looser), (CAT, BOX))
-    one = only(audit(seen((CAT, BOX, 0.9)), data))
+    one = only(audit(seen((CAT, BOX, 1.0)), data))
     assert (one.kind, one.row, one.suggested) == ("duplicate", 0, None)
     assert one.score == pytest.approx(40 / 44)
     # Two detections of two objects behind one another: no duplicate.
@@ -170,7 +195,8 @@ def test_what_anchors_score_counts_where_there_is_no_detection() -> None:
     nothing = Scored(np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros(0))
     anchors = np.array([[0.1, 0.6]])
     one = judge(nothing, boxes, labels, 2, anchors, np.zeros((0, 4)))
-    assert one.scores[0] == pytest.approx([(0.6 * 0.9) ** 0.5, 0, 0.4, 0]) and one.other.tolist() == [DOG]
+    wanted = [(0.6 * 0.9) ** 0.5, 0, 0.4 ** (1 / 3), 0]
+    assert one.scores[0] == pytest.approx(wanted) and one.other.tolist() == [DOG]
     assert one.g.tolist() == pytest.approx([0.9])
 
 
@@ -189,10 +215,15 @@ def drawn(root: Path, seed: int) -> tuple[DetectionData, list[dict[str, Any]]]:
 def test_the_likeliest_comes_first_and_order_of_the_results_is_nothing(tmp_path: Path, seed: int) -> None:
     data, results = drawn(tmp_path, seed)
     found = audit(results, data)
-    scores = [one.score for one in found]
-    assert scores == sorted(scores, reverse=True) and min(scores) >= 0.05 and max(scores) <= 1
-    of_labels = [one.row for one in found if one.row is not None]
+    first = [one for one in found if one.likeliest]
+    assert found[: len(first)] == first
+    for part in (first, found[len(first) :]):
+        scores = [one.score for one in part]
+        assert scores == sorted(scores, reverse=True) and min(scores) >= LEAST and max(scores) <= 1
+    of_labels = [one.row for one in first if one.row is not None]
     assert len(of_labels) == len(set(of_labels)) and {one.kind for one in found} <= set(KINDS)
+    both = [(one.row, one.kind) for one in found if one.row is not None]
+    assert len(both) == len(set(both)) and set(both) > {(one.row, one.kind) for one in first if one.row}
     assert all(0 <= one.g <= 1 and 0 <= (one.gr or 0) <= 1 for one in found)
     shuffled = random.Random(seed).sample(results, len(results))
     assert audit(shuffled, data) == found

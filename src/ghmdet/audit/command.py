@@ -41,7 +41,20 @@ from ghmdet.report.summary import script_json, templates
 
 SIDE = 420  # pixels of a crop
 SAMPLE = 1000  # pictures that a detector's AP50 is taken from
-COLUMNS = ("id", "picture", "kind", "label", "class", "box", "new_class", "new_box", "score", "g", "gr")
+COLUMNS = (
+    "id",
+    "picture",
+    "kind",
+    "label",
+    "class",
+    "box",
+    "new_class",
+    "new_box",
+    "score",
+    "g",
+    "gr",
+    "likeliest",
+)
 
 app = App(name="audit")
 
@@ -74,7 +87,7 @@ def write_audit(
         folds: Parts that the split is cut into; by default 3.
         split: Part of the data set to judge; by default train, with a checkpoint that was trained on this data what it
             was validated on, and with results the first that has all their pictures.
-        review: Suspicions on the page, the likeliest.
+        review: Suspicions on the page, the likeliest; of each kind's own list as many.
         list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
             all are done.
         config: How the folds' detectors are trained; a budget is shared among them.
@@ -119,15 +132,16 @@ def write_audit(
         warnings = list(filter(None, [learnt, WEAK.format(agrees) if agrees < LITTLE else ""]))
         about = {"data": str(data.absolute()), "judged_by": how, "learnt": bool(learnt), "AP50": agrees}
         write(out, part, found, about, review, warnings)
-    counts = Counter(one.kind for one in found)
-    say(f"{len(found)} suspicions: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS)}")
+    first = [one for one in found if one.likeliest]
+    counts = Counter(one.kind for one in first)
+    say(f"{len(first)} suspicions: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS)}")
     say(f"the judging detectors agree with the labels to AP50 {agrees:.2f}")
     for line in warnings:
         say(f"Warning: {line}")
     if line := how_far(found, agrees):
         say(line)
     if found:
-        say(f"to review the first {min(review, len(found))}, open {out / 'review.html'}")
+        say(f"to review the first {min(review, len(first))}, open {out / 'review.html'}")
     else:
         say("no label looks wrong")
     return found
@@ -148,10 +162,10 @@ SOME, MOST = 0.7, 0.5
 
 
 def how_far(found: Sequence[Suspicion], agrees: float = 1.0) -> str:
-    """How many suspicions are worth a look; empty for none, or where `agrees`, AP50 on the labels, is too weak."""
+    """How many of the one list are worth a look; empty for none, or where `agrees`, AP50 on the labels, is too weak."""
     if agrees < LITTLE or not found:
         return ""
-    some, most = (sum(one.score >= least for one in found) for least in (SOME, MOST))
+    some, most = (sum(one.score >= least for one in found if one.likeliest) for least in (SOME, MOST))
     return (
         f"Worth a look: the first {some} (score {SOME} or more), then as far as number {most} ({MOST} or more). Stop"
         " earlier once you reject nearly all; where mistakes were planted in another data set, 8 and 9 of 10 had such"
@@ -309,9 +323,12 @@ def write(
         if one.suggested
     ]
     write_json(out / "suggestions.json", content | {"annotations": suggested})
-    write_review(
-        out, data, found[:review], rows[:review], told | {"how_far": how_far(found, told.get("AP50", 1.0))}
-    )
+    order = sorted(range(len(found)), key=lambda place: -found[place].score)
+    lists = [[place for place in order if found[place].kind == kind] for kind in KINDS]
+    lists.append([place for place, one in enumerate(found) if one.likeliest])
+    shown = sorted({place for each in lists for place in each[:review]})
+    about = told | {"how_far": how_far(found, told.get("AP50", 1.0)), "review": review}
+    write_review(out, data, [found[place] for place in shown], [rows[place] for place in shown], about)
 
 
 def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:
@@ -327,7 +344,8 @@ def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:
     numbers = (None if value is None else round(value, 4) for value in (one.score, one.g, one.gr))
     row = None if one.row is None else one.row + 1
     name = data.records.name(one.picture)
-    return dict(zip(COLUMNS, (number, name, one.kind, row, given, box, new, new_box, *numbers), strict=True))
+    values = (number, name, one.kind, row, given, box, new, new_box, *numbers, one.likeliest)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 @app.command(name="apply")
@@ -384,5 +402,6 @@ def write_review(
             item["window"], item["around"] = [left, top, side], record.boxes[inside].round(1).tolist()
     both = ChoiceLoader([PackageLoader("ghmdet", "audit"), PackageLoader("ghmdet", "report")])
     page = templates().overlay(loader=both).get_template("review.html.jinja")
-    content = script_json({"audit": about["audit"], "items": items})
-    write_atomic(out / "review.html", page.render(about=about, shown=len(items), json=content).lstrip())
+    content = script_json({"audit": about["audit"], "items": items, "review": about["review"]})
+    first = sum(one.likeliest for one in found[: about["review"]])
+    write_atomic(out / "review.html", page.render(about=about, shown=first, json=content).lstrip())

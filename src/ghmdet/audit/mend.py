@@ -161,7 +161,12 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
             why[item["id"]] = said
         elif item["kind"] != "missing":
             own = next((one for one in left if _is(one[1], item)), None)
-            if own is None:
+            twin = next((one for one in items if one["id"] in found and one["label"] == item["label"]), None)
+            if own is None and twin:
+                why[item["id"]] = (
+                    f"number {twin['id']} was accepted for the same label: reject one of the two"
+                )
+            elif own is None:
                 why[item["id"]] = f"no {item['class']} at {item['box']} any more"
             else:
                 left.remove(own)

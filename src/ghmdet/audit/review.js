@@ -1,11 +1,13 @@
 // One suspicion at a time. Decisions are kept in the browser and exported; nothing leaves the page otherwise.
-const { audit, items } = JSON.parse(document.getElementById("items").textContent);
+const { audit, items, review } = JSON.parse(document.getElementById("items").textContent);
 const find = (selector) => document.querySelector(selector);
 const kept = `ghmdet-audit-${audit}`;
 let decisions = {};
 try { decisions = JSON.parse(localStorage.getItem(kept)) ?? {}; } catch { /* no storage: they last as long as the page */ }
 const undone = [];
-let chosen = items, at = 0, kind = "";
+// The one list over all, or that of a kind, where a label may be that is likelier something else.
+const listOf = (name) => name ? items.filter((one) => one.kind === name).sort((a, b) => b.score - a.score) : items.filter((one) => one.likeliest && one.id <= review);
+let chosen = listOf(""), at = 0, kind = "";
 
 const sentence = {
   missing: (one) => `Nothing is labelled here. Add ${one.new_class}?`,
@@ -27,10 +29,10 @@ function overlap([ax, ay, aw, ah], [bx, by, bw, bh]) {
   const both = Math.max(0, Math.min(ax + aw, bx + bw) - Math.max(ax, bx)) * Math.max(0, Math.min(ay + ah, by + bh) - Math.max(ay, by));
   return both / (aw * ah + bw * bh - both);
 }
-// The accepted suspicion that has brought this one's object a box: `audit apply` refuses the second.
-const twin = (one) => one.new_box && items.find((other) =>
-  other !== one && other.picture === one.picture && decisions[other.id] === "accept" && other.new_box &&
-  (other.new_class === one.new_class || (one.kind !== "class" && other.kind !== "class")) && overlap(other.new_box, one.new_box) >= .5);
+// The accepted suspicion that is of the same label, or has brought this one's object a box: `audit apply` refuses the second.
+const twin = (one) => items.find((other) =>
+  other !== one && other.picture === one.picture && decisions[other.id] === "accept" && ((one.label && one.label === other.label) ||
+  (other.new_box && one.new_box && (other.new_class === one.new_class || (one.kind !== "class" && other.kind !== "class")) && overlap(other.new_box, one.new_box) >= .5)));
 
 function show() {
   const one = chosen[at];
@@ -95,14 +97,14 @@ for (const button of document.querySelectorAll("[data-key]")) button.addEventLis
 
 function filter() {
   const name = find("#of").value;
-  chosen = items.filter((one) => (!kind || one.kind === kind) && (!name || classOf(one) === name));
+  chosen = listOf(kind).filter((one) => !name || classOf(one) === name);
   at = Math.max(0, chosen.findIndex((one) => !decisions[one.id]));
   show();
 }
 for (const name of ["", ...new Set(items.map((one) => one.kind))]) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = `${name || "all"} ${items.filter((one) => !name || one.kind === name).length}`;
+  button.textContent = `${name || "all"} ${listOf(name).length}`;
   button.setAttribute("aria-pressed", !name);
   button.addEventListener("click", () => {
     kind = name;

@@ -27,7 +27,7 @@ label is on the same object. The first is of a detection, the others of a label.
 ON = 0.5  # the IoU from which on a detection means a label
 NEAR = 0.05  # the least IoU of a badly placed label with its object
 TWIN = 0.3  # the least IoU of two labels of one object
-LEAST = 0.05  # the least score that is told of
+LEAST = 0.2  # the least score that is told of
 Box = tuple[float, float, float, float]
 USUAL = 0.75  # the quantile of the differences of coordinates that is usual for a class
 
@@ -45,7 +45,8 @@ class Suspicion(NamedTuple):
     row: the place of the label among those of its picture, None where it is missing. given: the label, None where it is
     missing. suggested: what it should be, None where it should go. score: from 0 to 1. g: the gradient norm of the
     example that shows it. gr: that of the worst of the label's four coordinates against the detector's box, scaled by
-    what is usual for the class and the size; None where there is none.
+    what is usual for the class and the size; None where there is none. likeliest: whether it is in the one list over
+    all, where a label and an object have one suspicion each.
     """
 
     picture: int
@@ -56,6 +57,7 @@ class Suspicion(NamedTuple):
     score: float
     g: float
     gr: float | None
+    likeliest: bool = True
 
 
 class Judged(NamedTuple):
@@ -87,7 +89,9 @@ def audit(
 ) -> list[Suspicion]:
     """What may be wrong with the labels of a data set, the likeliest first.
 
-    A label has one suspicion at most, of its likeliest kind; one below .05 is left out.
+    First comes one list over all, where a label has one suspicion, of its likeliest kind. Behind it come those of its
+    other kinds (`likeliest` is False), again the likeliest first. All suspicions of one kind, sorted by score, are the
+    list of that kind. A score below .2 is left out.
 
     Args:
         source: a detector that was not trained on these labels, or anyone's detections as COCO results. From detections
@@ -148,11 +152,14 @@ def judge(
     class, s a detection's score and t the best score of a detection of c at IoU .5:
 
     - class: the geometric mean of p_k and 1 - p_c, of the likeliest other class k.
-    - shifted: that of s (1 - best IoU with a label of c), of 1 - t and of gr, for the detection of c at IoU .05 to .5
-      whose first number is the largest, among those that overlap no label of c at IoU .5.
-    - spurious: (1 - the best s, faded below IoU .5) (1 - the best score of any class by the anchors).
+    - shifted: that of s (1 - best IoU with a label of c), of 1 - t, of gr and of 1 - b^2, b being the best IoU of any
+      detection of c with the label, for the detection of c at IoU .05 to .5 whose first number is the largest, among
+      those that overlap no label of c at IoU .5.
+    - spurious: that of 1 - the best s at IoU .5, of 1 - the best score of any class by the anchors, and of 1 - the best
+      s of c, faded below IoU .5.
     - duplicate: IoU with a label of c that fits better (1 - the best score of a second detection on it).
-    - missing: s (1 - best IoU with any label), of detections that overlap no label, and no likelier one, at IoU .5.
+    - missing: s (1 - the largest IoU (1 - t) of any label), of detections that overlap no label, and no likelier one,
+      at IoU .5. A label that is seen itself says nothing about a detection beside it.
     """
     iou = overlaps(found.boxes, boxes)  # [n, m]
     own = iou * (found.labels[:, None] == labels)
@@ -167,14 +174,14 @@ def judge(
     hit = everywhere[rows, labels]
     best = own.max(axis=1, initial=0)[:, None]
     free = np.where((own >= NEAR) & (best < ON), s * (1 - best), 0)
-    faded = (s * np.minimum(1, iou / ON)).max(axis=0, initial=0)
+    faded = (s * np.minimum(1, own / ON)).max(axis=0, initial=0)
     place, offset = _compared(found, boxes, free)
     _, on_it = _compared(found, boxes, np.where(own >= ON, s, 0))
-    missing, sure = _missing(found, iou, crowds)
+    missing, sure = _missing(found, iou, 1 - hit, crowds)
     scores = (
         np.sqrt(others.max(axis=1, initial=0) * g),
-        np.cbrt(free.max(axis=0, initial=0) * (1 - hit)),
-        (1 - faded) * (1 - anchors.max(axis=1, initial=0)),
+        (free.max(axis=0, initial=0) * (1 - hit) * (1 - own.max(axis=0, initial=0) ** 2)) ** (1 / 4),
+        np.cbrt((1 - everywhere.max(axis=1, initial=0)) * (1 - anchors.max(axis=1, initial=0)) * (1 - faded)),
         _twins(found.scores, own, boxes, labels),
     )
     other = others.argmax(axis=1)
@@ -209,11 +216,14 @@ def _twins(s: Floats, own: Floats, boxes: Floats, labels: Ints) -> Floats:
     return scores
 
 
-def _missing(found: Scored, iou: Floats, crowds: Floats) -> tuple[Scored, Floats]:
-    """The places that may lack a label, with the scores of the kind, and the detections' own scores."""
+def _missing(found: Scored, iou: Floats, unseen: Floats, crowds: Floats) -> tuple[Scored, Floats]:
+    """The places that may lack a label, with the scores of the kind, and the detections' own scores.
+
+    unseen [m]: 1 - t of each label.
+    """
     in_crowd = overlaps(found.boxes, crowds, crowds=True).max(axis=1, initial=0) >= IN_CROWD
-    nearest = iou.max(axis=1, initial=0)
-    scores = np.where(in_crowd | (nearest >= ON), 0, found.scores * (1 - nearest))
+    labelled = iou.max(axis=1, initial=0) >= ON
+    scores = np.where(in_crowd | labelled, 0, found.scores * (1 - (iou * unseen).max(axis=1, initial=0)))
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= LEAST]
     likelier = np.triu(overlaps(found.boxes[order], found.boxes[order]) >= ON, 1)
@@ -243,7 +253,7 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
             for each in (one.offset, one.on_it)
         )
         scores = one.scores.copy()
-        scores[:, 1] *= np.cbrt(np.nan_to_num(beside))
+        scores[:, 1] *= np.nan_to_num(beside) ** (1 / 4)
         options = [(float(scores[j, k]), j, k + 1) for j, k in np.argwhere(scores >= LEAST).tolist()]
         options += [(float(score), j, 0) for j, score in enumerate(one.missing.scores)]
         added, moved, told = list[Box](), list[Box](), set[int]()
@@ -251,11 +261,10 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
             kind = KINDS[k]
             if kind == "missing":
                 suggested = Label(int(one.missing.labels[j]), _box(one.missing.boxes[j]))
-                if not meets(suggested.box, moved):  # else it is the object of a badly placed label
-                    added.append(suggested.box)
-                    found.append(
-                        Suspicion(picture, kind, None, None, suggested, score, float(one.sure[j]), None)
-                    )
+                first = not meets(suggested.box, moved)  # else it is the object of a badly placed label
+                added += [suggested.box] if first else []
+                sure = float(one.sure[j])
+                found.append(Suspicion(picture, kind, None, None, suggested, score, sure, None, first))
                 continue
             row, g, gr = int(one.rows[j]), float(one.g[j]), float(on_it[j])
             given, becomes = Label(int(labels[j]), _box(record.boxes[row])), None
@@ -263,14 +272,13 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
                 becomes = Label(int(one.other[j]), given.box)
             elif kind == "shifted":
                 becomes, gr = Label(given.label, _box(one.place[j])), float(beside[j])
-            if j in told or (kind == "shifted" and meets(_box(one.place[j]), added)):
-                continue
-            told.add(j)
-            moved += [becomes.box] if becomes and kind == "shifted" else []
-            found.append(
-                Suspicion(picture, kind, row, given, becomes, score, g, None if np.isnan(gr) else gr)
-            )
-    return sorted(found, key=lambda one: -one.score)
+            first = j not in told and not (kind == "shifted" and meets(_box(one.place[j]), added))
+            if first:
+                told.add(j)
+                moved += [becomes.box] if becomes and kind == "shifted" else []
+            worst = None if np.isnan(gr) else gr
+            found.append(Suspicion(picture, kind, row, given, becomes, score, g, worst, first))
+    return sorted(found, key=lambda one: (not one.likeliest, -one.score))
 
 
 def _usual(offset: Floats, labels: Floats, classes: int) -> Floats:
