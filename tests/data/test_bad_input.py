@@ -296,11 +296,13 @@ def test_yolo_unreadable_picture(tmp_path: Path) -> None:
 def test_yolo_class_names(tmp_path: Path) -> None:
     write_yolo(tmp_path, three_pictures())
     (tmp_path / "classes.txt").unlink()
-    assert failure(tmp_path).endswith("no class names: write classes.txt, one name a line, or data.yaml")
+    assert failure(tmp_path).endswith(
+        "no class names: write classes.txt, one name a line, or names: in data.yaml"
+    )
     config = tmp_path / "data.yaml"
     for names, said in (
         ("{0: cat, 2: dog}", "names are not numbered 0 to 1: number them without a gap"),
-        ("cat", "no class names: write names: [first, second]"),
+        ("cat", "no class names (names is 'cat'): write names: [first, second]"),
         ("[]", "no classes: name at least one category"),
         ("[cat, '']", "a class has an empty name: name every category"),
         ("[cat, dog]\nnc: 3", "nc is 3 but names has 2: make them agree"),

@@ -135,3 +135,87 @@ def test_label_files_that_windows_wrote_are_read(tmp_path: Path, encoding: str) 
         text = file.read_text().replace("\n", "\r\n")
         file.write_bytes(("\ufeff" * (encoding == "utf-16-le") + text).encode(encoding))
     assert read_data(tmp_path).records.boxes.tolist() == boxes.tolist()
+
+
+# --- what is not read is called by its name
+
+
+BOX = '{"x": 1, "y": 2, "width": 3, "height": 4}'
+FOREIGN = {
+    "KITTI": ("label_2/a.txt", "Car 0.00 0 -1.57 10.00 10.00 30.0 40.0 1.6 1.5 3.2 1.8 1.4 8.4 0.01\n"),
+    "DOTA": ("labelTxt/a.txt", "1 1 5 1 5 9 1 9 small-vehicle 0\n"),
+    "WIDER FACE": ("wider_face_train_bbx_gt.txt", "0--Parade/a.jpg\n1\n449 330 122 149 0 0 0 0 0 0\n"),
+    "MOT": ("gt/gt.txt", "1,1,10,10,20,30,1,1,0.86\n"),
+    "VisDrone": ("annotations/a.txt", "684,8,273,116,0,0,0,0\n"),
+    "list of pictures with their boxes": ("train.txt", "images/a.jpg 10,10,30,40,0 1,2,9,9,1\n"),
+    "CVAT XML": (
+        "annotations.xml",
+        '<?xml version="1.0"?>\n<annotations>\n <version>1.1</version><image name="a.jpg"/></annotations>',
+    ),
+    "dlib": (
+        "train.xml",
+        "<dataset><images><image file='a.jpg'><box top='1' left='2'/></image></images></dataset>",
+    ),
+    "BDD100K": ("labels/a.json", '[{"name": "a.jpg", "labels": [{"box2d": {"x1": 3.5}}]}]'),
+    "Supervisely": ("ann/a.jpg.json", '{"size": {}, "objects": [{"classTitle": "cat"}]}'),
+    "VGG Image Annotator": ("via.json", '{"a.jpg12": {"regions": [{"shape_attributes": {"name": "rect"}}]}}'),
+    "Label Studio": ("x.json", '[{"id": 1, "annotations": [{"completed_by": 1, "result": []}]}]'),
+    "CreateML": ("train/_annotations.createml.json", f'[{{"annotations": [{{"coordinates": {BOX}}}]}}]'),
+    "Datumaro": ("annotations/default.json", '{"categories": {"label": {"labels": []}}, "items": []}'),
+    "FiftyOne": ("labels.json", '{"labels": {"a": [{"label": 0, "bounding_box": [0.1]}]}}'),
+    "VoTT": ("x-export.json", '{"name": "x", "videoSettings": {"frameExtractionRate": 15}, "assets": {}}'),
+    "CrowdHuman": ("annotation_train.odgt", '{"ID": "a", "gtboxes": []}\n'),
+    "JSON lines": ("train/metadata.jsonl", '{"file_name": "a.jpg"}\n'),
+    "table of boxes": ("train.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n"),
+    "TFRecord": ("train.tfrecord-00000-of-00001", "x"),
+    "archive": ("pets.zip", "PK"),
+}
+
+
+@pytest.mark.parametrize("format", FOREIGN)
+def test_a_format_that_is_not_read_is_named_with_the_way_to_convert_it(tmp_path: Path, format: str) -> None:
+    name, text = FOREIGN[format]
+    draw(tmp_path / "images" / "a.jpg", 60, 40)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    said = refusal(tmp_path).splitlines()
+    assert said[-1].startswith(f"{name} looks like ") and format in said[-1] and len(said) <= 4
+    assert any(way in said[-1] for way in ("datum convert", "COCO", "unpack"))
+
+
+def test_rows_of_another_format_in_a_yolo_folder_are_named(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    for file in labels.iterdir():
+        file.write_text(FOREIGN["KITTI"][1])
+    assert "labels/train/a.txt looks like KITTI" in refusal(tmp_path)
+
+
+def test_the_folder_that_holds_the_set_is_named(tmp_path: Path) -> None:
+    write_coco(tmp_path / "zip1" / "coco", three_pictures())
+    write_voc(tmp_path / "zip2" / "VOCdevkit" / "VOC2007", three_pictures())
+    write_yolo(tmp_path / "zip3" / "pets", three_pictures())
+    write_yolo(tmp_path / "zip3" / "pets", VAL, "val")
+    for archive, folder, there in (
+        ("zip1", "coco", "COCO data (train)"),
+        ("zip2", "VOCdevkit/VOC2007", "VOC data (train)"),
+        ("zip3", "pets", "YOLO data (train, val)"),
+    ):
+        said = refusal(tmp_path / archive).splitlines()
+        assert said[-1] == f"{tmp_path / archive / folder} holds {there}: give that folder"
+        assert sum("give that folder" in line for line in said) == 1
+
+
+def test_names_may_be_a_file(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    (tmp_path / "classes.txt").rename(tmp_path / "pets.names")
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: ../elsewhere/pets.names\n")
+    assert read_data(tmp_path).classes == ("cat", "dog", "emu")
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: cat, dog\n")
+    assert "no class names (names is 'cat, dog')" in refusal(tmp_path)
+
+
+def test_labels_that_go_with_no_picture_are_named_where_nothing_is_left(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    for file in labels.iterdir():
+        file.rename(file.with_name(f"{file.stem}.jpg.txt"))
+    assert "no usable box (warning: " in refusal(tmp_path) and "labels/train/a.txt" in refusal(tmp_path)

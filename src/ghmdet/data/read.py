@@ -12,6 +12,7 @@ from typing import Any
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
 from ghmdet.data.layout import SPLITS, split_called, split_names
+from ghmdet.data.others import other_format
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData
 from ghmdet.data.tree import Tree, ending, looks_like_label
 from ghmdet.data.values import shown
@@ -26,6 +27,7 @@ LAYOUTS = {
     ".json": ("COCO", "a name that says the split (train.json): rename it, or give the .json file itself"),
 }
 """The nearest layout by the ending of the label files that are there, and what it lacks."""
+NESTED = 100  # folders that are looked into for a whole data set
 FILES = {".json": "COCO", ".yaml": "YOLO", ".yml": "YOLO", ".data": "YOLO"}
 
 
@@ -55,7 +57,7 @@ class DataSet:
             found = {
                 name: splits for name, reader in FORMATS.items() if (splits := reader.find_splits(self.tree))
             }
-            if not found:
+            if not _whole(found) and (not found or _inside(self.tree)):
                 raise DataError(_nearest(self.tree))
         if len(found) > 1:
             both = " and ".join(f"{name} ({', '.join(splits)})" for name, splits in found.items())
@@ -90,7 +92,10 @@ class DataSet:
         """
         reader = FORMATS[self.format]
         with _reading(self.path):
-            data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
+            try:
+                data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
+            except DataError as error:
+                raise DataError(f"{error}{other_format(self.tree)}") from None
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
             for split in self.splits.keys() - {name}:
@@ -130,13 +135,32 @@ def _nearest(tree: Tree) -> str:
         + ", ".join(f"{len(paths)} label files {each}" for each, paths in by_ending.items())
         + " at any depth"
     ]
+    clue = _inside(tree) or other_format(tree)
     if there:
         name, missing = LAYOUTS[end]
         lines.append(f"nearest layout: {name} (first label file: {there[0]}): {FORMATS[name].LOOKED_FOR}")
         lines.append(f"missing: {missing}")
-    else:
+    elif not clue:
         lines += [f"looked for {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items()]
-    return "\n".join(lines)
+    return "\n".join(lines) + clue
+
+
+def _whole(found: dict[str, Any]) -> bool:
+    """Whether what was found is more than YOLO's pictures and labels without the names of their classes."""
+    return any(name != "YOLO" or any(split.names for split in found[name].values()) for name in found)
+
+
+def _inside(tree: Tree) -> str:
+    """The folders in a folder, or in one of these, that hold a data set, as a line; empty where none does."""
+    lines: dict[str, str] = {}
+    folders = list(tree.folders(tree.root).values())
+    for folder in [*folders, *(inner for each in folders for inner in tree.folders(each).values())][:NESTED]:
+        own = Tree(Path(folder))
+        for name, reader in FORMATS.items() if os.path.dirname(folder) not in lines else ():
+            with suppress(DataError):
+                if (splits := reader.find_splits(own)) and _whole({name: splits}):
+                    lines[folder] = f"\n{folder} holds {name} data ({', '.join(splits)}): give that folder"
+    return "".join(list(lines.values())[:2])
 
 
 def no_usable_box(data: DetectionData) -> str | None:
@@ -166,12 +190,17 @@ def read_data(
     source = DataSet(path)
     data = source.read(source.find(split), classes)
     if empty := no_usable_box(data):
-        rejected = next((problem for problem in data.problems if problem.severity == "error"), None)
-        first = f" (the first rejected: {rejected})" if rejected else ""
+        errors, warnings = (
+            [p for p in data.problems if p.severity == level] for level in ("error", "warning")
+        )
+        rejected = errors[0] if errors else None
+        first = f" (the first rejected: {rejected})" if rejected else f" ({warnings[0]})" if warnings else ""
         if classes and rejected and rejected.kind == "unknown class":
             raise DataError(
                 f"{data.root}: split {data.split} has no box of the classes {', '.join(classes)}{first}: give a data"
                 " set of these classes, or a detector of its own"
             )
-        raise DataError(f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them")
+        raise DataError(
+            f"{data.root}: an empty data set: {empty}{first}: add boxes or correct them{other_format(source.tree)}"
+        )
     return data

@@ -31,6 +31,7 @@ ROWS = 1000  # how many decide what the rows are
 POLYGONS = 0.15  # of the long rows: so many can be nothing else in a set of polygons, and hardly one in a set of poses
 SLACK = 0.02  # of the picture: how far a box of a pose or a track may stick out
 FOLDERS = (("images", ""), ("", "images"), ("",))  # of a split's pictures; the empty name is the split's own
+KEYED = (".data", ".yaml", ".yml")
 NOTHING = ("", "~", "null", "none")
 IMAGES, LABELS = ("images",), ("labels",)  # a folder of pictures, and its place for their labels
 OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
@@ -63,7 +64,7 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
             if _is_labelled(tree, split, place)
         }
         if found:
-            if len(layout) == 1:
+            if len(layout) == 1 and found["train"].names:
                 tree.one_part(layout["train"])
             return found
     return {}
@@ -172,17 +173,20 @@ def _place(base: Path, entry: str) -> str:
 
 
 def names_file(file: Path) -> Path:
-    """The file that holds the names of the classes: `file` itself, or the one that an obj.data names."""
-    is_list = file.suffix.lower() == ".data"  # its `classes` is their number
-    return Path(_place(file.parent, _load(file).get("names", ""))) if is_list else file
+    """The file that holds the names of the classes: `file` itself, or the one that an obj.data or a yaml names."""
+    if file.suffix.lower() not in KEYED:
+        return file
+    listed = _load(file).get("names")
+    place = Path(_place(file.parent, listed)) if isinstance(listed, str) else file
+    return place if place.is_file() and place.suffix.lower() not in KEYED else file
 
 
 def class_names(file: Path) -> tuple[str, ...]:
     """The classes that a data.yaml, an obj.data or a list of names gives; raises DataError where it names none."""
-    if file.suffix.lower() == ".data":
-        if (listed := names_file(file)) == file:
-            raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
+    if (listed := names_file(file)) != file:
         return class_names(listed)
+    if file.suffix.lower() == ".data":
+        raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
     if file.suffix.lower() not in (".yaml", ".yml"):
         lines = read_text(file).rstrip().splitlines()
         if blank := next((place for place, line in enumerate(lines, start=1) if not line.strip()), None):
@@ -198,7 +202,8 @@ def class_names(file: Path) -> tuple[str, ...]:
             raise DataError(f"{file}: names are not numbered 0 to {last}: number them without a gap")
         names = [numbered[number] for number in range(len(names))]
     if not isinstance(names, list):
-        raise DataError(f"{file}: no class names: write names: [first, second]")
+        said = f" (names is {shown(names)})" if names else ""
+        raise DataError(f"{file}: no class names{said}: write names: [first, second]")
     classes = checked_classes(names, file)
     if "nc" in content and whole(content["nc"]) != len(classes):
         said = f"nc is {content['nc']!s:.60} but names has {len(classes)}"
@@ -256,7 +261,9 @@ def read_split(
     """
     if not source.names:
         where = source.images[0]
-        raise DataError(f"{where}: no class names: write classes.txt, one name a line, or data.yaml")
+        raise DataError(
+            f"{where}: no class names: write classes.txt, one name a line, or names: in data.yaml"
+        )
     named, *others = source.names
     own = class_names(named)
     collect = Collector(Path(tree.root), own if classes is None else classes)
