@@ -36,7 +36,9 @@ def start(*words: object, before: str = "", start_new_session: bool = False) -> 
     ("name", "after"), [("SIGINT", 0.1), ("SIGINT", 0.6), ("SIGTERM", 0.3), ("SIGHUP", 1.0)]
 )
 def test_an_early_signal_leaves_no_traceback(name: str, after: float, tmp_path: Path) -> None:
-    process = start("train", tmp_path / "nothing", before="import os; os.write(1, b'begun\\n')")
+    process = start(
+        "train", tmp_path / "nothing", before="import os, ghmdet.signals; os.write(1, b'begun\\n')"
+    )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     time.sleep(after)
     process.send_signal(getattr(signal, name))
