@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ghmdet.data import read_data
@@ -219,3 +221,46 @@ def test_labels_that_go_with_no_picture_are_named_where_nothing_is_left(tmp_path
     for file in labels.iterdir():
         file.rename(file.with_name(f"{file.stem}.jpg.txt"))
     assert "no usable box (warning: " in refusal(tmp_path) and "labels/train/a.txt" in refusal(tmp_path)
+
+
+# --- corners where sides belong
+
+
+def spread(count: int) -> list[Picture]:
+    """Pictures with a box each, whose place and size vary."""
+    random = np.random.default_rng(count)
+    starts, ends = random.uniform(0, 25, (count, 2)).tolist(), random.uniform(30, 40, (count, 2)).tolist()
+    return [Picture(f"{n}.png", boxes=[(0, *starts[n], *ends[n])]) for n in range(count)]
+
+
+def test_coco_boxes_that_must_be_corners_are_refused(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, spread(12))
+    assert len(read_data(tmp_path).records.boxes) == 12
+    content = json.loads(file.read_text())
+    for box in content["annotations"]:
+        x, y, w, h = box["bbox"]
+        box["bbox"] = [x, y, x + w, y + h]
+    file.write_text(json.dumps(content))
+    assert f"{file}: boxes reach far out of their pictures" in refusal(tmp_path)
+    content["annotations"][3]["bbox"] = [40, 5, 9, 20]  # no corners
+    file.write_text(json.dumps(content))
+    assert len(read_data(tmp_path).records.boxes) == 12
+
+
+def test_yolo_rows_that_must_be_corners_are_refused(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, spread(12))
+    assert len(read_data(tmp_path).records.boxes) == 12
+    for file, picture in zip(sorted(labels.iterdir()), sorted(spread(12), key=lambda p: p.name), strict=True):
+        _, x1, y1, x2, y2 = picture.boxes[0]
+        file.write_text(f"0 {x1 / 60} {y1 / 40} {x2 / 60} {y2 / 40}\n")
+    assert "0.txt: boxes reach far out of their pictures" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_coco, write_yolo])
+def test_large_boxes_that_stick_out_a_little_are_clipped(
+    tmp_path: Path, write: Callable[[Path, list[Picture]], Path]
+) -> None:
+    write(tmp_path, [Picture(f"{n}.png", boxes=[(0, 1, 1, 63, 43)]) for n in range(12)])
+    data = read_data(tmp_path)
+    assert {problem.kind for problem in data.problems} == {"box partly outside the image"}
+    assert data.records.boxes.round().tolist() == [[1, 1, 60, 40]] * 12

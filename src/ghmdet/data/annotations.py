@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghmdet.data.collector import MENDS, UNCLEAR, judge_box, sound
+from ghmdet.data.collector import CORNERS, MENDS, PROBED, UNCLEAR, judge_box, must_be_corners, sound
 from ghmdet.data.layout import class_name, read_text
 from ghmdet.data.records import Problem, Severity
 from ghmdet.data.stream import Boxes, stream
@@ -78,7 +78,8 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     `file_name` and size are one picture with the boxes of all, each once. Without `boxes` the list `annotations` is not
     read and may be missing.
 
-    Raises DataError when it is no COCO annotations, lists no image or no category, or a category has no id of its own.
+    Raises DataError when it is no COCO annotations, its boxes must be corners, it lists no image or no category, or a
+    category has no id of its own.
     """
     lists = ("images", "annotations", "categories") if boxes else ("images", "categories")
     content, file = _content(source, lists)
@@ -95,7 +96,8 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     rejected, merged = Counter[int](), {other for image_id, other in first.items() if image_id != other}
     own, image_ids, category, box, area, crowd = annotations.columns()
     image = _found(image_ids, {key: places[first[key]] for key in first})
-    limits = np.array([*sizes.values(), [0.0, 0.0]])[image]
+    pixels = np.array([*sizes.values(), [0.0, 0.0]])
+    limits = pixels[image]
     kept = (
         sound(corners_of(box), limits) & ~((area < 0) | np.isinf(area)) & np.isin(category, list(categories))
     )
@@ -157,6 +159,11 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
             crowd[place] = apart
     rows = np.flatnonzero(kept)
     rows = rows[np.argsort(image[rows], kind="stable")]
+    few = rows[:PROBED]
+    if must_be_corners(box[few], corners_of(box[few]) / np.tile(pixels[image[few]], 2)):
+        raise DataError(
+            f"{file}: boxes reach far out of their pictures: these are {CORNERS} x, y, width, height"
+        )
     if merged:
         alike = {
             (image[row], category[row], *box[row].tolist()) if ids[image[row]] in merged else row: row

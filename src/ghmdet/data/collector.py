@@ -17,6 +17,8 @@ from ghmdet.pictures import image_size, reason
 Corners = Sequence[float]  # x1 y1 x2 y2 in pixels
 MIN_SIDE = 0.01  # pixels: a thinner box is empty (float32 cannot tell its sides apart in a large picture)
 ROUNDING = 0.05  # pixels: text formats round; sticking out by less is cut off without a word
+MISREAD, PROBED = 10, 1000  # boxes: how many tell, and how many are looked at
+CORNERS = "x1, y1, x2, y2: write"
 
 UNCLEAR = "picture without a sound label"
 MENDS = {
@@ -72,6 +74,17 @@ def sound(corners: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[n
         sides = corners[:, 2:] - corners[:, :2]
     within = (corners[:, :2] >= 0) & (corners[:, 2:] <= sizes)
     return np.asarray((within & (sides > 1) & (sides < math.inf)).all(axis=1))  # beyond the first pixel
+
+
+def must_be_corners(written: NDArray[np.float64], corners: NDArray[np.float64]) -> bool:
+    """Whether boxes that stick far out of their pictures were written as corners and not as sides.
+
+    written: [n, 4], a point and the sides. corners: [n, 4] that they give, in fractions of the picture. Many of them
+    lie far outside, and each is sound as two corners, as hardly ten boxes are by chance.
+    """
+    if len(written) < MISREAD or not (written[:, 2:] > written[:, :2]).all():
+        return False
+    return bool((abs(corners - 0.5) > 0.6).any(axis=1).mean() >= 0.25)
 
 
 class Collector:

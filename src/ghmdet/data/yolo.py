@@ -3,6 +3,7 @@
 A row is `class cx cy w h`, fractions of the picture's size; of longer ones see `Rows`.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
-from ghmdet.data.collector import Collector
+from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
 from ghmdet.data.layout import SPLITS, UTF16, checked_classes, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import Tree, below, ending
@@ -291,6 +293,7 @@ def read_split(
             mend = "they are left out: keep one, or give each a label file of its own"
             collect.report("label file of more than one picture", "", f"({names})", mend)
     found = [pair for pair in found if len(owners[pair[1] or pair[0]]) == 1]
+    few: list[Sequence[float]] = []
     for image_id, (picture, label) in enumerate(found, start=1):
         collect.file = label or picture
         lines = label_lines(label) if label else []
@@ -310,7 +313,14 @@ def read_split(
             width, height = collect.size
             for (x1, y1, x2, y2), name, record, value in filter(None, boxes):
                 corners = (x1 * width, y1 * height, x2 * width, y2 * height)
+                if len(few) < PROBED and math.isfinite(sum(corners)):
+                    few.append((x1, y1, x2, y2))
                 collect.add_box(corners, name, (record, value))
+    ends = np.array(few).reshape(-1, 4)
+    start, end = ends[:, :2], ends[:, 2:]
+    if must_be_corners(np.hstack([(start + end) / 2, end - start]), ends):
+        where = next(label for _, label in found if label)
+        raise DataError(f"{where}: boxes reach far out of their pictures: these are {CORNERS} cx, cy, w, h")
     if len(own) in rows.classes and 0 not in rows.classes:
         raise DataError(f"{named}: rows of classes 1 to {len(own)} and none of class 0: number them from 0")
     bare = [os.path.splitext(picture)[0] for picture, label in found if label is None]
