@@ -24,7 +24,7 @@ from ghmdet import SoftmaxGHMC
 from rows import append_row, today
 
 Loss, Part = Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]
-RATES, IGNORED = (3e-3, 1e-2, 3e-2), 255
+RATES, IGNORED = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 255
 STEPS, BATCH = {"digits": 600, "shapes": 300}, {"digits": 64, "shapes": 8}
 
 

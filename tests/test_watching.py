@@ -185,6 +185,45 @@ def test_the_scalars_are_those_of_the_last_epoch_that_ended():
     assert len(watch.scalars()) == 9 and {type(value) for value in watch.scalars().values()} == {float}
 
 
+ODD = ["RBC (red), 100%", "a/b", "a:b", "..", "größe", "a_b", "", "it's", "x?"]
+
+
+def watched_odd() -> Watch:
+    watch = ghmdet.watch(ODD)
+    watch(torch.zeros(20, len(ODD)), torch.arange(20) % len(ODD))
+    watch.end_epoch()
+    return watch
+
+
+def test_any_class_has_a_name_that_loggers_take():
+    names = [name.removeprefix("class/") for name in watched_odd().scalars() if name.startswith("class/")]
+    assert names == ["RBC _red__ 100_", "a_b", "a_b 2", "_", "größe", "a_b 5", "_ 6", "it_s", "x_"]
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_accelerates_trackers_take_the_scalars(tracker, tmp_path, monkeypatch):
+    pytest.importorskip(tracker)
+    from accelerate import Accelerator
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
+    accelerator = Accelerator(log_with=tracker, project_dir=tmp_path)
+    accelerator.init_trackers("cells")
+    scalars = watched_odd().scalars()
+    accelerator.log(scalars, step=3)
+    run = accelerator.get_tracker(tracker, unwrap=True)
+    if tracker == "wandb":
+        accelerator.log({}, step=4)  # the summary is of the steps before the one that may still go on
+        seen = {name: run.summary[name] for name in scalars}
+    else:
+        import mlflow
+
+        seen = mlflow.get_run(run.info.run_id).data.metrics
+    accelerator.end_training()
+    assert seen == pytest.approx(scalars)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

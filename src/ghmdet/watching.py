@@ -1,5 +1,6 @@
 """See which examples pull at any model: count the gradient norms of its logits, and write the report's page of them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class Watch:
         """The last epoch that ended as a few numbers by name, for any logger; none before the first ends.
 
         - `pull/background`, `pull/objects`, `class/NAME` of each class: its share of all that pulls (of the sum of g).
+          In NAME, `_` stands for signs that MLflow refuses; a name that comes twice has its label behind it.
         - `g/background`, `g/objects`: the mean of g. `hardest/...`: the share of the sum of g at g >= 29/30.
         """
         if not len(self.epochs.pictures):
@@ -132,8 +134,10 @@ class Watch:
             found[f"pull/{name}"] = pull / whole
             found[f"g/{name}"] = pull / max(int(examples[kind].sum()), 1)
             found[f"hardest/{name}"] = float(gradient[kind, :, -1].sum()) / whole
-        by_class = gradient.sum(axis=(0, 2)) / whole
-        return found | {f"class/{name}": float(by_class[k]) for k, name in enumerate(self.classes)}
+        for k, pull in enumerate(gradient.sum(axis=(0, 2)).tolist()):
+            name = "class/" + re.sub(r"[^\w.\- ]|^\.*$", "_", self.classes[k])
+            found[f"{name} {k}" if name in found else name] = pull / whole
+        return found
 
     def lightning_callback(self) -> Any:
         """A callback for Lightning's `Trainer`: `end_epoch()` and `log_dict(scalars())` after each training epoch.

@@ -8,6 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +195,33 @@ def test_a_torch_program_is_compared_too_and_takes_any_size(run: Path, squares: 
             )
 
 
+@pytest.mark.parametrize("soft_nms", [True, False])
+def test_a_torch_program_finds_what_there_is_where_that_is_little(run: Path, soft_nms: bool) -> None:
+    detector = Detector.load(run / "best.pt", device="cpu", precision="fp32")
+    own = detector.model
+    own.config = dataclasses.replace(own.config, score_threshold=0.99, soft_nms=soft_nms)
+    program = module.trace(detector, raw=False).module()
+    about = module.describe(detector, raw=False)
+    black = torch.zeros(3, 72, 96)
+    images, size = runtime.prepare(np.zeros((72, 96, 3), np.uint8), about)
+    biases = [own.head.class_logits.bias, program.get_parameter("network.2.class_logits.bias")]
+    with torch.inference_mode():
+        best = own.forward_raw(own.preprocess([black]).images)[0].flatten().sort(descending=True).values
+    for candidates in (0, 1, 2, 3, 40):  # so many logits above that of the threshold, 4.595
+        shift = 4.595 - float(best[max(candidates - 1, 0) : candidates + 1].mean()) - (candidates == 0)
+        with torch.no_grad():
+            for bias in biases:
+                bias += shift
+            found = program(torch.from_numpy(images), torch.tensor(size))
+            wanted = own([black])[0]
+            for bias in biases:
+                bias -= shift
+        assert candidates > 3 or len(found[1]) <= candidates
+        assert (len(found[1]) > 0) == (candidates > 0)
+        for one, name in zip(found, ("boxes", "scores", "labels"), strict=True):
+            torch.testing.assert_close(one, wanted[name], rtol=0, atol=1e-3)
+
+
 def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
     detector = Detector.load(run / "best.pt", device="cpu", precision="fp32")
     about = module.describe(detector, raw=False)
@@ -213,14 +243,35 @@ def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(run: Path, onnx: Path) -> dict[str, tuple[Path, list[str]]]:
-    """The files of less precision, and what was said of each."""
+def counted() -> dict[str, Counter[str]]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def small(run: Path, onnx: Path, counted: dict[str, Counter[str]]) -> dict[str, tuple[Path, list[str]]]:
+    """The files of less precision, and what was said of each; counts how far its bars of progress went."""
     made = {}
-    for precision in ("fp16", "int8"):
-        said: list[str] = []
-        out = onnx.with_name(f"{precision}.onnx")
-        made[precision] = export(run / "best.pt", out=out, precision=precision, say=said.append), said
+
+    @contextmanager
+    def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        counted[precision][f"{what}, of {total}"] = 0
+        yield lambda done: counted[precision].update({f"{what}, of {total}": done})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "counting", counting)
+        for precision in ("fp16", "int8"):
+            counted[precision] = Counter()
+            said: list[str] = []
+            out = onnx.with_name(f"{precision}.onnx")
+            made[precision] = export(run / "best.pt", out=out, precision=precision, say=said.append), said
     return made
+
+
+def test_its_progress_is_shown(
+    small: dict[str, tuple[Path, list[str]]], counted: dict[str, Counter[str]]
+) -> None:
+    both = {"pictures compared, of 4": 4, "pictures scored, twice each, of 8": 8}
+    assert counted == {"fp16": both, "int8": both | {"pictures calibrated on, of 12": 12}}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -28,6 +28,7 @@ from ghmdet.evaluation.score import score
 from ghmdet.files import write_atomic
 from ghmdet.models.exportable import Exportable
 from ghmdet.models.preprocess import scale_boxes
+from ghmdet.progress import counting
 
 
 class Tolerance(NamedTuple):
@@ -124,7 +125,8 @@ def export(
     if format == "onnx":
         content = to_onnx(program, metadata, raw=raw)
         if part is not None:
-            content = quantize(content, _inputs(part, about))
+            with counting("pictures calibrated on", len(part.records)) as advance:
+                content = quantize(content, _inputs(part, about, advance))
             say(f"calibrated on {len(part.records)} pictures of {part.root} ({part.split})")
         exported = runtime.Detector(content, device="cpu")
         outputs = exported.raw
@@ -132,7 +134,8 @@ def export(
         file = io.BytesIO()
         torch.export.save(program, file, extra_files=metadata)
         content, outputs = file.getvalue(), _run(program, about)
-    boxes, scores, count = compare(detector, outputs, about, chosen)
+    with counting("pictures compared", len(chosen)) as advance:
+        boxes, scores, count = compare(detector, outputs, about, chosen, advance)
     if format == "onnx" and not raw and precision != "fp32" and val is not None:
         try:
             _say_ap(detector, exported, val, say)
@@ -230,10 +233,12 @@ def compare(
     outputs: Outputs,
     about: runtime.About,
     pictures: Sequence[NDArray[np.uint8]],
+    advance: Callable[[int], None] = lambda pictures: None,
 ) -> tuple[float, float, int]:
     """How far boxes (pixels of the scaled picture; offsets if raw) and scores are from PyTorch's, and how many scores.
 
     The largest difference among the share of detections that `TOLERANCES` asks for, on pictures [h, w, 3].
+    advance: called with 1 before each picture.
 
     Raises:
         GhmdetError: more than the tolerance, a detection that only one of them has, or numbers that are not finite.
@@ -242,6 +247,7 @@ def compare(
     boxes, scores = [np.zeros(0)], [np.zeros(0)]
     sure, nothing = 0.0, True  # the best score of PyTorch, and whether the file finds nothing
     for picture in pictures:
+        advance(1)
         image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
             batch = detector.model.preprocess([image])
@@ -326,7 +332,9 @@ def _labelled(
     return dataclasses.replace(data, records=data.records.take(some))
 
 
-def _inputs(data: DetectionData, about: runtime.About) -> Iterator[dict[str, NDArray[Any]]]:
+def _inputs(
+    data: DetectionData, about: runtime.About, advance: Callable[[int], None]
+) -> Iterator[dict[str, NDArray[Any]]]:
     """What a network is given for each picture."""
     for record in data.records:
         images, size = runtime.prepare(runtime.read(record.path), about)
@@ -335,16 +343,20 @@ def _inputs(data: DetectionData, about: runtime.About) -> Iterator[dict[str, NDA
             if about.outputs == "detections"
             else {"images": images}
         )
+        advance(1)
 
 
 def _say_ap(
     detector: Detector, exported: runtime.Detector, data: DetectionData, say: Callable[[str], None]
 ) -> None:
     """The AP of both on the pictures of `data`."""
-    truth, own, theirs = data.to_coco(), detect(detector.model, data, device=detector.device), []
-    for record in data.records:
-        found = exported.predict(record.path, threshold=0)[0]
-        theirs += coco_results(found, record.image_id, data.category_ids)
+    truth, theirs = data.to_coco(), []
+    with counting("pictures scored, twice each", 2 * len(data.records)) as advance:
+        own = detect(detector.model, data, device=detector.device, advance=advance)
+        for record in data.records:
+            found = exported.predict(record.path, threshold=0)[0]
+            theirs += coco_results(found, record.image_id, data.category_ids)
+            advance(1)
     before, after = (score(truth, results).AP or 0.0 for results in (own, theirs))
     say(
         f"AP on {len(data.records)} pictures of {data.root} ({data.split}): {after:.4f}, in fp32 {before:.4f}"

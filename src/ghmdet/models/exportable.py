@@ -71,7 +71,11 @@ class Exportable(nn.Module):
         """What NMS, class by class, leaves of candidates, with `soft_nms` as by `ghmdet.models.postprocess.soften`."""
         config = self.config
         apart = labels.to(torch.float32)[:, None] * (limits.max() + 1)
-        keep = nms(boxes + apart, scores, config.nms_iou)
+        # torch.export takes it that NMS leaves two: two far-off boxes, whose score is least, always stay, and go again.
+        corner = torch.tensor([[-2.0], [-4.0]])
+        far = torch.cat((corner, corner, corner + 1, corner + 1), dim=1)
+        padded = torch.cat((boxes + apart, far)), torch.cat((scores, torch.zeros(2)))
+        keep = nms(*padded, config.nms_iou)[:-2]
         most = config.topk_candidates if config.soft_nms else config.detections_per_image
         keep = keep[_first(scores[keep], most)]
         keep = keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1).nonzero()[:, 0]]
