@@ -113,6 +113,23 @@ def test_the_copy_is_mended_in_its_own_format(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_a_label_is_changed_once(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A label may be suspected of several kinds of error; audits made before had no more than one of each."""
+    audit, decisions = audited(tmp_path, WRITERS[name])
+    told = json.loads((audit / "audit.json").read_text())
+    second = told["items"][0] | {"id": 7, "kind": "spurious", "new_class": None, "new_box": None}
+    for item in told["items"]:
+        del item["likeliest"]  # as in audits made before
+    (audit / "audit.json").write_text(json.dumps(told | {"items": [*told["items"], second]}))
+    decisions["decisions"].append({"id": 7, "decision": "accept"})
+    assert apply(audit, decisions, tmp_path / "mended") == 1
+    why = "number 1 was accepted for the same label: reject one of the two"
+    said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"refused: number 7 \(spurious in .*a.jpg\): {why}", said[0])
+    assert [row[:2] for row in rows(read_data(tmp_path / "mended"))] == [one[:2] for one in EXPECTED]
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_what_no_longer_fits_is_refused_by_name(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

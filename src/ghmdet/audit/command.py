@@ -6,12 +6,13 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -31,7 +32,7 @@ from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.run_folder import provenance, read_json, same_data, write_json
+from ghmdet.engine.run_folder import provenance, read_json, same_data
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, Range
 from ghmdet.evaluation.score import score
@@ -290,10 +291,15 @@ def write(
     warnings: Sequence[str] = (),
 ) -> None:
     """Write audit.json, audit.csv, suggestions.json (COCO), and the page with the first `review` of them."""
-    rows = [_row(number, one, data) for number, one in enumerate(found, start=1)]
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def rows() -> Iterator[dict[str, Any]]:  # made anew for each file: together they would fill the memory
+        return (_row(number, one, data) for number, one in enumerate(found, start=1))
+
+    digest = hashlib.sha256()
+    for row in rows():
+        digest.update(json.dumps(row).encode())
     told = about | {
-        "audit": digest,
+        "audit": digest.hexdigest()[:16],
         "split": data.split,
         "classes": data.classes,
         "pictures": len(data.records),
@@ -301,14 +307,18 @@ def write(
         "warnings": list(warnings),
         "made": provenance(about),
     }
-    write_json(out / "audit.json", told | {"items": rows})
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(out / "audit.csv", table.getvalue())
-    content = data.to_coco()
-    suggested = [
+    write_atomic(out / "audit.json", partial(_put_json, told, "items", rows()))
+    write_atomic(out / "audit.csv", partial(_put_csv, rows()))
+    content = {
+        "images": [
+            {"id": one.image_id, "file_name": data.records.name(i), "width": one.width, "height": one.height}
+            for i, one in enumerate(data.records)
+        ],
+        "categories": [
+            {"id": number, "name": name} for number, name in zip(data.category_ids, data.classes, strict=True)
+        ],
+    }
+    suggested = (
         {
             "id": row["id"],
             "image_id": int(data.records.image_ids[one.picture]),
@@ -319,16 +329,34 @@ def write(
             "kind": row["kind"],
             "score": row["score"],
         }
-        for row, one in zip(rows, found, strict=True)
+        for row, one in zip(rows(), found, strict=True)
         if one.suggested
-    ]
-    write_json(out / "suggestions.json", content | {"annotations": suggested})
+    )
+    write_atomic(out / "suggestions.json", partial(_put_json, content, "annotations", suggested))
     order = sorted(range(len(found)), key=lambda place: -found[place].score)
     lists = [[place for place in order if found[place].kind == kind] for kind in KINDS]
     lists.append([place for place, one in enumerate(found) if one.likeliest])
     shown = sorted({place for each in lists for place in each[:review]})
     about = told | {"how_far": how_far(found, told.get("AP50", 1.0)), "review": review}
-    write_review(out, data, [found[place] for place in shown], [rows[place] for place in shown], about)
+    items = [_row(place + 1, found[place], data) for place in shown]
+    write_review(out, data, [found[place] for place in shown], items, about)
+
+
+def _put_json(about: dict[str, Any], name: str, rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:
+    """Write `about` as a JSON object whose last key is `name`, a list of rows, one a line."""
+    head = json.dumps(about, indent=2, default=str).removesuffix("\n}")
+    file.write(f'{head},\n  "{name}": ['.encode())
+    for place, row in enumerate(rows):
+        file.write(f"{',' if place else ''}\n    {json.dumps(row)}".encode())
+    file.write(b"\n  ]\n}\n")
+
+
+def _put_csv(rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:
+    text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    text.detach()  # the file stays open
 
 
 def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:

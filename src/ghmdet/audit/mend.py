@@ -161,16 +161,15 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
             why[item["id"]] = said
         elif item["kind"] != "missing":
             own = next((one for one in left if _is(one[1], item)), None)
-            twin = next((one for one in items if one["id"] in found and one["label"] == item["label"]), None)
-            if own is None and twin:
-                why[item["id"]] = (
-                    f"number {twin['id']} was accepted for the same label: reject one of the two"
-                )
-            elif own is None:
-                why[item["id"]] = f"no {item['class']} at {item['box']} any more"
-            else:
+            label = item["class"], item["box"]
+            same = (one["id"] for one in items if one["id"] in found and (one["class"], one["box"]) == label)
+            if own is not None:
                 left.remove(own)
                 found[item["id"]] = own[0]
+            elif twin := next(same, None):
+                why[item["id"]] = f"number {twin} was accepted for the same label: reject one of the two"
+            else:
+                why[item["id"]] = f"no {item['class']} at {item['box']} any more"
     put = list[tuple[dict[str, Any], Corners]]()
     for item in (each for each in items if each["id"] not in why):
         number, kind, label, box = item["id"], item["kind"], item["new_class"], _new_box(item, picture)
@@ -178,11 +177,11 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
             sheet.remove(found[number], picture)
             continue
         others = (one for one, corners in put if meets(box, [corners]))
-        same = (one for one in others if one["new_class"] == label or "class" not in (kind, one["kind"]))
+        there = (one for one in others if one["new_class"] == label or "class" not in (kind, one["kind"]))
         if meets(box, [corners for _, (name, corners) in left if name == label]):
             why[number] = f"an object of class {label} is labelled there already"
             why[number] += ": remove one of the two by hand" if kind != "missing" else ""
-        elif other := next(same, None):
+        elif other := next(there, None):
             why[number] = f"number {other['id']} was accepted for the same object: reject one of the two"
         if number in why:
             left += [(found[number], (item["class"], _corners(item["box"])))] if number in found else []

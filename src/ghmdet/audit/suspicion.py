@@ -151,15 +151,15 @@ def judge(
     With p_k the best score of class k at a label, by its anchors and by detections that overlap it at IoU .5, c its own
     class, s a detection's score and t the best score of a detection of c at IoU .5:
 
-    - class: the geometric mean of p_k and 1 - p_c, of the likeliest other class k.
+    - class: the geometric mean of p_k, of 1 - p_c and of p_k / (p_k + p_c), of the likeliest other class k.
     - shifted: that of s (1 - best IoU with a label of c), of 1 - t, of gr and of 1 - b^2, b being the best IoU of any
       detection of c with the label, for the detection of c at IoU .05 to .5 whose first number is the largest, among
       those that overlap no label of c at IoU .5.
     - spurious: that of 1 - the best s at IoU .5, of 1 - the best score of any class by the anchors, and of 1 - the best
       s of c, faded below IoU .5.
     - duplicate: IoU with a label of c that fits better (1 - the best score of a second detection on it).
-    - missing: s (1 - the largest IoU (1 - t) of any label), of detections that overlap no label, and no likelier one,
-      at IoU .5. A label that is seen itself says nothing about a detection beside it.
+    - missing: s (1 - the largest IoU (1 - t) of any label), of detections that overlap no label at IoU .5. A label that
+      is seen itself says nothing about a detection beside it.
     """
     iou = overlaps(found.boxes, boxes)  # [n, m]
     own = iou * (found.labels[:, None] == labels)
@@ -171,7 +171,7 @@ def judge(
     p = np.maximum(everywhere, anchors)
     g = 1 - p[rows, labels]
     others = np.where(np.arange(classes) == labels[:, None], -1, p)
-    hit = everywhere[rows, labels]
+    another, hit = others.max(axis=1, initial=0), everywhere[rows, labels]
     best = own.max(axis=1, initial=0)[:, None]
     free = np.where((own >= NEAR) & (best < ON), s * (1 - best), 0)
     faded = (s * np.minimum(1, own / ON)).max(axis=0, initial=0)
@@ -179,7 +179,7 @@ def judge(
     _, on_it = _compared(found, boxes, np.where(own >= ON, s, 0))
     missing, sure = _missing(found, iou, 1 - hit, crowds)
     scores = (
-        np.sqrt(others.max(axis=1, initial=0) * g),
+        np.cbrt(another * g * another / np.maximum(another + 1 - g, 1e-9)),
         (free.max(axis=0, initial=0) * (1 - hit) * (1 - own.max(axis=0, initial=0) ** 2)) ** (1 / 4),
         np.cbrt((1 - everywhere.max(axis=1, initial=0)) * (1 - anchors.max(axis=1, initial=0)) * (1 - faded)),
         _twins(found.scores, own, boxes, labels),
@@ -225,12 +225,7 @@ def _missing(found: Scored, iou: Floats, unseen: Floats, crowds: Floats) -> tupl
     labelled = iou.max(axis=1, initial=0) >= ON
     scores = np.where(in_crowd | labelled, 0, found.scores * (1 - (iou * unseen).max(axis=1, initial=0)))
     order = np.argsort(-scores, kind="stable")
-    order = order[scores[order] >= LEAST]
-    likelier = np.triu(overlaps(found.boxes[order], found.boxes[order]) >= ON, 1)
-    kept = np.ones(len(order), dtype=bool)
-    for i in range(len(order)):
-        kept[i] = not likelier[:i, i][kept[:i]].any()
-    chosen = order[kept]
+    chosen = order[scores[order] >= LEAST]
     return Scored(found.boxes[chosen], found.labels[chosen], scores[chosen]), found.scores[chosen]
 
 
@@ -261,7 +256,8 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
             kind = KINDS[k]
             if kind == "missing":
                 suggested = Label(int(one.missing.labels[j]), _box(one.missing.boxes[j]))
-                first = not meets(suggested.box, moved)  # else it is the object of a badly placed label
+                # Else the object has another suspicion already: a badly placed label, or a missing one.
+                first = not meets(suggested.box, moved + added)
                 added += [suggested.box] if first else []
                 sure = float(one.sure[j])
                 found.append(Suspicion(picture, kind, None, None, suggested, score, sure, None, first))
