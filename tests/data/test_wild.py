@@ -192,6 +192,15 @@ def test_rows_of_another_format_in_a_yolo_folder_are_named(tmp_path: Path) -> No
     assert "labels/train/a.txt looks like KITTI" in refusal(tmp_path)
 
 
+def test_a_broken_link_hides_no_error(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    (labels / "a.txt").write_text("0 .5 .5\n")
+    (labels / "b.txt").write_text("")
+    for name in ("notes.txt", "x.csv", "z.zip"):
+        (tmp_path / name).symlink_to(tmp_path / "gone" / name)
+    assert "malformed box '0 .5 .5'" in refusal(tmp_path)
+
+
 def test_the_folder_that_holds_the_set_is_named(tmp_path: Path) -> None:
     write_coco(tmp_path / "zip1" / "coco", three_pictures())
     write_voc(tmp_path / "zip2" / "VOCdevkit" / "VOC2007", three_pictures())

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 
 from ghmdet.data.tree import Tree
@@ -56,7 +57,8 @@ def other_format(tree: Tree) -> str:
         end = os.path.splitext(name)[1].lower()
         known = [at for at, other in enumerate(OTHERS) if re.search(f"({other[1]})$", name, re.IGNORECASE)]
         if known and tried[folder, end] < TRIED:
-            with open(path, "rb") as file:
+            head = b""
+            with suppress(OSError), open(path, "rb") as file:  # a broken link, or one that may not be read
                 head = file.read(HEAD).removeprefix(codecs.BOM_UTF8)
             if head.strip():  # a file without objects tells nothing
                 tried[folder, end] += 1
