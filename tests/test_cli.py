@@ -275,7 +275,7 @@ ODD = (
     ("val run/best.onnx set", 2, "run/best.onnx: an exported detector: give the checkpoint"),
     ("val run/best.pt set --out file", 2, "file: is a file: give a folder"),
     ("predict run/best.pt set --out file", 2, "file: is a file: give a folder"),
-    ("predict run/best.pt file --out x", 1, "1 of 1 pictures could not be read"),
+    ("predict run/best.pt file --out x", 1, "1 of 1 picture could not be read"),
     ("predict run/best.pt empty --out x", 2, "no pictures here"),
     ("predict run/best.pt set/images --out x --annotations set", 2, "set: cannot be read"),
     ("report run/best.pt", 2, "not a run (it is a file)"),

@@ -131,7 +131,7 @@ def test_two_categories_of_one_id_or_name(tmp_path: Path) -> None:
 def test_no_usable_box_names_the_first_rejected(tmp_path: Path) -> None:
     file = edited(tmp_path, lambda content: [a.update(bbox=[5, 5, 0, 0]) for a in content["annotations"]])
     assert failure(tmp_path) == (
-        f"{tmp_path}: an empty data set: split train has 1 images and no usable box "
+        f"{tmp_path}: an empty data set: split train has 1 image and no usable box "
         f"(the first rejected: error: {file}: "
         "annotation id 1 of 'a.jpg': empty box [5, 5, 0, 0]: give it a width and a height or remove it): "
         "add boxes or correct them"

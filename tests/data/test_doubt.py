@@ -218,7 +218,7 @@ def test_data_check_says_first_what_training_says(tmp_path: Path, capsys: pytest
     assert said[-1].endswith(" notes")
     with pytest.raises(SystemExit):
         main(["data", "check", str(tmp_path), "--split", "val"])
-    assert "split valid (asked for as val): 1 images" in capsys.readouterr().out.splitlines()[0]
+    assert "split valid (asked for as val): 1 image " in capsys.readouterr().out.splitlines()[0]
 
 
 # --- ghmdet data split

@@ -390,7 +390,7 @@ def test_crowd_and_difficult_are_kept_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.records[0].crowd, [True, False])
         assert [a["iscrowd"] for a in data.to_coco()["annotations"]] == [1, 0, 0, 0]
         assert data.boxes_per_class() == {"cat": 1, "dog": 1, "emu": 1}
-        assert "1 crowd regions, ignored" in data.describe()
+        assert "1 crowd region, ignored" in data.describe()
 
 
 def test_area_of_a_mask_survives(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_one_long_scene_is_cut_into_runs_of_frames(tmp_path: Path) -> None:
 
 
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 pictures are too few for a validation part"):
+    with pytest.raises(DataError, match=r"too few pictures \(1\) for a validation part"):
         share_out(film(tmp_path, scenes=1, frames=1))
 
 

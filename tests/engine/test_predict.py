@@ -520,7 +520,7 @@ def test_pictures_that_cannot_be_used_are_named(run: Path, squares: Path, tmp_pa
     with pytest.raises(DataError, match=r"empty: no pictures here"):
         predict(run / "best.pt", tmp_path / "empty", out=tmp_path / "out")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
-    with pytest.raises(DataError, match="1 of 1 pictures could not be read"):
+    with pytest.raises(DataError, match="1 of 1 picture could not be read"):
         predict(run / "best.pt", tmp_path / "cut.jpg", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"has no image of file name cut\.jpg"):
         annotations = squares / "annotations" / "instances_val.json"

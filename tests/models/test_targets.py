@@ -281,7 +281,7 @@ GOOD = target([[0, 0, 5, 5]], [1])
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([GOOD], "1 targets for 2 images"),
+        ([GOOD], "1 target for 2 images"),
         ([GOOD, target([[0, 0, 5, 5], [9, 1, 4, 5]], [0, 0])], r"target 1, box 1 is \[9.0, 1.0, 4.0, 5.0\]"),
         ([target([[0, 0, 5, 0]], [0]), GOOD], r"target 0, box 0 is \[0.0, 0.0, 5.0, 0.0\]"),
         ([GOOD, target([[3, 0, 2, 5]], [0])], r"target 1, box 0 is \[3.0, 0.0, 2.0, 5.0\]"),

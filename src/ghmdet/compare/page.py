@@ -11,6 +11,7 @@ from ghmdet.engine.run_folder import write_json
 from ghmdet.files import write_atomic
 from ghmdet.report.figures import COLOURS, draw_runs, new_figure, save_figure
 from ghmdet.spectrum import SpectrumCounts
+from ghmdet.words import many
 
 HEADS = ("arm", "weight", "AP", "AP50", "difference, 95 % interval", "P(better)", "min", "MiB")
 
@@ -29,7 +30,8 @@ def summary(result: dict[str, Any]) -> str:
     """The arms as a table, and what a reader of it must know, a line each."""
     arms, first, seeds = result["arms"], result["first"], len(result["seeds"])
     notes = [
-        f"Judged on {result['pictures']} pictures ({result['split']}), the last weights of {seeds} seed(s) an arm;"
+        f"Judged on {many(result['pictures'], 'picture')} ({result['split']}), the last weights of "
+        f"{many(seeds, 'seed')} an arm;"
         f" differences from '{first}' are paired, their 95 % intervals are over {result['statistics']['over']}."
     ]
     if seeds < 3:
@@ -48,7 +50,10 @@ def summary(result: dict[str, Any]) -> str:
 def page(result: dict[str, Any], figures: Sequence[Path]) -> str:
     """The whole of it in markdown: arms, classes, grids, figures, how it was made."""
     arms, made = _arms(result), result["made"]
-    classes = [f"{name} ({result['boxes'][name]} boxes)" for name in next(iter(arms.values()))["per_class"]]
+    classes = [
+        f"{name} ({many(result['boxes'][name], 'box/boxes')})"
+        for name in next(iter(arms.values()))["per_class"]
+    ]
     by_class = [[name, *map(_score, arm["per_class"].values())] for name, arm in arms.items()]
     sections = [
         f"# Comparison on {result['data']}",

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from ghmdet.data.records import DetectionData, Record
 from ghmdet.errors import DataError
 from ghmdet.pictures import CHECK, errors_name_the_file, resized_size, turned, upright_pixels
+from ghmdet.words import many
 
 
 def shrunk_size(width: int, height: int, limits: tuple[int, int] | None) -> tuple[int, int]:
@@ -52,7 +53,7 @@ def require_images(data: DetectionData) -> None:
     paths = (records.root / records.name(index) for index in range(len(records)))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        count = f"{len(missing)} of the {len(records)} images of split {data.split}"
+        count = f"{len(missing)} of the {many(len(records), 'image')} of split {data.split}"
         raise DataError(
             f"{missing[0]}: missing image, the first of {count}: put them there or remove their records; {CHECK}"
         )

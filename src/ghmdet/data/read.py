@@ -17,6 +17,7 @@ from ghmdet.data.records import VALIDATION_NAMES, DetectionData
 from ghmdet.data.tree import Tree, ending, looks_like_label
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
+from ghmdet.words import many
 
 FORMATS: dict[str, Any] = {"COCO": coco, "VOC": VOC, "YOLO": yolo, "LabelMe": LABELME}
 """Each says what its folders hold (LOOKED_FOR), finds where splits lie (find_splits), names the pictures and labels of
@@ -131,8 +132,8 @@ def _nearest(tree: Tree) -> str:
     }
     end, there = max(by_ending.items(), key=lambda item: len(item[1]))
     lines = [
-        f"{tree.given}: no data set recognised: {pictures} pictures, "
-        + ", ".join(f"{len(paths)} label files {each}" for each, paths in by_ending.items())
+        f"{tree.given}: no data set recognised: {many(pictures, 'picture')}, "
+        + ", ".join(f"{many(len(paths), 'label file')} {each}" for each, paths in by_ending.items())
         + " at any depth"
     ]
     clue = _inside(tree) or other_format(tree)
@@ -168,8 +169,8 @@ def no_usable_box(data: DetectionData) -> str | None:
     crowd = int(data.records.crowd.sum())
     if crowd < len(data.records.crowd):
         return None
-    aside = f" ({crowd} crowd regions are not trained on)" if crowd else ""
-    return f"split {data.split} has {len(data.records)} images and no usable box{aside}"
+    aside = f" ({many(crowd, 'crowd region is/crowd regions are')} not trained on)" if crowd else ""
+    return f"split {data.split} has {many(len(data.records), 'image')} and no usable box{aside}"
 
 
 def read_data(

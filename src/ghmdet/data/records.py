@@ -11,6 +11,8 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ghmdet.words import many
+
 Severity = Literal["error", "warning", "info"]
 VALIDATION_NAMES = ("val", "valid", "validation")
 NAMED_PROBLEMS = 3  # how many problems of one kind a description spells out
@@ -157,9 +159,10 @@ class DetectionData:
         called = " (asked for as val)" if self.split in VALIDATION_NAMES[1:] else ""
         counts = ", ".join(f"{name} {count}" for name, count in per_class.items())
         return (
-            f"{self.format} data in {self.root}, split {self.split}{called}: {len(self.records)} images "
-            f"({empty} without boxes), {sum(per_class.values())} boxes of {len(per_class)} classes: {counts}"
-            + (f"; {crowd} crowd regions, ignored." if crowd else ".")
+            f"{self.format} data in {self.root}, split {self.split}{called}: {many(len(self.records), 'image')} "
+            f"({empty} without boxes), {many(sum(per_class.values()), 'box/boxes')} of "
+            f"{many(len(per_class), 'class/classes')}: {counts}"
+            + (f"; {many(crowd, 'crowd region')}, ignored." if crowd else ".")
         )
 
     def describe(self) -> str:

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ghmdet.data.images import load_image
 from ghmdet.data.records import DetectionData, Problem, Record
 from ghmdet.errors import DataError
+from ghmdet.words import many
 
 ALIKE = 6  # of 64 bits: in how many the hashes of two pictures of one group may differ
 BLOCK = 1024  # pictures compared with all others at a time
@@ -79,8 +80,8 @@ def folds(data: DetectionData, number: int) -> list[Ints]:
     group, counts = scenes(data)
     if len(counts) < number:
         raise DataError(
-            f"{data.root}: {len(data.records)} pictures in {len(counts)} groups that look alike are too few for "
-            f"{number} folds: give fewer --folds, or a --checkpoint that was trained on other pictures"
+            f"{data.root}: {many(len(data.records), 'picture')} in {many(len(counts), 'group')} that look alike "
+            f"are too few for {number} folds: give fewer --folds, or a --checkpoint that was trained on other pictures"
         )
     shares = counts / np.maximum(counts.sum(0), 1)
     parts, part_of = np.zeros((number, counts.shape[1])), np.zeros(len(counts), dtype=np.int64)
@@ -131,7 +132,7 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
             if best:
                 chosen[others[best - 1]] = True
     if not chosen.any():
-        raise DataError(f"{data.root}: {len(records)} pictures are too few for a validation part: add one")
+        raise DataError(f"{data.root}: too few pictures ({len(records)}) for a validation part: add one")
     said = f"{int(has[-1])} of {len(records)} pictures, in {chosen.sum()} of {len(groups)} groups that look alike"
     mend = "give a split of your own to choose it"
     made = Problem("info", "validation part made of the training part", str(data.root), "", said, mend)

@@ -29,6 +29,7 @@ from ghmdet.files import write_atomic
 from ghmdet.models.exportable import Exportable
 from ghmdet.models.preprocess import scale_boxes
 from ghmdet.progress import counting
+from ghmdet.words import many
 
 
 class Tolerance(NamedTuple):
@@ -127,7 +128,7 @@ def export(
         if part is not None:
             with counting("pictures calibrated on", len(part.records)) as advance:
                 content = quantize(content, _inputs(part, about, advance))
-            say(f"calibrated on {len(part.records)} pictures of {part.root} ({part.split})")
+            say(f"calibrated on {many(len(part.records), 'picture')} of {part.root} ({part.split})")
         exported = runtime.Detector(content, device="cpu")
         outputs = exported.raw
     else:
@@ -145,22 +146,20 @@ def export(
     kind = "logits and box offsets" if raw else "detections"
     offsets = f"box offsets within {boxes:.1g}" if raw else f"boxes within {boxes:.1g} pixels"
     limits, alike = TOLERANCES[precision], f"{offsets}, scores within {scores:.1g}"
-    compared = f"{count} {'scores' if raw else 'detections'}"
+    on = f"{many(len(chosen), 'picture')} {what}"
+    compared = many(count, "score" if raw else "detection")
     if not count:
         least = f"scores {limits.least}" if limits.least else "is detected"
-        say(
-            f"Warning: on {len(chosen)} {what} nothing {least}, so nothing was compared: give other --pictures"
-        )
+        say(f"Warning: on {on} nothing {least}, so nothing was compared: give other --pictures")
     elif precision == "fp32":
-        say(f"the same as PyTorch on {len(chosen)} {what}: {compared} compared, {alike}")
+        say(f"the same as PyTorch on {on}: {compared} compared, {alike}")
     else:
         say(
-            f"{precision} beside fp32 on {len(chosen)} {what}: the nearest {limits.share:.0%} of {compared} from"
+            f"{precision} beside fp32 on {on}: the nearest {limits.share:.0%} of {compared} from"
             f" {limits.least} up have {alike} (allowed: {limits.box:g} and {limits.score:g})"
         )
-    say(
-        f"{out}: {len(content) / 1e6:.1f} MB, {kind} of {len(about.classes)} classes, for pictures of any size"
-    )
+    classes = many(len(about.classes), "class/classes")
+    say(f"{out}: {len(content) / 1e6:.1f} MB, {kind} of {classes}, for pictures of any size")
     return out
 
 
@@ -359,7 +358,7 @@ def _say_ap(
             advance(1)
     before, after = (score(truth, results).AP or 0.0 for results in (own, theirs))
     say(
-        f"AP on {len(data.records)} pictures of {data.root} ({data.split}): {after:.4f}, in fp32 {before:.4f}"
+        f"AP on {many(len(data.records), 'picture')} of {data.root} ({data.split}): {after:.4f}, in fp32 {before:.4f}"
         f" ({after - before:+.4f})"
     )
     if before - after > AP_DROP:
@@ -385,9 +384,9 @@ def _pictures(
     """Pictures to compare on, and what they are: some of `folder`, else of `val`, else made ones."""
     files, what = [], ""
     if folder is not None:
-        files, what = Tree(folder).pictures(str(folder)), f"pictures of {folder}"
+        files, what = Tree(folder).pictures(str(folder)), f"of {folder}"
     elif val is not None:
-        files, what = [str(one.path) for one in val.records], f"pictures of {val.root} ({val.split})"
+        files, what = [str(one.path) for one in val.records], f"of {val.root} ({val.split})"
     read = []
     for file in files[:: math.ceil(len(files) / PICTURES) or 1]:
         try:
@@ -403,7 +402,7 @@ def _pictures(
     for height, width in ((300, 400), (480, 360), (256, 256), (600, 1000)):
         coarse = numbers.integers(0, 256, (height // 20, width // 20, 3), np.uint8)
         made.append(coarse.repeat(20, axis=0).repeat(20, axis=1))
-    return made, "made pictures"
+    return made, "made for this"
 
 
 def _require_packages() -> None:

@@ -10,6 +10,7 @@ from ghmdet.data import DetectionData
 from ghmdet.data.records import Records
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.models import ModelConfig
+from ghmdet.words import many
 
 STEPS = 1600
 """Optimizer steps of a run: playing cards want as many, blood cells half of them (docs/training.md)."""
@@ -29,7 +30,9 @@ def fit_to_data(config: TrainConfig, train: DetectionData, say: Callable[[str], 
     if config.epochs is None and not config.budget:
         pictures = len(train.records)
         config = replace(config, epochs=epochs_for(pictures, config.batch_size * config.accumulate))
-        say(f"{config.epochs} epochs, for {pictures} training pictures (--epochs gives another)")
+        say(
+            f"{many(config.epochs or 0, 'epoch')}, for {many(pictures, 'training picture')} (--epochs gives another)"
+        )
     if config.size is None and not config.budget:
         usual = config.network().max_size
         size = size_for(train.records, config.network())

@@ -27,6 +27,7 @@ from ghmdet.files import LOCK, hold
 from ghmdet.options import BATCH_SIZE
 from ghmdet.pictures import EXTENSIONS
 from ghmdet.progress import counting
+from ghmdet.words import many
 
 if TYPE_CHECKING:
     from ghmdet.engine.detect import Detector
@@ -131,7 +132,7 @@ def predict(
             if removed := remove_drawings(out, set(old) - {drawings[name] for name in work.lines}):
                 say(f"{removed} drawings of an earlier predict are removed from {out}")
             if work.lines:
-                say(f"{len(work.lines)} of {len(files)} pictures are done already")
+                say(f"{len(work.lines)} of {many(len(files), 'picture')} are done already")
             todo = {name: each for name, each in sources.items() if name not in work.lines}
             with counting("pictures", len(todo)) as advance:
                 for name, seen in look(detector, todo, batch_size, say):
@@ -157,12 +158,12 @@ def predict(
                     write(
                         out / folder, surer, sources, dict(zip(category_ids, detector.classes, strict=True))
                     )
-    say(f"{count} boxes, {sure} of them scored at least {threshold:g} and drawn: {out}")
+    say(f"{many(count, 'box/boxes')}, {sure} of them scored at least {threshold:g} and drawn: {out}")
     for reason in failed.values():
         say(reason)
     if failed:
         raise PartlyDone(
-            f"{len(failed)} of {len(files)} pictures could not be read; the results of the others are in {out}"
+            f"{len(failed)} of {many(len(files), 'picture')} could not be read; the results of the others are in {out}"
         )
     return out / PREDICTIONS
 

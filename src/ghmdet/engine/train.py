@@ -46,6 +46,7 @@ from ghmdet.models import ModelConfig, RetinaNet, load_weights, model_state
 from ghmdet.models.synced_norm import synchronise
 from ghmdet.progress import progress_bar
 from ghmdet.signals import StopSignal
+from ghmdet.words import many
 
 if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
@@ -152,7 +153,8 @@ class Trainer:
             network = ModelConfig.from_dict(run.saved["network"])
         self.model = model = RetinaNet(network, self.data.train.classes, losses)
         run.say(f"resuming {run.saved['file']}" if run.saved else load_weights(model, config.weights))
-        run.say(f"{config.model} on {run.device.reason}; {run.accelerator.num_processes} process(es)")
+        processes = many(run.accelerator.num_processes, "process/processes")
+        run.say(f"{config.model} on {run.device.reason}; {processes}")
         if run.accelerator.num_processes > 1 and not model.backbone.frozen:
             synchronise(model.backbone, run.device.type)
         model.to(run.accelerator.device).to(memory_format=torch.channels_last)
@@ -421,7 +423,7 @@ class Trainer:
         if before and abs(before[0][1] - self.foretold[1][1]) < max(WRONG, seconds / 4):
             return
         self.run.say(
-            f"about {in_words(seconds)} to go: {left} steps of {in_words(self.budget.pace)}, AP after every"
+            f"about {in_words(seconds)} to go: {many(left, 'step')} of {in_words(self.budget.pace)}, AP after every"
             f" {'epoch' if every == 1 else f'{every} epochs'}"
             + (
                 "; for less, stop it and begin another run with a time: --budget 20m"

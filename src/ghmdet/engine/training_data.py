@@ -22,6 +22,7 @@ from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.errors import GhmdetError
 from ghmdet.progress import counting
+from ghmdet.words import many
 
 
 class TrainingData:
@@ -77,8 +78,9 @@ class TrainingData:
         """Optimizer steps; batches that do not fill one are left out."""
         if not self.steps_per_epoch:
             raise GhmdetError(
-                f"{len(self.train.records)} pictures make {len(self.loader)} batches of {config.batch_size},"
-                f" fewer than --accumulate {config.accumulate}: give a smaller --batch-size or --accumulate"
+                f"{many(len(self.train.records), 'picture')} make {many(len(self.loader), 'batch/batches')} of"
+                f" {config.batch_size}, fewer than --accumulate {config.accumulate}: give a smaller --batch-size or"
+                " --accumulate"
             )
 
         self.fingerprints = {part.split: fingerprint(part) for part in (self.train, self.val)}

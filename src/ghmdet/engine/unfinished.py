@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ghmdet.files import write_atomic
+from ghmdet.words import many
 
 Results = list[dict[str, Any]]
 Stamp = list[int]
@@ -45,7 +46,7 @@ class Unfinished:
         if kind is None:
             self.path.unlink()
         elif kind is KeyboardInterrupt:
-            done = f"{len(self.lines)} of {len(self.files)} pictures"
+            done = f"{len(self.lines)} of {many(len(self.files), 'picture')}"
             raise KeyboardInterrupt(f"stopped after {done}; the same command goes on") from None
 
     def _keep(self, new: IO[bytes]) -> None:

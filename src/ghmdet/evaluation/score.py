@@ -11,6 +11,7 @@ import numpy as np
 from ghmdet.evaluation.matching import ClassMatches, counted, evaluate, match, reliability
 from ghmdet.evaluation.tables import Annotations, CocoTables, Flags, Floats, Results, read_tables
 from ghmdet.files import write_atomic
+from ghmdet.words import many
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 THRESHOLD = 0.5  # where users of detectors cut
@@ -87,7 +88,7 @@ class Metrics:
 
     def table(self) -> str:
         """The metrics as lines of plain text for a terminal."""
-        counts = f"{self.images} images, {self.boxes} boxes, {self.detections} detections"
+        counts = f"{many(self.images, 'image')}, {many(self.boxes, 'box/boxes')}, {many(self.detections, 'detection')}"
         if self.problems:
             counts += f"\nannotations left out or mended: {len(self.problems)}, first: {self.problems[0]}"
         classes = self.per_class.items()

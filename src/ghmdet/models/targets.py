@@ -11,6 +11,7 @@ from ghmdet.errors import GhmdetError
 from ghmdet.functional import _arguments
 from ghmdet.models.preprocess import Batch, scale_boxes
 from ghmdet.models.presets import ModelConfig
+from ghmdet.words import many
 
 BACKGROUND = -1
 BETWEEN = -2
@@ -38,7 +39,8 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int, num_clas
     """
     if len(targets) != images:
         raise GhmdetError(
-            f"{len(targets)} targets for {images} images; each image needs one (with empty boxes if it has none)"
+            f"{many(len(targets), 'target')} for {many(images, 'image')}; each image needs one (with empty boxes if it"
+            " has none)"
         )
     for index, target in enumerate(targets):
         boxes, labels = target["boxes"], target["labels"]

@@ -69,7 +69,7 @@ def test_what_goes_with_the_pictures_is_told(coco: Path, tmp_path: Path) -> None
     assert (
         "dog     20.0%      10       2   20.0%" in table and "emu                10       2   20.0%" in table
     )
-    assert "As they were: val (1 pictures)" in table
+    assert "As they were: val (1 picture)" in table
 
 
 def test_erasing_takes_the_object_out_of_the_picture_and_leaves_the_rest(coco: Path, tmp_path: Path) -> None:

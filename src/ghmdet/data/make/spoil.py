@@ -12,6 +12,7 @@ from ghmdet.data.images import require_images
 from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.errors import DataError, GhmdetError, Range, unknown_name
+from ghmdet.words import many
 
 MARKER = "spoiled.json"
 TRIES = 50  # places looked at for a box on background
@@ -96,7 +97,7 @@ def spoil(
     by_kind = ", ".join(f"{kind} {counts[kind]}" for kind in chosen)
     for each in (part, *others):
         say(each.describe())
-    say(f"{out}: {len(wrong)} labels of {part.split} made wrong ({by_kind}), listed in {out / WRONG}")
+    say(f"{out}: {many(len(wrong), 'label')} of {part.split} made wrong ({by_kind}), listed in {out / WRONG}")
 
 
 def spoil_labels(

@@ -10,6 +10,7 @@ import numpy as np
 from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.make.scene import CLASSES, SynthConfig, draw_scene
 from ghmdet.data.make.spoil import KINDS, WRONG, Kind, Labels, box_of, spoil_labels
+from ghmdet.words import many
 
 MARKER = "synth.json"
 TRAIN, VAL, LABELS = range(3)  # independent random streams: one dial does not stir what another decides
@@ -28,7 +29,7 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
     names, (width, height) = CLASSES[: config.classes], config.size
     val = min(max(1, round(config.images * config.val_share)), config.images - 1) if config.val_share else 0
     train = config.images - val
-    said, wrong = [f"{out}: {config.images} pictures of {width}x{height} pixels"], Labels()
+    said, wrong = [f"{out}: {many(config.images, 'picture')} of {width}x{height} pixels"], Labels()
     with new_set(Path(out), MARKER, "data synth") as folder:
         (folder / "images").mkdir()
         for stream, split, count, first in ((TRAIN, "train", train, 1), (VAL, "val", val, train + 1)):
@@ -48,7 +49,7 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
             if not count:
                 continue
             counts = ", ".join(f"{name} {objects[name]}" for name in names)
-            said.append(f"  {split}: {count} images; {counts} ({objects['hard']} of unusual look)")
+            said.append(f"  {split}: {many(count, 'image')}; {counts} ({objects['hard']} of unusual look)")
             if split == "train":
                 random = np.random.default_rng((config.seed, LABELS))
                 kinds: tuple[Kind, ...] = KINDS[:3] if config.classes > 1 else KINDS[1:3]
@@ -62,5 +63,5 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
         for file, written in ((MARKER, made), (WRONG, wrong)):
             (folder / file).write_text(json.dumps(written, indent=1) + "\n")
     if wrong:
-        said.append(f"  train: {len(wrong)} labels made wrong, listed in {WRONG}")
+        said.append(f"  train: {many(len(wrong), 'label')} made wrong, listed in {WRONG}")
     return "\n".join(said)

@@ -22,6 +22,7 @@ from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
 from ghmdet.progress import counting
+from ghmdet.words import many
 
 MARGIN = 0.05  # of the box's longer side: objects stick out of their boxes a little
 ERASABLE = 0.85  # of a box's area: what belongs to other objects must stay as it is
@@ -116,14 +117,16 @@ def _table(told: Mapping[str, Any]) -> str:
     """What thinned.json tells, as the table to print."""
     width, (before, after) = max(len("class"), *map(len, told["boxes"])), told["pictures"]
     lines = [
-        f"{told['split']}: {after} of {before} pictures, {told['erased']} objects erased",
+        f"{told['split']}: {after} of {many(before, 'picture')}, {many(told['erased'], 'object')} erased",
         f"{'class':{width}}{'asked':>8}{'before':>8}{'after':>8}{'kept':>8}",
     ]
     for name, (had, has) in told["boxes"].items():
         asked = f"{told['keep'][name]:.1%}" if name in told["keep"] else ""
         lines.append(f"{name:{width}}{asked:>8}{had:8}{has:8}{has / had if had else 1:8.1%}")
     if told["carried_over"]:
-        parts = ", ".join(f"{name} ({count} pictures)" for name, count in told["carried_over"].items())
+        parts = ", ".join(
+            f"{name} ({many(count, 'picture')})" for name, count in told["carried_over"].items()
+        )
         lines.append(f"As they were: {parts}")
     return "\n".join(lines)
 
