@@ -249,7 +249,7 @@ def dials_section(rows: list[Row]) -> list[str]:
             f"\n### {title}\n",
             f"{y}, and in brackets minus `ghm-c`'s; counts are those of seed 0.",
             *table(columns, "ghm-c", "loss"),
-            "\nThe same with detections down to a score of .005, where a detector keeps those above .05:",
+            "\nThe same with candidates for NMS down to a score of .005, where a detector takes those above .05:",
             *table(loose, "ghm-c", "loss"),
         ]
     shown.get_axes()[0].legend(frameon=False, fontsize=8)

@@ -146,13 +146,13 @@ class GHMC(_Harmonized):
     - `min_count`: the examples that a region counts as at least: "positives" (the guarded form
       Σ L_CE / max(R(g), P), the default, since the published form fails on small data: docs/small-data.md), a number,
       or 0 for the published form, which `GHMC.published()` gives. `normalize`: "occupied" (the authors' code), "all"
-      (the article) or "none", by default "none" with a floor and "occupied" without. Both as in
+      (the article's formula) or "none", by default "none" with a floor and "occupied" without. Both as in
       `ghmdet.functional.harmonizing_weights`.
     - `per_class`: a density, a number of examples and of positives for each of `num_classes` classes; the mean over
       elements is then the mean over classes.
     - `accumulation_steps`: the number of calls that make one optimizer step.
     - `class_weight`, `ignore_index`, `label_smoothing`: as in the function.
-    - `compat`: "mmdet" gives the numbers of mmdetection 3.3.0, with all that is wrong with them (docs/losses.md).
+    - `compat`: "mmdet" gives the numbers of mmdetection 3.3.0, with all that is wrong with them (docs/mmdetection.md).
     - `reduction`: "mean" over the valid elements, "sum" or "none". `impl`: as in the function.
 
     Raises ValueError for options that are out of range or do not go together.
@@ -217,7 +217,7 @@ class GHMC(_Harmonized):
 
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
-        """The form of the article and its authors: one density, no floor, 30 regions, momentum 0.75."""
+        """The form of the authors' code, as published: one density, no floor, 30 regions, momentum 0.75."""
         return cls(min_count=0.0, accumulation_steps=accumulation_steps, reduction=reduction)
 
     @classmethod
@@ -383,7 +383,7 @@ class GHMR(_Harmonized):
 
     @classmethod
     def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMR:
-        """The form of the article and its authors: no floor, μ = 0.02, 10 regions, momentum 0.7."""
+        """The form of the authors' code, as published: no floor, μ = 0.02, 10 regions, momentum 0.7."""
         return cls(min_count=0.0, accumulation_steps=accumulation_steps, reduction=reduction)
 
     def extra_repr(self) -> str:
