@@ -50,6 +50,74 @@ def test_folders_that_mean_splits_are_not_one_part(tmp_path: Path, train: str, v
         assert names(tmp_path / place, "val") == ["v.jpg"]
 
 
+def test_a_name_of_a_split_comes_before_one_that_may_mean_it(tmp_path: Path) -> None:
+    for part, pictures in (("Train", three_pictures()), ("train2017", VAL), ("val", VAL), ("dev", VAL)):
+        write_yolo(tmp_path / "yolo", pictures, part)
+        write_coco(tmp_path / "coco", pictures, part if part != "train2017" else "other")
+    assert names(tmp_path / "yolo") == ["a.jpg", "b.jpg", "c.jpg"]
+    for part in ("train", "val", "dev"):
+        assert names(tmp_path / "coco", part) == (
+            ["a.jpg", "b.jpg", "c.jpg"] if part == "train" else ["v.jpg"]
+        )
+    assert "no split 'val2014': splits found" in refusal(tmp_path / "coco", "val2014")
+
+
+def test_two_lists_of_years_are_chosen_by_their_names(tmp_path: Path) -> None:
+    write_voc(tmp_path, three_pictures())
+    lists = tmp_path / "ImageSets" / "Main"
+    for file in lists.iterdir():
+        file.unlink()
+    (lists / "train2007.txt").write_text("a\n")
+    (lists / "train2012.txt").write_text("b\nc\n")
+    assert names(tmp_path, "train2012") == ["b.jpg", "c.jpg"]
+    assert "splits found: train2007, train2012" in refusal(tmp_path)
+
+
+def test_folders_without_data_hide_and_refuse_nothing(tmp_path: Path) -> None:
+    for part, pictures in (("Train", three_pictures()), ("Val", VAL)):
+        write_yolo(tmp_path / "yolo", pictures, part)
+    for empty in ("dev", "training"):
+        (tmp_path / "yolo" / "images" / empty).mkdir()
+    assert (names(tmp_path / "yolo"), names(tmp_path / "yolo", "val")) == (
+        ["a.jpg", "b.jpg", "c.jpg"],
+        ["v.jpg"],
+    )
+    write_yolo(tmp_path / "a", three_pictures())
+    for folder in ("images/train", "labels/train"):
+        shutil.copytree(tmp_path / "a" / folder, tmp_path / "flat", dirs_exist_ok=True)
+    shutil.copy(tmp_path / "a" / "classes.txt", tmp_path / "flat")
+    write_voc(tmp_path / "voc", three_pictures())
+    shutil.rmtree(tmp_path / "voc" / "ImageSets")
+    for place in ("flat/tools/test", "voc/Annotations/2020/test"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "notes.md").write_text("nothing")
+    assert names(tmp_path / "flat") == names(tmp_path / "voc") == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("name", ["pets_eval.json", "device-testing.json"])
+def test_a_file_whose_name_only_holds_such_a_word_is_read_for_any_split(tmp_path: Path, name: str) -> None:
+    file = write_coco(tmp_path, three_pictures())
+    file.rename(file.with_name(name))
+    assert len(read_data(file.with_name(name), "train").records) == 3
+
+
+@pytest.mark.parametrize("base", ["/home/me/dev/pets", "/content/training", "/data/test/pets"])
+def test_a_folder_above_the_set_may_have_the_name_of_a_part(tmp_path: Path, base: str) -> None:
+    write_yolo(tmp_path, three_pictures(), "cam1")
+    (tmp_path / "data.yaml").write_text(f"names: [cat, dog, emu]\ntrain: {base}/images/cam1\n")
+    assert names(tmp_path) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_of_two_forms_of_one_name_each_has_its_own_labels(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+    pictures = [Picture(composed, boxes=[(0, 5, 5, 25, 35)]), Picture(apart, boxes=[(1, 10, 10, 50, 30)])]
+    for write in (write_voc, write_yolo):
+        write(tmp_path / write.__name__, pictures)
+        data = read_data(tmp_path / write.__name__)
+        found = {record.path.name: record.boxes.round(3).tolist() for record in data.records}
+        assert found == {composed: [[5, 5, 25, 35]], apart: [[10, 10, 50, 30]]}
+
+
 def test_a_part_below_pictures_of_no_part_is_refused(tmp_path: Path) -> None:
     write_yolo(tmp_path / "yolo", three_pictures(), "cam1")
     write_yolo(tmp_path / "yolo", VAL, "cam2/val")
@@ -263,6 +331,22 @@ def test_yolo_rows_that_must_be_corners_are_refused(tmp_path: Path) -> None:
         _, x1, y1, x2, y2 = picture.boxes[0]
         file.write_text(f"0 {x1 / 60} {y1 / 40} {x2 / 60} {y2 / 40}\n")
     assert "0.txt: boxes reach far out of their pictures" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("box", [(-12, 3, 95, 97), (5, 5, 118, 97)])
+def test_boxes_that_would_stick_out_as_corners_too_are_clipped(
+    tmp_path: Path, box: tuple[float, float, float, float]
+) -> None:
+    boxes = [(0, *(box if n % 3 == 0 else (1, 3, 95, 97))) for n in range(40)]
+    write_coco(tmp_path, [Picture(f"{n}.png", 100, 100, boxes=[one]) for n, one in enumerate(boxes)])
+    assert len(read_data(tmp_path).records.boxes) == 40
+
+
+def test_a_hint_is_of_the_file_that_the_error_names(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    (tmp_path / "classes.txt").write_text("cat\ndog\ncat\n")
+    (tmp_path / "results.csv").write_text("a,b,c,d,e\n1,2,3,4,5\n")
+    assert "looks like" not in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_coco, write_yolo])

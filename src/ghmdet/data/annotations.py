@@ -160,7 +160,8 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     rows = np.flatnonzero(kept)
     rows = rows[np.argsort(image[rows], kind="stable")]
     few = rows[:PROBED]
-    if must_be_corners(box[few], corners_of(box[few]) / np.tile(pixels[image[few]], 2)):
+    unit = np.tile(pixels[image[few]], 2)
+    if must_be_corners(box[few] / unit, corners_of(box[few]) / unit):
         raise DataError(
             f"{file}: boxes reach far out of their pictures: these are {CORNERS} x, y, width, height"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import SPLITS, checked_classes, read_text, split_called
+from ghmdet.data.layout import SPLITS, by_split, checked_classes, read_text, split_called
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import PROBES, Tree, below, looks_like_label
 from ghmdet.data.values import shown
@@ -49,8 +49,7 @@ def split_name(file: Path) -> str:
     plain = re.sub(r"(19|20)\d\d$", "", re.sub("^instances_", "", file.stem, flags=re.IGNORECASE)).rstrip(
         "_-"
     )
-    called = re.split(r"[_\-. ]", plain.lower())
-    words = [word for word in called if word in SPLITS] or [*{*map(split_called, called)} & {*SPLITS}]
+    words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
     if len(words) == 1:
         return words[0]
     return folder if folder in SPLITS and re.fullmatch(ONE_PART, file.name) else plain or file.stem
@@ -83,7 +82,7 @@ def find_splits(tree: Tree) -> dict[str, Path]:
                 f"{root}: two files of split '{split_name(file)}': {other.relative_to(root)} and "
                 f"{file.relative_to(root)}: give the .json file itself or move one of them away"
             )
-    return found
+    return by_split(found)
 
 
 def is_labelme(file: Path | str) -> bool:

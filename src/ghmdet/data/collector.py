@@ -79,10 +79,11 @@ def sound(corners: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[n
 def must_be_corners(written: NDArray[np.float64], corners: NDArray[np.float64]) -> bool:
     """Whether boxes that stick far out of their pictures were written as corners and not as sides.
 
-    written: [n, 4], a point and the sides. corners: [n, 4] that they give, in fractions of the picture. Many of them
-    lie far outside, and each is sound as two corners, as hardly ten boxes are by chance.
+    written: [n, 4], a point and the sides. corners: [n, 4] that they give. Both in fractions of the picture. Many of
+    them lie far outside, and each is sound as two corners in the picture, as hardly ten boxes are by chance.
     """
-    if len(written) < MISREAD or not (written[:, 2:] > written[:, :2]).all():
+    within = (abs(written - 0.5) < 0.52).all()
+    if len(written) < MISREAD or not within or not (written[:, 2:] > written[:, :2]).all():
         return False
     return bool((abs(corners - 0.5) > 0.6).any(axis=1).mean() >= 0.25)
 

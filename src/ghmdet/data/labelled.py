@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from ghmdet.data.annotations import load_json
 from ghmdet.data.coco import is_labelme
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import SPLITS, by_split, read_lines, read_text
+from ghmdet.data.layout import SPLITS, by_split, meant, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending
 from ghmdet.data.values import flag, number, numbers, shown
@@ -71,13 +71,19 @@ class OneFileEach:
                 if lists:
                     return by_split(lists)
                 if not parts or not set(parts) <= set(SPLITS) or tree.files(folder, self.ending):
-                    tree.one_part(folder)
+                    tree.one_part(folder, (self.ending,))
                     return {"train": Place(folder)}
                 return {part: Place(place) for part, place in parts.items()}
+        labelled = {name: self._own(tree.files(folder, self.ending)) for name, folder in inside.items()}
+        there = {
+            name: folder
+            for name, folder in inside.items()
+            if labelled[name] or (meant(name) in SPLITS and self._below(tree, folder))
+        }
         found = {
-            name: Place(folder)
-            for name, folder in by_split(inside).items()
-            if self._own(tree.files(folder, self.ending)) or (name in SPLITS and self._below(tree, folder))
+            split: Place(folder)
+            for name, (split, folder) in zip(there, by_split(there).items(), strict=True)
+            if labelled[name] or split in SPLITS
         }
         return found or ({"train": Place(tree.root)} if self._own(tree.files(tree.root, self.ending)) else {})
 

@@ -19,9 +19,18 @@ DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']
 
 
 def split_called(folder: str) -> str:
-    """The split that a folder's name means, in lower case; the name itself where it means none.
+    """The split that a folder is named after, in lower case; the name itself where it is none.
 
-    >>> [split_called(name) for name in ("Train", "val2017", "Testing", "Cam1")]
+    >>> split_called("Train"), split_called("Cam1")
+    ('train', 'Cam1')
+    """
+    return folder.lower() if folder.lower() in SPLITS else folder
+
+
+def meant(folder: str) -> str:
+    """The split that a folder's name is likely to mean; the name itself where it means none.
+
+    >>> [meant(name) for name in ("Train", "val2017", "Testing", "Cam1")]
     ['train', 'val', 'test', 'Cam1']
     """
     word = re.sub(r"[-_ ]?(19|20)\d\d$", "", folder.lower())
@@ -29,13 +38,22 @@ def split_called(folder: str) -> str:
 
 
 def by_split(places: Mapping[str, T]) -> dict[str, T]:
-    """Places by the split that each one's name means; by their own names where two mean one.
+    """Places by the split that each one is named after or, where none is and no two mean one, that its name means.
 
     >>> by_split({"Training": 1, "val2014": 2, "val2017": 3})
     {'train': 1, 'val2014': 2, 'val2017': 3}
+    >>> by_split({"Train": 1, "train2017": 2, "valid": 3, "dev": 4})
+    {'train': 1, 'train2017': 2, 'valid': 3, 'dev': 4}
     """
-    times = Counter(map(split_called, places))
-    return {called if times[called := split_called(name)] == 1 else name: p for name, p in places.items()}
+    named, likely = Counter(map(split_called, places)), Counter(map(meant, places))
+
+    def called(name: str) -> str:
+        own, other = split_called(name), meant(name)
+        if own in SPLITS:
+            return own if named[own] == 1 else name
+        return other if likely[other] == 1 and not any(one in named for one in split_names(other)) else name
+
+    return {called(name): place for name, place in places.items()}
 
 
 def split_names(split: str) -> tuple[str, ...]:

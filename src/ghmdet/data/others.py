@@ -41,15 +41,18 @@ OTHERS = (
     ("VoTT", r"\.(json|vott)", rb'"(assets|videoSettings)"\s*:\s*\{', DATUM),
     ("CrowdHuman", r"\.odgt", b"", SCRIPT),
     ("JSON lines", r"\.jsonl", b"", SCRIPT),
-    ("a table of boxes", r"\.csv", rb"([^,\n]*,){4}", SCRIPT),
+    ("a table of boxes", r"\.csv", rb"(?m)^([^,\n]*,){4}", SCRIPT),
     ("Parquet", r"\.parquet", b"", SCRIPT),
     ("TFRecord", r"\.(tfrecords?|record)|.*\.tfrecord-.*", b"", EXPORT),
     ("an archive", r"\.(zip|tar|tgz|gz|7z|rar)", b"", "unpack it, and give the folder"),
 )  # name, how a file's name ends, what its beginning holds, and the way to convert it
 
 
-def other_format(tree: Tree) -> str:
-    """What the files of a folder are that is not read, and the way to convert them, as a line; empty if not known."""
+def other_format(tree: Tree, of: str = "") -> str:
+    """What the files of a folder are that is not read, and the way to convert them, as a line; empty if not known.
+
+    of: an error; it must name the file.
+    """
     tried = Counter[tuple[str, str]]()
     found: dict[int, str] = {}
     for path in islice(tree.walk(tree.root), FILES):
@@ -65,7 +68,7 @@ def other_format(tree: Tree) -> str:
                 for at in known:
                     if re.search(OTHERS[at][2], head):
                         found.setdefault(at, os.path.relpath(path, tree.root))
-    if not found:
+    if not found or (of and found[min(found)] not in of):
         return ""
     format, _, _, way = OTHERS[min(found)]
     where, whole = found[min(found)], shlex.quote(str(tree.given))

@@ -96,7 +96,7 @@ class DataSet:
             try:
                 data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
             except DataError as error:
-                raise DataError(f"{error}{other_format(self.tree)}") from None
+                raise DataError(f"{error}{other_format(self.tree, of=str(error))}") from None
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
             for split in self.splits.keys() - {name}:

@@ -5,13 +5,13 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.layout import SPLITS, by_split, split_called, split_names
+from ghmdet.data.layout import SPLITS, by_split, meant, split_called, split_names
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -143,11 +143,20 @@ class Tree:
 
     def part(self, path: str, split: str) -> str:
         """The path of the folder in another one whose name means a split."""
-        return by_split(self.folders(path)).get(split) or below(path, split)
+        likely = {
+            name: folder
+            for name, folder in self.folders(path).items()
+            if meant(name) in SPLITS and any(ending(file) in EXTENSIONS for file in self.walk(folder))
+        }
+        return by_split(likely).get(split) or self.at(path, split)
 
-    def one_part(self, top: str) -> None:
-        """Make sure that all below a folder can be one split; raises DataError where a folder means val or test."""
-        for folder in dict.fromkeys(map(os.path.dirname, self.walk(top))):
+    def one_part(self, top: str, endings: Container[str]) -> None:
+        """Make sure that all files below a folder with one of the endings can be one split.
+
+        Raises DataError where a folder of theirs is called val or test.
+        """
+        files = (path for path in self.walk(top) if ending(path) in endings)
+        for folder in dict.fromkeys(map(os.path.dirname, files)):
             for name in os.path.relpath(folder, top).split(os.sep):
                 if split_called(name) in SPLITS[1:]:
                     raise DataError(
@@ -196,7 +205,9 @@ class Tree:
     def named(self, folder: str, stem: str, endings: Iterable[str]) -> list[str]:
         """The files in a folder that have this stem and one of the endings, in lower or upper case."""
         names = self.folder(folder).stems.get(_composed(stem), ())
-        return [below(folder, name) for name in names if ending(name) in endings]
+        fitting = [name for name in names if ending(name) in endings]
+        exact = [name for name in fitting if os.path.splitext(name)[0] == stem]
+        return [below(folder, name) for name in exact or fitting]
 
     def walk(self, top: str) -> Iterator[str]:
         """Every file below a folder, in the order of their names, folder by folder."""

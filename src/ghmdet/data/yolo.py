@@ -67,7 +67,7 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
         }
         if found:
             if len(layout) == 1 and found["train"].names:
-                tree.one_part(layout["train"])
+                tree.one_part(layout["train"], EXTENSIONS)
             return found
     return {}
 
@@ -162,11 +162,14 @@ def _place(base: Path, entry: str) -> str:
     """The path of an entry. One that is not there may be of another machine: its longest end that is below the base.
 
     Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt. The name of a split is
-    never left out: images/ may hold all of them.
+    not left out before images/ alone, which may hold all of them.
     """
     parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
     named = [at for at, part in enumerate(parts) if split_called(os.path.splitext(part)[0]) in SPLITS]
-    starts = range(named[-1] + 1 if named else len(parts))
+    last = (
+        named[-1] if named and {part.lower() for part in parts[named[-1] + 1 :]} <= {*IMAGES} else len(parts)
+    )
+    starts = range(min(last + 1, len(parts)))
     places = (base / entry, *(base.joinpath(*parts[start:]) for start in starts))
     there = (
         path for path in places if path.exists() or ("*" in entry and any(iglob(str(path), recursive=True)))
