@@ -147,9 +147,10 @@ LEARNT = "of these 12 pictures were trained on, with these very labels: it has l
 
 
 def test_a_checkpoint_judges_what_it_did_not_train_on_or_says_so(
-    squares: Path, run: Path, tmp_path: Path
+    squares: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the data set is named, and wherever it lies."""
+    monkeypatch.setattr(commands, "LITTLE", 0.0)  # that of the run is low, too
     said: list[str] = []
     write_audit(squares, out=tmp_path / "val", checkpoint=run / "best.pt", say=said.append)
     told = read(tmp_path / "val")
@@ -166,6 +167,7 @@ def test_a_checkpoint_judges_what_it_did_not_train_on_or_says_so(
         write_audit(data, out=out, checkpoint=run / "best.pt", split="train", say=said.append)
         assert read(out)["learnt"] is True
         assert sum(f"Warning: 12 {LEARNT}" in line for line in said) == 1
+        assert not any(line.startswith("Worth a look: ") for line in said)
         assert f"12 {LEARNT}" in (out / "review.html").read_text()
         said.clear()
 
@@ -225,10 +227,31 @@ def test_agreement_is_taken_from_a_sample(
 
 def test_the_terminal_says_how_far_to_look() -> None:
     found = [Suspicion(0, "spurious", 0, None, None, each, each, None) for each in (0.9, 0.7, 0.69, 0.5, 0.2)]
-    assert how_far(found).startswith(
-        "Worth a look: the first 2 (score 0.7 or more), then as far as number 4 (0.5"
-    )
-    assert how_far(found, agrees=0.31) == how_far(found) and how_far(found, agrees=0.29) == "" == how_far([])
+    words = "Worth a look: the first 2 (score 0.7 or more), then as far as number 4 (0.5 or more)."
+    assert how_far(found, 2).startswith(f"{words} Stop")
+    assert how_far(found, 1).startswith(f"{words} The page shows the first 1; --review 2 shows all 2. Stop")
+
+
+@pytest.mark.parametrize(("faint", "low"), [(8, True), (5, True), (4, False)])
+def test_a_detector_that_doubts_most_labels_is_said_to_score_too_low(
+    squares: Path, tmp_path: Path, faint: int, low: bool
+) -> None:
+    """AP50 goes by order alone: it is 1 where each box is right, however low its score."""
+    truth = read_data(squares, "val").to_coco()["annotations"]
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.3 if i < faint else 0.9}
+        for i, one in enumerate(truth)
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    said: list[str] = []
+    write_audit(squares, out=tmp_path / "a", results=tmp_path / "r.json", split="val", say=said.append)
+    assert len(truth) == 8 and "the judging detectors agree with the labels to AP50 1.00" in said
+    words = f"{faint} of 8 labels look wrong (score 0.5 or more): the detector"
+    page = (tmp_path / "a" / "review.html").read_text()
+    assert any(line.startswith(f"Warning: {words}") for line in said) is low
+    assert (words in page) is low
+    assert any(line.startswith("Worth a look: ") for line in said) is not low
+    assert ("Worth a look" in page) is not low
 
 
 def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Path, tmp_path: Path) -> None:
