@@ -129,6 +129,26 @@ def test_a_label_is_changed_once(tmp_path: Path, name: str, capsys: pytest.Captu
     assert [row[:2] for row in rows(read_data(tmp_path / "mended"))] == [one[:2] for one in EXPECTED]
 
 
+def test_of_two_alike_labels_the_one_that_is_meant_is_changed_once(tmp_path: Path) -> None:
+    box = (5.0, 5.0, 25.0, 35.0)
+    write_coco(tmp_path / "set", [Picture("a.jpg", boxes=[(0, *box), (0, *box), (1, 0, 0, 9, 9)])])
+    cat, dog = Label(0, box), Label(1, box)
+    found = [
+        Suspicion(0, "duplicate", 1, cat, None, 0.9, 0.9, None),
+        Suspicion(0, "class", 0, cat, dog, 0.8, 0.8, None),
+        Suspicion(0, "class", 1, cat, dog, 0.7, 0.7, None, likeliest=False),
+    ]
+    about = {"data": str(tmp_path / "set"), "judged_by": "a test", "learnt": False}
+    write(tmp_path / "audit", read_data(tmp_path / "set"), found, about, 0)
+    told = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    accept = [{"id": number, "decision": "accept"} for number in (1, 3)]
+    assert apply(tmp_path / "audit", {"audit": told["audit"], "decisions": accept}, tmp_path / "mended") == 1
+    assert [row[1] for row in rows(read_data(tmp_path / "mended"))] == ["cat", "dog"]
+    # What the one list suggests, and nothing that contradicts it, is there to be imported.
+    suggested = json.loads((tmp_path / "audit" / "suggestions.json").read_text())["annotations"]
+    assert [one["id"] for one in suggested] == [2]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_no_longer_fits_is_refused_by_name(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

@@ -62,6 +62,9 @@ def test_an_object_without_a_label(tmp_path: Path) -> None:
     assert one == Suspicion(0, "missing", None, None, Label(DOG, far), 0.8, 0.8, None)
     # It may be of the other class: that is in the list of the kind, not in the one list.
     assert (other.kind, other.suggested.label, other.score, other.likeliest) == ("missing", CAT, 0.7, False)
+    # Without NMS a detector finds it many times: it is told of once for each class.
+    again = seen(*((CAT, (102.0 + x, 100.0, 142.0 + x, 140.0), 0.6) for x in (0.1, 0.2, 0.3)))
+    assert audit(results + again, data) == [one, other]
     # A label beside it counts as far as it is not seen itself.
     half = audit(seen((CAT, BOX, 0.4), (DOG, HALF, 0.7)), data)[0]
     assert half.kind == "missing" and half.score == pytest.approx(0.7 * (1 - 0.6 / 7))

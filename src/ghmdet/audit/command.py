@@ -343,7 +343,7 @@ def write(
             "score": row["score"],
         }
         for row, one in zip(rows(), found, strict=True)
-        if one.suggested
+        if one.suggested and one.likeliest  # those of other kinds contradict them
     )
     write_atomic(out / "suggestions.json", partial(_put_json, content, "annotations", suggested))
     order = sorted(range(len(found)), key=lambda place: -found[place].score)

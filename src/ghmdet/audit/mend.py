@@ -161,13 +161,17 @@ def _change(sheet: Sheet, picture: Record, items: Sequence[dict[str, Any]]) -> d
             why[item["id"]] = said
         elif item["kind"] != "missing":
             own = next((one for one in left if _is(one[1], item)), None)
-            label = item["class"], item["box"]
-            same = (one["id"] for one in items if one["id"] in found and (one["class"], one["box"]) == label)
-            if own is not None:
+            label = [item[key] for key in ("label", "class", "box")]
+            same = (
+                one["id"]
+                for one in items
+                if one["id"] in found and [one[key] for key in ("label", "class", "box")] == label
+            )
+            if twin := next(same, None):
+                why[item["id"]] = f"number {twin} was accepted for the same label: reject one of the two"
+            elif own is not None:
                 left.remove(own)
                 found[item["id"]] = own[0]
-            elif twin := next(same, None):
-                why[item["id"]] = f"number {twin} was accepted for the same label: reject one of the two"
             else:
                 why[item["id"]] = f"no {item['class']} at {item['box']} any more"
     put = list[tuple[dict[str, Any], Corners]]()

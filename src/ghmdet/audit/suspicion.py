@@ -5,6 +5,7 @@ what its anchors score at each label. The gradient norm g of a detection where n
 of a label is 1 - p, p being the best score that its class gets there. gr is that of a label's coordinates.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
@@ -252,10 +253,14 @@ def rank(judged: Iterable[tuple[int, Judged]], data: DetectionData) -> list[Susp
         options = [(float(scores[j, k]), j, k + 1) for j, k in np.argwhere(scores >= LEAST).tolist()]
         options += [(float(score), j, 0) for j, score in enumerate(one.missing.scores)]
         added, moved, told = list[Box](), list[Box](), set[int]()
+        lacking = defaultdict[int, list[Box]](list)  # by class
         for score, j, k in sorted(options, key=lambda option: -option[0]):
             kind = KINDS[k]
             if kind == "missing":
                 suggested = Label(int(one.missing.labels[j]), _box(one.missing.boxes[j]))
+                if meets(suggested.box, lacking[suggested.label]):
+                    continue  # the detections had no NMS
+                lacking[suggested.label].append(suggested.box)
                 # Else the object has another suspicion already: a badly placed label, or a missing one.
                 first = not meets(suggested.box, moved + added)
                 added += [suggested.box] if first else []
