@@ -344,10 +344,69 @@ def test_the_part_that_detections_are_on_is_judged_and_another_is_named(
     assert (told["split"], told["pictures"], told["AP50"]) == ("val", 4, pytest.approx(1.0))
     with pytest.raises(DataError, match=r"r\.json: .* and split train of .* another --split"):
         judged(results, split="train")
-    key, value = ("image_id", 7) if by == "ids" else ("file_name", "train_6.png")
-    with pytest.raises(DataError, match=r"and split train of .* has no picture of that"):
+    key, value = ("image_id", 7) if by == "ids" else ("file_name", "nobody.png")
+    words = r"and split train of .* has no picture of that .*\(ghmdet val CHECKPOINT .* --split train writes them\)"
+    with pytest.raises(DataError, match=words):
         judged([*results, results[0] | {key: value}])  # no part has all of them
     assert judged([])["split"] == "train"
+
+
+def test_a_picture_of_another_part_is_not_taken_for_one_of_the_same_bare_name(
+    squares: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    truth = {}
+    for part in ("train", "val"):
+        file = tmp_path / "set" / "annotations" / f"instances_{part}.json"
+        truth[part] = json.loads(file.read_text())
+        (tmp_path / "set" / "images" / part).mkdir()
+        for number, image in enumerate(truth[part]["images"]):
+            shutil.copy(
+                squares / "images" / image["file_name"], tmp_path / "set" / "images" / part / f"{number}.png"
+            )
+            image["file_name"] = f"{part}/{number}.png"
+        file.write_text(json.dumps(truth[part]))
+    results = [
+        {"image_id": 1, "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.9}
+        | {"file_name": {each["id"]: each["file_name"] for each in each_part["images"]}[one["image_id"]]}
+        for each_part in truth.values()
+        for one in each_part["annotations"]
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    for part in truth:
+        said: list[str] = []
+        write_audit(
+            tmp_path / "set", out=tmp_path / "a", results=tmp_path / "r.json", split=part, say=said.append
+        )
+        left = len(results) - len(truth[part]["annotations"])
+        assert any(f"{left} of {len(results)} detections left out" in line for line in said)
+        assert not any(item["kind"] == "missing" for item in read(tmp_path / "a")["items"])
+
+
+@pytest.mark.parametrize("folder", ["", "elsewhere/"])
+def test_detections_on_pictures_of_other_parts_are_left_out(
+    squares: Path, tmp_path: Path, folder: str
+) -> None:
+    """As `predict` on a folder that holds the pictures of all parts writes them."""
+    results = [
+        {"image_id": 1, "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.9}
+        | {"file_name": folder + {each["id"]: each["file_name"] for each in truth["images"]}[one["image_id"]]}
+        for truth in (read_data(squares, name).to_coco() for name in ("val", "train"))
+        for one in truth["annotations"]
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    said: list[str] = []
+    counts = {"val": 8, "train": len(results) - 8}
+    for split, judged in (("val", "val"), ("train", "train"), (None, "train")):
+        said.clear()
+        write_audit(squares, out=tmp_path / "a", results=tmp_path / "r.json", split=split, say=said.append)
+        told = read(tmp_path / "a")
+        assert (told["split"], told["AP50"]) == (judged, pytest.approx(1.0))
+        left = f"{len(results) - counts[judged]} of {len(results)} detections left out: other parts of the data set"
+        assert sum(left in line for line in said) == 1
+    (tmp_path / "r.json").write_text(json.dumps([*results, results[0] | {"file_name": "nobody.png"}]))
+    with pytest.raises(DataError, match=r"'file_name' is 'nobody.png', and split val of"):
+        write_audit(squares, out=tmp_path / "a", results=tmp_path / "r.json", split="val", say=str)
 
 
 def test_ids_that_fit_several_parts_are_of_the_one_whose_labels_they_fit(

@@ -87,7 +87,7 @@ def write_audit(
         results: Anyone's detections on the split, as COCO results with scores, in place of folds.
         folds: Parts that the split is cut into; by default 3.
         split: Part of the data set to judge; by default train, with a checkpoint that was trained on this data what it
-            was validated on, and with results the first that has all their pictures.
+            was validated on, and with results the one that has most of their pictures.
         review: Suspicions on the page, the likeliest; of each kind's own list as many.
         list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
             all are done.
@@ -116,7 +116,7 @@ def write_audit(
             part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
         elif results:
             how = f"the detections {results}"
-            part, detections = _by_results(data, results, split)
+            part, detections = _by_results(data, results, split, say)
             _tell(part, say)
             found, agrees = audit(detections, part), _agreement(detections, part)
         else:
@@ -237,32 +237,53 @@ def _agreement(results: Sequence[Mapping[str, Any]], data: DetectionData) -> flo
     return score(part.to_coco(), [one for one in results if one["image_id"] in inside]).AP50 or 0.0
 
 
-def _by_results(data: Path, file: Path, split: str | None) -> tuple[DetectionData, list[dict[str, Any]]]:
-    """The part that is judged, and the detections in its ids.
+def _by_results(
+    data: Path, file: Path, split: str | None, say: Callable[[str], None]
+) -> tuple[DetectionData, list[dict[str, Any]]]:
+    """The part that is judged, and the detections in its ids; those of pictures that other parts have are left out.
 
-    By default that of the parts with all their pictures whose labels they fit best: ids alone may fit several.
+    By default the part with the most of their pictures, and of those with as many the one whose labels fit best.
     """
     content = load_json(file)
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise DataError(f"{file}: no COCO results: expected a list of detections")
-    fitting, wrong = list[tuple[DetectionData, list[dict[str, Any]]]](), list[DataError]()
-    for name in [split] if split else sorted(DataSet(data).splits, key=lambda name: name != "train"):
+    parts, wrong = list[DetectionData](), list[DataError]()
+    every = sorted(DataSet(data).splits, key=lambda name: name != "train")
+    for name in [split, *(each for each in every if each != split)] if split else every:
         try:
-            part = read_data(data, name)
-            fitting.append((part, _in_ids_of(part, [dict(one) for one in content], file)))
+            parts.append(read_data(data, name))
+        except DataError as error:
+            if name == split:
+                raise
+            wrong.append(error)
+    known = {part.records.name(place) for part in parts for place in range(len(part.records))}
+    fitting = list[tuple[DetectionData, list[dict[str, Any]]]]()
+    for part in parts[:1] if split else parts:
+        try:
+            fitting.append((part, _in_ids_of(part, [dict(one) for one in content], file, known)))
         except DataError as error:
             wrong.append(error)
-    if len(fitting) > 1:
-        return max(fitting, key=lambda one: _agreement(one[1], one[0]))
     if not fitting:
         raise DataError("; ".join(map(str, wrong)))
-    return fitting[0]
+
+    def fit(one: tuple[DetectionData, list[dict[str, Any]]]) -> tuple[int, float]:
+        return len({each["image_id"] for each in one[1]}), _agreement(one[1], one[0])
+
+    part, detections = max(fitting, key=fit) if len(fitting) > 1 else fitting[0]
+    if left := len(content) - len(detections):
+        say(
+            f"{file}: {left} of {len(content)} detections left out: other parts of the data set have their pictures"
+        )
+    return part, detections
 
 
-def _in_ids_of(data: DetectionData, content: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+def _in_ids_of(
+    data: DetectionData, content: list[dict[str, Any]], file: Path, known: set[str]
+) -> list[dict[str, Any]]:
     """Detections; where they name their pictures and classes, with the ids that `data` has for those.
 
-    Ids alone say little: another tool, or the same data in another format, may number differently.
+    Ids alone say little: another tool, or the same data in another format, may number differently. Detections whose
+    picture is among `known`, the names of all parts, and not in `data` are left out, unless that is all of them.
     """
     whole: dict[str, set[int]] = {}
     bare: dict[str, set[int]] = {}
@@ -270,19 +291,27 @@ def _in_ids_of(data: DetectionData, content: list[dict[str, Any]], file: Path) -
         name = Path(data.records.name(place))
         whole.setdefault(name.as_posix(), set()).add(number)
         bare.setdefault(name.name, set()).add(number)
+    if content and all(isinstance(one.get("file_name"), str) for one in content):
+        others = known - whole.keys()
+        ends = {Path(name).name for name in others} - bare.keys()
+        elsewhere = others | {
+            name for name in {one["file_name"] for one in content} - whole.keys() if Path(name).name in ends
+        }
+        content = [one for one in content if one["file_name"] not in elsewhere] or content
     classes = {name: {number} for name, number in zip(data.classes, data.category_ids, strict=True)}
-    for key, says, known in (("image_id", "file_name", whole), ("category_id", "category_name", classes)):
+    for key, says, ids_of in (("image_id", "file_name", whole), ("category_id", "category_name", classes)):
         if not content or not all(isinstance(one.get(says), str) for one in content):
             continue
         for one in content:
-            found = known.get(one[says]) or (
-                bare.get(Path(one[says]).name, set()) if known is whole else set()
+            found = ids_of.get(one[says]) or (
+                bare.get(Path(one[says]).name, set()) if ids_of is whole else set()
             )
             if len(found) != 1:
-                there = f"{'more than one' if found else 'no'} {'picture' if known is whole else 'class'}"
+                there = f"{'more than one' if found else 'no'} {'picture' if ids_of is whole else 'class'}"
                 raise DataError(
                     f"{file}: '{says}' is '{one[says]}', and split {data.split} of {data.root} has {there} of that"
-                    " name: give detections on this data set, another --split, or leave the names out to go by the ids"
+                    f" name: give detections on its pictures (ghmdet val CHECKPOINT {data.root} --split"
+                    f" {data.split} writes them), another --split, or leave the names out to go by the ids"
                 )
             one[key] = next(iter(found))
     ids = set(data.records.image_ids.tolist())
@@ -290,7 +319,8 @@ def _in_ids_of(data: DetectionData, content: list[dict[str, Any]], file: Path) -
         if isinstance(number := one.get("image_id"), int) and number not in ids:
             raise DataError(
                 f"{file}: results[{place}]: 'image_id' is {number}, and split {data.split} of {data.root} has no"
-                " picture of that id: give detections on this data set, or another --split"
+                f" picture of that id: give detections on its pictures (ghmdet val CHECKPOINT {data.root} --split"
+                f" {data.split} writes them), or another --split"
             )
     return content
 
