@@ -177,6 +177,20 @@ def test_a_picture_without_a_file_name_is_named_by_its_url(tmp_path: Path) -> No
     assert [len(record.boxes) for record in data.records] == [2, 2, 0]
 
 
+@pytest.mark.parametrize("name", ["./a.jpg", "images/../a.jpg", "a.jpg"])
+def test_what_is_read_by_another_path_is_no_file_left_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    content = coco_content([Picture("a.jpg", boxes=[(0, 5, 5, 20, 20)])])
+    content["images"][0]["file_name"] = name
+    (tmp_path / "images").mkdir()
+    draw(tmp_path / "a.jpg", 60, 40)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path, Path("train.json")):
+        assert read_data(place).problems == ()
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("others", [[], [Picture("plain.jpg")]])
 def test_accents_that_two_systems_write_differently_are_one_name(

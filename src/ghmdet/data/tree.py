@@ -259,8 +259,9 @@ class Tree:
     def left_over(self, tops: Iterable[str]) -> list[Problem]:
         """What looks like a picture or a label below the folders and is not among the files used, by kind."""
         left: dict[str, list[str]] = {kind: [] for kind in LEFT}
+        used = set(map(os.path.abspath, self.used))  # a set may write ./a.jpg
         for path in dict.fromkeys(path for top in tops for path in self.walk(top)):
-            if path not in self.used and (kind := _kind(path)):
+            if os.path.abspath(path) not in used and (kind := _kind(path)):
                 left[kind].append(path)
         if self.linked:  # a file may be used by way of a link
             real = {os.path.realpath(path) for path in self.used}
