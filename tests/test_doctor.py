@@ -29,6 +29,15 @@ def test_it_says_what_is_installed_and_what_auto_takes_and_why(capsys: pytest.Ca
             assert " not installed " in rows[name]
 
 
+def test_one_of_a_kind_has_no_plural(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    doctor()
+    assert "\ndevices: 1 CPU core, 1 thread" in capsys.readouterr().out
+
+
 def test_each_extra_of_the_project_is_in_it_with_one_of_its_packages() -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     extras = text.partition("[project.optional-dependencies]")[2].partition("dev = [")[0].splitlines()

@@ -4,6 +4,7 @@ import ast
 import errno
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -66,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         known = [name for name in error.app or () if not name.startswith("-")]
         _fail(str(unknown_name("command", (error.unused_tokens or ["?"])[0], known)), 2)
     except (GhmdetError, CycloptsError) as error:
-        _fail(" ".join(str(error).split()), 1 if isinstance(error, PartlyDone) else 2)
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        _fail("; ".join(filter(None, lines)), 1 if isinstance(error, PartlyDone) else 2)
     except ImportError as error:
         missing = (error.__cause__ if isinstance(error.__cause__, ImportError) else error).name or "ghmdet"
         if missing.startswith("ghmdet"):
@@ -87,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    # No codes for the terminal.
+    # A path has lost a slash of an address; no codes for the terminal.
+    message = re.sub(r"\b(https?|s3|gs):/(?=[^/])", r"\1://", message)
     plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
     print(f"ghmdet: {plain}", file=sys.stderr)
     _exit(status)

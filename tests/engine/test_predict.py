@@ -388,6 +388,11 @@ def test_drawings_of_an_earlier_predict_go_and_other_files_stay(
     predict(run / "best.pt", tmp_path / "two", **options, say=said.append)
     assert files() == kept | {"a.png.jpg"}
     assert said[0] == f"2 drawings of an earlier predict are removed from {out}"
+    (tmp_path / "two" / "a.png").rename(tmp_path / "two" / "z.png")
+    predict(run / "best.pt", tmp_path / "two", **options, say=(again := list[str]()).append)
+    assert again[0] == f"1 drawing of an earlier predict is removed from {out}"
+    (tmp_path / "two" / "z.png").rename(tmp_path / "two" / "a.png")
+    predict(run / "best.pt", tmp_path / "two", **options, say=said.append)
     # Nothing of another origin is drawn over, and nothing is lost by trying.
     shutil.copy(tmp_path / "one" / "deep" / "b.jpeg", tmp_path / "two" / "mine.jpg")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -480,7 +485,7 @@ def test_two_pictures_are_not_taken_for_one_of_the_annotations(tmp_path: Path) -
         "categories": [{"id": 1, "name": "red"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"image 7 is wanted for x/1\.jpg and for y/1\.jpg"):
+    with pytest.raises(DataError, match=r"image 7 is wanted for x/1\.jpg and for y/1\.jpg: leave one out"):
         known_ids(tmp_path / "a.json", [Path("x/1.jpg"), Path("y/1.jpg")], [])
 
 
@@ -498,9 +503,11 @@ def test_ids_come_from_the_annotations_by_name(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     names = [Path(name) for name in ("x/1.jpg", "y/1.jpg", "z/2.jpg")]
     assert known_ids(file, names, ["red", "blue"]) == ([7, 8, 9], (30, 40))
-    with pytest.raises(DataError, match=r"2 images of file name 1\.jpg, wanted for z/1\.jpg"):
+    with pytest.raises(
+        DataError, match=r"2 images of file name 1\.jpg, wanted for z/1\.jpg: give the folder"
+    ):
         known_ids(file, [Path("z/1.jpg")], [])
-    with pytest.raises(DataError, match="no category 'green'"):
+    with pytest.raises(DataError, match=r"no category 'green'.*: give annotations of its classes"):
         known_ids(file, names, ["green"])
     for boxes in ({}, {"annotations": None}):  # as for pictures that nobody has labelled
         file.write_text(json.dumps({name: content[name] for name in ("images", "categories")} | boxes))
@@ -522,7 +529,7 @@ def test_pictures_that_cannot_be_used_are_named(run: Path, squares: Path, tmp_pa
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
     with pytest.raises(DataError, match="1 of 1 picture could not be read"):
         predict(run / "best.pt", tmp_path / "cut.jpg", out=tmp_path / "out")
-    with pytest.raises(DataError, match=r"has no image of file name cut\.jpg"):
+    with pytest.raises(DataError, match=r"has no image of file name cut\.jpg.*: add it there, or leave"):
         annotations = squares / "annotations" / "instances_val.json"
         predict(run / "best.pt", tmp_path / "cut.jpg", out=tmp_path / "out", annotations=annotations)
     with pytest.raises(CheckpointError, match=r"cut\.jpg"):

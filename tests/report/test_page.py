@@ -204,6 +204,8 @@ def test_the_sliders_numbers_are_the_counts() -> None:
         shares = gradient_shares(spectrum[epoch : epoch + 1])
         for key, name in (("before", "cross entropy"), ("after", GUARDED)):
             assert np.allclose(np.array(shown[key])[epoch, 0] / 1000, shares[name], atol=5.1e-4)
+            own = np.array(shown["objects"])[epoch, 0, int(key == "after")]  # no sum of what is rounded
+            assert np.isclose(own / 100, shares[name][1].sum(), atol=1e-6)
     assert np.allclose(np.array(shown["share"])[:, 1:].sum(axis=1), 100, atol=1)
 
 

@@ -70,3 +70,6 @@ def test_words_fit_sets_that_lack_something():
     assert "No anchor was matched to an object of b." in said
     said = " ".join(summarize(spectrum_of([9] + [0] * 29, [1] + [0] * 29)).sentences)
     assert "No example is almost certainly wrong" in said
+    said = " ".join(summarize(spectrum_of([9] + [0] * 29, [0] * 29 + [1])).sentences)
+    assert "1 picture gives 10 examples (one anchor and one class each); 1 of them is an object." in said
+    assert "1 example is almost certainly wrong" in said and "so this is an outlier" in said

@@ -79,8 +79,11 @@ def folds(data: DetectionData, number: int) -> list[Ints]:
     """
     group, counts = scenes(data)
     if len(counts) < number:
+        groups = (
+            f" in {many(len(counts), 'group')} that look alike" if len(counts) < len(data.records) else ""
+        )
         raise DataError(
-            f"{data.root}: {many(len(data.records), 'picture')} in {many(len(counts), 'group')} that look alike "
+            f"{data.root}: {many(len(data.records), 'picture')}{groups} "
             f"are too few for {number} folds: give fewer --folds, or a --checkpoint that was trained on other pictures"
         )
     shares = counts / np.maximum(counts.sum(0), 1)
@@ -133,7 +136,13 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
                 chosen[others[best - 1]] = True
     if not chosen.any():
         raise DataError(f"{data.root}: too few pictures ({len(records)}) for a validation part: add one")
-    said = f"{int(has[-1])} of {len(records)} pictures, in {chosen.sum()} of {len(groups)} groups that look alike"
+    said = f"{int(has[-1])} of {many(len(records), 'picture')}"
+    alike = len(groups) < len(records)
+    said += (
+        f", in {chosen.sum()} of {many(len(groups), 'group')} that look alike"
+        if alike
+        else ", no two of which look alike"
+    )
     mend = "give a split of your own to choose it"
     made = Problem("info", "validation part made of the training part", str(data.root), "", said, mend)
     parts = np.flatnonzero(~chosen[group]), np.flatnonzero(chosen[group])

@@ -41,7 +41,7 @@ PREDICTIONS, FAILED, UNFINISHED = "predictions.json", "failed.json", "unfinished
 def predict(
     checkpoint: Path,
     /,
-    *pictures: Path,
+    *pictures: Annotated[Path, Parameter(required=True)],
     out: Path,
     annotations: Path | None = None,
     threshold: float = runtime.THRESHOLD,
@@ -130,7 +130,8 @@ def predict(
         old = earlier_drawings(out, set(drawings.values()))
         with Unfinished(out / UNFINISHED, made, files, drawings) as work:
             if removed := remove_drawings(out, set(old) - {drawings[name] for name in work.lines}):
-                say(f"{removed} drawings of an earlier predict are removed from {out}")
+                said = many(removed, "drawing of an earlier predict is/drawings of an earlier predict are")
+                say(f"{said} removed from {out}")
             if work.lines:
                 say(f"{len(work.lines)} of {many(len(files), 'picture')} are done already")
             todo = {name: each for name, each in sources.items() if name not in work.lines}
@@ -162,9 +163,10 @@ def predict(
     for reason in failed.values():
         say(reason)
     if failed:
-        raise PartlyDone(
-            f"{len(failed)} of {many(len(files), 'picture')} could not be read; the results of the others are in {out}"
+        others = (
+            f"the results of the others are in {out}" if len(failed) < len(files) else "no other was given"
         )
+        raise PartlyDone(f"{len(failed)} of {many(len(files), 'picture')} could not be read; {others}")
     return out / PREDICTIONS
 
 
@@ -259,6 +261,8 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """
     if not paths:
         raise DataError("no picture is given: name pictures, or a folder of them")
+    if address := next((path for path in paths if path.parts[:1] in (("http:",), ("https:",))), None):
+        raise DataError(f"{address}: an address, and nothing is fetched: download it and give the file")
     fitting = {one: path for path in paths for one in _matching(path)}
     if not any(os.path.lexists(path) for path in fitting):
         raise DataError(f"{next(iter(fitting))}: no such picture or folder")
@@ -373,18 +377,25 @@ def known_ids(
     for name, found in zip(names, ids, strict=True):
         if len(found) != 1:
             what = f"{len(found)} images" if found else "no image"
-            raise DataError(f"{annotations}: has {what} of file name {name.name}, wanted for {name}")
+            mend = (
+                "give the folder that the file names begin at"
+                if found
+                else "add it there, or leave the picture out"
+            )
+            raise DataError(f"{annotations}: has {what} of file name {name.name}, wanted for {name}: {mend}")
     categories = {label: category_id for category_id, label in truth.categories.items()}
     for label in classes:
         if label not in categories:
             there = ", ".join(categories)
             raise DataError(
-                f"{annotations}: has no category '{label}', which the detector finds; it has {there}"
+                f"{annotations}: has no category '{label}', which the detector finds; it has {there}:"
+                " give annotations of its classes"
             )
     own = dict(zip((found[0] for found in ids), names, strict=True))
     for (image_id, *_), name in zip(ids, names, strict=True):
         if own[image_id] != name:
             raise DataError(
-                f"{annotations}: its image {image_id} is wanted for {name} and for {own[image_id]}"
+                f"{annotations}: its image {image_id} is wanted for {name} and for {own[image_id]}:"
+                " leave one out"
             )
     return [found[0] for found in ids], tuple(categories[label] for label in classes)

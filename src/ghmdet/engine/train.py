@@ -235,6 +235,7 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the end of the epochs or of the budget, or until the AP has not risen for `patience` epochs."""
         run, config, progress, data = self.run, self.run.config, self.progress, self.data
+        begun = progress.step, progress.validated_epoch
         board = contextlib.closing(self.board) if self.board else contextlib.nullcontext()
         with StopSignal() as stop, progress_bar(show=run.main, say=run.say) as show, board:
             if config.budget and not self.budget.validations:
@@ -271,6 +272,11 @@ class Trainer:
                 self._look(stop)
                 self._save()
                 self.budget.look(progress.step)
+        if run.saved and begun == (progress.step, progress.validated_epoch):
+            run.say(
+                f"this run was finished already, after epoch {progress.epoch}; to train on, begin another from its"
+                f" weights: --weights {shlex.quote(str(run.folder / 'best.pt'))} --epochs N"
+            )
         return progress
 
     @property

@@ -79,7 +79,8 @@ def read_state(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
-        raise CheckpointError(f"{path}: {what}: give the path of a checkpoint")
+        best = f", here {path / 'best.pt'}" if (path / "best.pt").is_file() else ""
+        raise CheckpointError(f"{path}: {what}: give the path of a checkpoint{best}")
     if path.suffix.lower() == ".onnx":
         raise CheckpointError(
             f"{path}: an exported detector: give the checkpoint that it was made from (`ghmdet predict` takes both)"

@@ -42,7 +42,7 @@ function draw(data, epoch, of) {
   const every = [10, 20, 50, 100, 200, 500].find((size) => top / size < 5);
   const levels = [0, 1, 2, 3, 4].map((n) => n * every).filter((level) => level <= top);
   const shares = columns.map(([, full], i) => chart(
-    `Share of the gradient, ${i ? "harmonized" : "cross entropy"}`, `${i ? data.form + ": o" : "O"}bjects (orange) have ${percent(sum(full) / 10)}.`,
+    `Share of the gradient, ${i ? "harmonized" : "cross entropy"}`, `${i ? data.form + ": o" : "O"}bjects (orange) have ${percent(data.objects[epoch][of][i])}.`,
     levels.map((level) => [level / top, level / 10 + " %"]), stacked[i].map((n) => n / top), full.map((n) => n / top), true));
 
   const number = (list) => sum(list.map((n) => (n < 0 ? 0 : Math.round(10 ** (n / 1000)))));

@@ -282,7 +282,7 @@ def slider_json(spectrum: SpectrumCounts, form: str) -> Markup:
     each of them, or of more than 80 the 40 with the most objects and the 40 with the fewest. `counts` [E, 1 + K, 2, M]:
     1000 log10 of the number of examples, -1 where there are none. `before` and `after`, likewise: thousandths of the
     class's own gradient under cross entropy and harmonized. `share` [E, 1 + K, 2]: percent that the class has of the
-    whole gradient, before and after.
+    whole gradient, before and after. `objects`, likewise: percent of the class's own gradient that objects have.
     """
     epochs = each_epoch(spectrum)
     places = np.linspace(0, len(epochs) - 1, min(len(epochs), MOST_EPOCHS)).round().astype(int)
@@ -305,6 +305,10 @@ def slider_json(spectrum: SpectrumCounts, form: str) -> Markup:
         for each, whole in zip(pair, sums, strict=True)
     )
     share = 100 * np.stack(sums, axis=2) / np.maximum(sums[0][:, :1, None], np.finfo(float).tiny)
+    own = [
+        100 * each[:, :, OBJECTS].sum(axis=2) / np.where(whole > 0, whole, 1)
+        for each, whole in zip(pair, sums, strict=True)
+    ]
     values = {
         "epochs": shown,
         "classes": ["all classes", *(spectrum.classes[k] for k in order)],
@@ -315,6 +319,7 @@ def slider_json(spectrum: SpectrumCounts, form: str) -> Markup:
         "before": before.astype(int).tolist(),
         "after": after.astype(int).tolist(),
         "share": share.round(4).tolist(),
+        "objects": np.stack(own, axis=2).round(4).tolist(),
     }
     return script_json(values)
 
