@@ -22,10 +22,11 @@ TINY = TrainConfig(
 )
 
 
-def film(path: Path, frames: list[np.ndarray], *, codec: str = "ffv1") -> Path:
+def film(path: Path, frames: list[np.ndarray], *, codec: str = "ffv1", title: str = "") -> Path:
     """A video of pictures, without loss by default."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"

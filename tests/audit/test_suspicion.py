@@ -240,6 +240,8 @@ def test_the_likeliest_comes_first_and_order_of_the_results_is_nothing(tmp_path:
         ({"category_id": 99}, "'category_id' is 99"),
         ({"image_id": 7}, "'image_id' is 7"),
         ({"score": "high"}, "score"),
+        ({"score": 95.0}, "a score is 95, and scores lie between 0 and 1: divide per cent"),
+        ({"score": -1.2}, "a score is -1.2"),
         ({"bbox": [1, 2, 3]}, "bbox"),
     ],
 )

@@ -305,6 +305,10 @@ def test_names_may_be_a_file(tmp_path: Path) -> None:
     assert read_data(tmp_path).classes == ("cat", "dog", "emu")
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: cat, dog\n")
     assert "no class names (names is 'cat, dog')" in refusal(tmp_path)
+    (tmp_path / "data.yaml").write_text(f"train: images/train\nnames: {'cat ' * 2000}\n")
+    assert "no class names (names is 'cat cat" in refusal(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: pets.names\nnc: 2\n")
+    assert "nc is 2 but names has 3: make them agree" in refusal(tmp_path)
 
 
 def test_labels_that_go_with_no_picture_are_named_where_nothing_is_left(tmp_path: Path) -> None:

@@ -368,6 +368,12 @@ def test_a_phones_video_is_turned_upright_and_a_large_one_is_shrunk(tmp_path: Pa
     assert pixels[:, :14].mean() == 200 and pixels[:, 16:].mean() == 0
 
 
+def test_a_title_in_another_encoding_is_no_fault_of_a_video(tmp_path: Path) -> None:
+    video = film(tmp_path / "film.avi", [np.zeros((40, 60, 3), np.uint8)], title="GrXn")
+    video.write_bytes(video.read_bytes().replace(b"GrXn", "Grün".encode("latin-1")))
+    assert sources.Reader().size(sources.Frame(video, 0)) == (40, 60)
+
+
 def test_without_pyav_a_video_says_what_to_install(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

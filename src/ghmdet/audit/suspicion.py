@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ghmdet.data import DetectionData
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.observation import look
+from ghmdet.errors import DataError
 from ghmdet.evaluation.hardest import IN_CROWD, Scored, scored
 from ghmdet.evaluation.matching import overlaps
 from ghmdet.evaluation.tables import Floats, Ints, read_tables
@@ -128,6 +129,9 @@ def judge_all(
         seen: Iterable[tuple[Scored, Floats | None]] = looks(source)
     else:
         read_tables(data.to_coco(), source)  # names the first mistake
+        if wrong := next((one for one in source if not 0 <= one["score"] <= 1), None):
+            mend = "divide per cent by 100, and give logits a sigmoid"
+            raise DataError(f"results: a score is {wrong['score']:g}, and scores lie between 0 and 1: {mend}")
         by_picture = sorted(source, key=lambda one: one["image_id"])
         of = {image: list(each) for image, each in groupby(by_picture, lambda one: one["image_id"])}
         seen = ((scored(of.get(record.image_id, []), data), None) for record in data.records)

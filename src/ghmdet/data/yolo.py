@@ -182,14 +182,17 @@ def names_file(file: Path) -> Path:
     if file.suffix.lower() not in KEYED:
         return file
     listed = _load(file).get("names")
-    place = Path(_place(file.parent, listed)) if isinstance(listed, str) else file
-    return place if place.is_file() and place.suffix.lower() not in KEYED else file
+    try:
+        place = Path(_place(file.parent, listed)) if isinstance(listed, str) else file
+        return place if place.is_file() and place.suffix.lower() not in KEYED else file
+    except OSError:  # a text that is too long for a name
+        return file
 
 
 def class_names(file: Path) -> tuple[str, ...]:
     """The classes that a data.yaml, an obj.data or a list of names gives; raises DataError where it names none."""
     if (listed := names_file(file)) != file:
-        return class_names(listed)
+        return _counted(file, class_names(listed))
     if file.suffix.lower() == ".data":
         raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
     if file.suffix.lower() not in (".yaml", ".yml"):
@@ -209,7 +212,12 @@ def class_names(file: Path) -> tuple[str, ...]:
     if not isinstance(names, list):
         said = f" (names is {shown(names)})" if names else ""
         raise DataError(f"{file}: no class names{said}: write names: [first, second]")
-    classes = checked_classes(names, file)
+    return _counted(file, checked_classes(names, file))
+
+
+def _counted(file: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes; raises DataError where the file says another number of them."""
+    content = _load(file)
     if "nc" in content and whole(content["nc"]) != len(classes):
         said = f"nc is {content['nc']!s:.60} but names has {len(classes)}"
         raise DataError(f"{file}: {said}: make them agree")

@@ -169,7 +169,7 @@ def _opened(video: Path) -> Any:
     except ImportError:
         raise GhmdetError(f"{video}: a video needs PyAV: pip install 'ghmdet[video]'") from None
     try:
-        container = av.open(str(video))
+        container = av.open(str(video), metadata_errors="ignore")  # a title may be in any encoding
         if container.streams.video:
             return container
     except Exception as error:
