@@ -178,6 +178,39 @@ def test_on_a_phone_question_picture_and_buttons_are_on_one_screen(page_of: Path
     assert page.locator(".note").bounding_box()["y"] + 20 < accept.bounding_box()["y"]
 
 
+def test_on_a_laptop_the_picture_is_whole_and_keys_keep_it_in_view(page_of: Path, open_page: Open) -> None:
+    page = open_page(page_of)
+    page.set_viewport_size({"width": 1280, "height": 720})
+
+    def whole() -> bool:
+        box = page.locator(".stage").bounding_box()
+        return bool(box["y"] >= 0 and box["y"] + box["height"] <= 720)
+
+    assert whole() and page.evaluate("scrollY") == 0
+    assert page.locator(".stage").bounding_box()["height"] > 400
+    page.locator("#about summary").click()
+    page.evaluate("scrollTo(0, 10000)")
+    for key in ("n", "b", "a", "u"):
+        page.keyboard.press(key)
+        assert whole()
+
+
+def test_buttons_say_how_many_of_a_list_are_shown(tmp_path: Path, open_page: Open) -> None:
+    found = [
+        Suspicion(0, "missing", None, None, Label(DOG, (x, 0, x + 9, 9)), 0.9, 0.9, None) for x in range(5)
+    ]
+    found.append(Suspicion(0, "spurious", 1, Label(DOG, OTHER), None, 0.6, 0.6, None))
+    write(tmp_path / "a", made(tmp_path), found, {"data": "x", "judged_by": "y", "learnt": False}, 3)
+    page = open_page(tmp_path / "a" / "review.html")
+    buttons = page.locator("#kinds button").all_inner_texts()
+    assert buttons == ["all 3 of 6", "missing 3 of 5", "spurious 1"]
+    words = page.locator("#about").text_content()
+    assert "first 3 of 6, the likeliest first" in words
+    assert (
+        "the first 5 (score 0.7 or more)" in words and "The page shows the first 3; --review 5 shows" in words
+    )
+
+
 def test_a_second_box_for_an_object_is_told_of(tmp_path: Path, open_page: Open) -> None:
     near, far = (102.0, 101.0, 141.0, 142.0), (150.0, 100.0, 180.0, 140.0)
     found = [
@@ -222,7 +255,7 @@ def test_the_page_says_how_many_of_the_last_were_accepted(tmp_path: Path, open_p
     for _ in range(5):
         page.keyboard.press("r")
     assert "25 of 25 decided. Of the last 20, 14 accepted." in page.locator(".now").inner_text()
-    assert "Worth a look: the first 25 (score 0.7 or more)" in page.locator("#about").inner_text()
+    assert "Worth a look: the first 25 (score 0.7 or more)" in page.locator("#about").text_content()
 
 
 def test_names_are_text_and_a_page_without_script_says_so(page_of: Path, open_page: Open) -> None:

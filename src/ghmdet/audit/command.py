@@ -380,7 +380,11 @@ def write(
     lists = [[place for place in order if found[place].kind == kind] for kind in KINDS]
     lists.append([place for place, one in enumerate(found) if one.likeliest])
     shown = sorted({place for each in lists for place in each[:review]})
-    about = told | {"how_far": how_far(found, review) if found and not warnings else "", "review": review}
+    about = told | {
+        "how_far": how_far(found, review) if found and not warnings else "",
+        "review": review,
+        "counts": {name: len(each) for name, each in zip([*KINDS, ""], lists, strict=True)},
+    }
     items = [_row(place + 1, found[place], data) for place in shown]
     write_review(out, data, [found[place] for place in shown], items, about)
 
@@ -434,7 +438,8 @@ def apply(
 
     Args:
         audit: Folder of an audit.
-        out: Folder of the copy, new or empty; pictures are linked where the disk allows it.
+        out: Folder of the copy: new, empty or of an earlier copy, which is made anew (other files stay);
+            pictures are linked where the disk allows it.
         decisions: What the page exported; by default decisions.json in the audit's folder.
         say: Takes each line meant for the user.
     """
@@ -473,6 +478,7 @@ def write_review(
             item["window"], item["around"] = [left, top, side], record.boxes[inside].round(1).tolist()
     both = ChoiceLoader([PackageLoader("ghmdet", "audit"), PackageLoader("ghmdet", "report")])
     page = templates().overlay(loader=both).get_template("review.html.jinja")
-    content = script_json({"audit": about["audit"], "items": items, "review": about["review"]})
+    told = {name: about[name] for name in ("audit", "review", "counts")}
+    content = script_json(told | {"items": items})
     first = sum(one.likeliest for one in found[: about["review"]])
     write_atomic(out / "review.html", page.render(about=about, shown=first, json=content).lstrip())

@@ -1,5 +1,5 @@
 // One suspicion at a time. Decisions are kept in the browser and exported; nothing leaves the page otherwise.
-const { audit, items, review } = JSON.parse(document.getElementById("items").textContent);
+const { audit, items, review, counts } = JSON.parse(document.getElementById("items").textContent);
 const find = (selector) => document.querySelector(selector);
 const kept = `ghmdet-audit-${audit}`;
 let decisions = {};
@@ -91,7 +91,9 @@ const keys = { a: () => decide("accept"), r: () => decide("reject"), n: () => go
 const press = (key) => { if (chosen.length) keys[key]?.(); };
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select")) return;
-  press(event.key.toLowerCase());
+  const key = event.key.toLowerCase();
+  press(key);
+  if (key in keys) find(".stage").scrollIntoView({ block: "nearest" });
 });
 for (const button of document.querySelectorAll("[data-key]")) button.addEventListener("click", () => press(button.dataset.key));
 
@@ -104,13 +106,13 @@ function filter() {
 for (const name of ["", ...new Set(items.map((one) => one.kind))]) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = `${name || "all"} ${listOf(name).length}`;
+  const here = listOf(name).length;
+  button.textContent = `${name || "all"} ${here}${here < counts[name] ? ` of ${counts[name]}` : ""}`;
   button.setAttribute("aria-pressed", !name);
   button.addEventListener("click", () => {
     kind = name;
     for (const other of find("#kinds").children) other.setAttribute("aria-pressed", other === button);
-    if (matchMedia("(max-width: 50rem)").matches) find("#about").open = false;
-filter();
+    filter();
   });
   find("#kinds").append(button);
 }
@@ -123,5 +125,4 @@ find("#export").addEventListener("click", () => {
   link.click();
   URL.revokeObjectURL(link.href);
 });
-if (matchMedia("(max-width: 50rem)").matches) find("#about").open = false;
 filter();
