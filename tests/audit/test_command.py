@@ -212,7 +212,7 @@ def test_agreement_is_taken_from_a_sample(
     squares: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The detections of all pictures of a large data set would fill the memory."""
-    monkeypatch.setattr(commands, "SAMPLE", 5)
+    monkeypatch.setattr("ghmdet.audit.results.SAMPLE", 5)
     asked: list[int] = []
 
     def counted(truth: dict[str, Any], results: list[dict[str, Any]]) -> Metrics:
@@ -220,7 +220,7 @@ def test_agreement_is_taken_from_a_sample(
         assert {one["image_id"] for one in results} <= {one["id"] for one in truth["images"]}
         return score(truth, results)
 
-    monkeypatch.setattr(commands, "score", counted)
+    monkeypatch.setattr("ghmdet.audit.results.score", counted)
     write_audit(squares, out=tmp_path / "a", checkpoint=run / "best.pt", split="train", say=str)
     assert asked == [4]  # every third of 12
 

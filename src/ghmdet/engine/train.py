@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LONG = 30 * 60
 """Seconds to go from which a shorter training is mentioned."""
-AGAIN, WRONG = 5, 60
-"""After how many times the steps an end is foretold again, and by how many seconds the first must have been wrong."""
+AGAIN, WRONG = 5, 60  # times the steps until an end is foretold again, and by how many seconds it must be off
 METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 
@@ -273,10 +272,8 @@ class Trainer:
                 self._save()
                 self.budget.look(progress.step)
         if run.saved and begun == (progress.step, progress.validated_epoch):
-            run.say(
-                f"this run was finished already, after epoch {progress.epoch}; to train on, begin another from its"
-                f" weights: --weights {shlex.quote(str(run.folder / 'best.pt'))} --epochs N"
-            )
+            best = shlex.quote(str(run.folder / "best.pt"))
+            run.say(f"this run was finished already; to train on, begin another: --weights {best} --epochs N")
         return progress
 
     @property
@@ -417,8 +414,7 @@ class Trainer:
             )
 
     def _foretell(self) -> None:
-        """Say how long the run will take and when it is first judged, since hours may pass before its next line; and
-        once more, a while after the first validation, where that was wrong: the first steps may be slow ones."""
+        """Say how long the run will take and when it is first judged; once more later where that was wrong."""
         step, before = self.progress.step, self.foretold[:1]
         if before and (step < AGAIN * before[0][0] or not self.budget.validations):
             return
