@@ -310,6 +310,12 @@ def test_a_run_says_soon_how_long_it_will_take_and_when_it_is_judged(squares: Pa
     assert lines[place - 1].startswith("epoch 3/9: AP")
 
 
+def test_nothing_is_foretold_after_the_last_step(squares: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(squares, tmp_path / "run", replace(TINY, epochs=5, batch_size=6, val_every=None), say=lines.append)
+    assert not [line for line in lines if line.startswith("about ")]
+
+
 def test_a_time_that_the_first_steps_foretold_wrongly_is_foretold_once_more(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LONG = 30 * 60
 """Seconds to go from which a shorter training is mentioned."""
-AGAIN, WRONG = 5, 60  # times the steps until an end is foretold again, and by how many seconds it must be off
+AGAIN, WRONG = 5, 60  # how many times the steps until the end is foretold again, if it is so many seconds off
 METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
 
@@ -415,10 +415,10 @@ class Trainer:
 
     def _foretell(self) -> None:
         """Say how long the run will take and when it is first judged; once more later where that was wrong."""
-        step, before = self.progress.step, self.foretold[:1]
-        if before and (step < AGAIN * before[0][0] or not self.budget.validations):
+        step, before, left = self.progress.step, self.foretold[:1], self.course - self.progress.step
+        if not left or (before and (step < AGAIN * before[0][0] or not self.budget.validations)):
             return
-        left, every = self.course - step, self._every or 1
+        every = self._every or 1
         validations = math.ceil(left / self.data.steps_per_epoch / every)
         seconds = left * self.budget.pace + validations * self.budget.validation
         self.foretold.append((step, self.run.seconds + seconds))
