@@ -181,7 +181,7 @@ def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_a
     assert f"resuming {last}" in said
     # Only the second resume had nothing left to do.
     finished = (
-        "this run was finished already, after epoch 3; to train on, begin another from its weights: "
+        "this run was finished already; to train on, begin another: "
         f"--weights {last.with_name('best.pt')} --epochs N"
     )
     assert said.count(finished) == 1 and said.index(finished) > said.index(f"resuming {last}")
