@@ -322,11 +322,12 @@ def test_rows_that_are_no_labels_stay_as_they_are(tmp_path: Path) -> None:
     assert mended.startswith("99 0.5 0.5 0.2 0.2\n0 nan 0.5 0.2 0.2\n")
 
 
-def test_a_crowd_with_the_box_of_a_label_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_a_crowd_with_the_box_of_a_label_is_left_alone(tmp_path: Path, key: str) -> None:
     audit, decisions = audited(tmp_path, write_coco)
     file = next((tmp_path / "set").rglob("instances_train.json"))
     content = json.loads(file.read_text())
-    crowds = [one | {"id": one["id"] + 1000, "iscrowd": 1} for one in content["annotations"]]
+    crowds = [one | {"id": one["id"] + 1000, key: 1} for one in content["annotations"]]
     file.write_text(json.dumps(content | {"annotations": crowds + content["annotations"]}))
     assert apply(audit, decisions, tmp_path / "copy") == 0
     mended = json.loads(next((tmp_path / "copy").rglob("instances_train.json")).read_text())

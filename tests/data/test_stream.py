@@ -32,6 +32,7 @@ RECORD: Any = st.fixed_dictionaries(
         "bbox": BOX,
         "area": NUMBERS,
         "iscrowd": st.integers(0, 1) | NUMBERS,
+        "ignore": st.integers(0, 1) | NUMBERS,
         "segmentation": st.sampled_from([[[1, 1, 9, 1, 9, 8]], [], None]),
         "more": WORDS,
     },

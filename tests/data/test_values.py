@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ghmdet.data import DetectionData, check_data, read_data
@@ -115,10 +116,11 @@ def test_what_says_whether_a_box_is_a_crowd_is_read_by_its_meaning(
     tmp_path: Path, written: object, crowd: bool
 ) -> None:
     edited_coco(tmp_path / "coco", lambda content: content["annotations"][0].update(iscrowd=written))
+    edited_coco(tmp_path / "ignore", lambda content: content["annotations"][0].update(ignore=written))
     file = write_voc(tmp_path / "voc", three_pictures()) / "a.xml"
     text = "" if written is None else str(written)
     file.write_text(file.read_text().replace("<difficult>0<", f"<difficult>{text}<", 1))
-    for name in ("coco", "voc"):
+    for name in ("coco", "ignore", "voc"):
         data = read_data(tmp_path / name)
         assert data.records[0].crowd.tolist() == [crowd, False] and data.problems == ()
 
@@ -127,8 +129,11 @@ def test_what_says_whether_a_box_is_a_crowd_is_read_by_its_meaning(
     "written", [2, -1, "2", "yes", math.nan, HUGE, [1], {}], ids=lambda value: repr(value)[:9]
 )
 def test_what_says_neither_is_reported(tmp_path: Path, written: object) -> None:
-    coco = edited_coco(tmp_path / "coco", lambda content: content["annotations"][0].update(iscrowd=written))
-    assert findings(tmp_path / "coco", coco) == [("error", "malformed iscrowd", "annotation id 1 of 'a.jpg'")]
+    for key in ("iscrowd", "ignore"):
+        coco = edited_coco(
+            tmp_path / key, lambda content, key=key: content["annotations"][0].update({key: written})
+        )
+        assert findings(tmp_path / key, coco) == [("error", f"malformed {key}", "annotation id 1 of 'a.jpg'")]
     voc = write_voc(tmp_path / "voc", three_pictures()) / "a.xml"
     voc.write_text(voc.read_text().replace("<difficult>0<", f"<difficult>{written}<", 1))
     assert findings(tmp_path / "voc", voc) == [("error", "malformed difficult", "object 1 'cat'")]
@@ -220,6 +225,19 @@ def test_the_largest_ids_are_kept(tmp_path: Path) -> None:
 
 
 # --- what scoring shares with training
+
+
+@pytest.mark.parametrize(
+    "box", [{1.0, 2.0, 3.0, 4.0}, dict.fromkeys([1.0, 2.0, 3.0, 4.0]), iter([1.0, 2.0, 3.0, 4.0]), "1234"]
+)
+def test_a_box_without_an_order_of_its_own_is_refused_by_name(box: Any) -> None:
+    annotation = {"id": 5, "image_id": 1, "category_id": 1, "bbox": box}
+    sound = {**annotation, "id": 6, "bbox": np.array([1.0, 2.0, 3.0, 4.0])}
+    content = {"images": [{"id": 1}], "annotations": [annotation, sound], "categories": [{"id": 1}]}
+    read = read_annotations(content)
+    assert read.box.tolist() == [[1, 2, 3, 4]]
+    (problem,) = read.problems
+    assert (problem.kind, problem.record) == ("malformed box", "annotation id 5 of '1'")
 
 
 def test_columns_are_what_the_file_says_and_what_cannot_be_read_is_a_problem(tmp_path: Path) -> None:

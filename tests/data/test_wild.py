@@ -7,11 +7,14 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ghmdet.data import read_data
+from ghmdet.data.read import DataSet
 from ghmdet.errors import DataError
 from small_sets import Picture, coco_content, draw, three_pictures, write_coco, write_voc, write_yolo
 
@@ -296,6 +299,26 @@ def test_the_folder_that_holds_the_set_is_named(tmp_path: Path) -> None:
         said = refusal(tmp_path / archive).splitlines()
         assert said[-1] == f"{tmp_path / archive / folder} holds {there}: give that folder"
         assert sum("give that folder" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("names", ["[cat, dog, emu]", "pets.names"])
+def test_a_data_yaml_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    write_yolo(tmp_path, three_pictures())
+    write_yolo(tmp_path, VAL, "val")
+    (tmp_path / "classes.txt").rename(tmp_path / "pets.names")
+    (tmp_path / "data.yaml").write_text(f"train: images/train\nval: images/val\nnc: 3\nnames: {names}\n")
+    parsed, load = list[str](), yaml.load
+
+    def counted(text: str, **options: Any) -> Any:
+        parsed.append(text)
+        return load(text, **options)
+
+    monkeypatch.setattr("yaml.load", counted)
+    for given in (tmp_path, tmp_path / "data.yaml"):
+        source = DataSet(given)
+        for split in ("train", "val"):
+            assert source.read(split).classes == ("cat", "dog", "emu")
+    assert len(parsed) == 2
 
 
 def test_names_may_be_a_file(tmp_path: Path) -> None:

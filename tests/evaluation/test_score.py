@@ -109,6 +109,18 @@ def test_perfect_detections_score_one_and_absent_figures_are_none() -> None:
     assert metrics.per_class["car"]["images"] == 2 and metrics.boxes == 2 and metrics.detections == 2
 
 
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_an_ignored_box_is_scored_as_a_crowd_region(crowd: int) -> None:
+    truth, found = random_set(2)
+    boxes: dict[str, list[dict[str, Any]]] = {"iscrowd": [], "ignore": []}
+    for place, box in enumerate(truth["annotations"]):
+        apart = int(place % 3 == 0)
+        boxes["iscrowd"].append({**box, "iscrowd": int(apart or (crowd and box["iscrowd"]))})
+        boxes["ignore"].append({**box, "iscrowd": int(crowd and box["iscrowd"]), "ignore": apart})
+    one, other = (score({**truth, "annotations": each}, found).to_dict() for each in boxes.values())
+    assert one == other != score(truth, found).to_dict()
+
+
 def test_no_detections_score_zero() -> None:
     metrics = score(small()[0], [])
     assert metrics.AP == 0 and metrics.AR100 == 0 and metrics.detections == 0

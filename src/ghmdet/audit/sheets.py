@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from ghmdet.data import yolo
-from ghmdet.data.annotations import box_of, load_json, read_annotations
+from ghmdet.data.annotations import box_of, crowd_of, load_json, read_annotations
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
 from ghmdet.data.read import DataSet
@@ -100,7 +100,7 @@ class _Coco(Sheet):
         box, name = box_of(row[-1]), self.categories.get(whole(row[-1].get("category_id")))
         return (
             (name, (box[0], box[1], box[0] + box[2], box[1] + box[3]))
-            if name and box and len(box) == 4 and flag(row[-1].get("iscrowd")) is False
+            if name and box and len(box) == 4 and crowd_of(row[-1]) is False
             else None
         )
 
@@ -289,8 +289,8 @@ class _Yolo(Sheet):
     def __init__(self, source: DataSet, split: str) -> None:
         own: Tree = source.tree
         place = source.splits[split]
-        self.places = list(source.splits.values())
-        self.names = yolo.class_names(place.names[0])
+        self.tree, self.places = own, list(source.splits.values())
+        self.names = yolo.class_names(own, place.names[0])
         found = yolo.pairs(own, split, place)
         self.of = _files_of(found)
         for picture, label in found:
@@ -298,7 +298,7 @@ class _Yolo(Sheet):
                 folder, name = os.path.split(picture)
                 home = own.homes(folder, yolo.IMAGES, yolo.LABELS)[0]
                 self.of[_own(picture)] = Path(home, f"{Path(name).stem}.txt")
-        self.kind = yolo.Rows(place.names[0], [label for _, label in found if label])
+        self.kind = yolo.Rows(own, place.names[0], [label for _, label in found if label])
         self.lines: dict[Path, list[list[str]]] = {}
 
     def rows(self, picture: Record) -> list[Any]:
@@ -352,7 +352,7 @@ class _Yolo(Sheet):
         for place in self.places:
             yield from filter(Path.is_file, map(Path, place.images))
             for file in place.names:
-                yield from (file, yolo.names_file(file))
+                yield from (file, yolo.names_file(self.tree, file))
 
 
 SHEETS: dict[str, Callable[[DataSet, str], Sheet]] = {"COCO": _Coco, "VOC": _Voc, "YOLO": _Yolo}

@@ -20,6 +20,7 @@ from ghmdet.data.stream import Boxes, stream
 from ghmdet.data.values import flag, number, numbers, shown, side, whole
 from ghmdet.errors import DataError
 
+CROWD = ("iscrowd", "ignore")
 HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Half characters that stand for no byte of a file's name, which is \\udc80 to \\udcff (PEP 383)."""
 
@@ -73,10 +74,10 @@ class CocoAnnotations:
 def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = True) -> CocoAnnotations:
     """Read COCO annotations, a file or its content: what is accepted here is accepted by training and by scoring.
 
-    Text that spells a number is that number. `area`, `iscrowd` and a category's `name` may be missing or null. A
-    record that cannot be read is left out and becomes a problem, as does a picture with no other. Records of one
-    `file_name` and size are one picture with the boxes of all, each once. Without `boxes` the list `annotations` is not
-    read and may be missing.
+    Text that spells a number is that number. `area`, `iscrowd`, `ignore` and a category's `name` may be missing or
+    null. A record that cannot be read is left out and becomes a problem, as does a picture with no other. Records of
+    one `file_name` and size are one picture with the boxes of all, each once. Without `boxes` the list `annotations`
+    is not read and may be missing.
 
     Raises DataError when it is no COCO annotations, its boxes must be corners, it lists no image or no category, or a
     category has no id of its own.
@@ -114,7 +115,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
             continue
         label, bbox, written = (annotation.get(key) for key in ("category_id", "bbox", "area"))
         corners = box_of(annotation)
-        apart, square = flag(annotation.get("iscrowd")), number(written)
+        apart, square = crowd_of(annotation), number(written)
         rejected[image_id] += 1
         if whole(label) not in categories:
             report(
@@ -137,12 +138,9 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         if kind and inside is None:
             report(kind, _record(annotation, place, images, image_id), bbox, MENDS[kind])
         elif apart is None:
-            report(
-                "malformed iscrowd",
-                _record(annotation, place, images, image_id),
-                annotation["iscrowd"],
-                "write 0 or 1",
-            )
+            key = next(key for key in CROWD if flag(annotation.get(key)) is None)
+            record = _record(annotation, place, images, image_id)
+            report(f"malformed {key}", record, annotation[key], "write 0 or 1")
         else:
             rejected[image_id] -= 1
             if written is not None and (square is None or square < 0 or math.isinf(square)):
@@ -279,6 +277,12 @@ def name_of(image: Mapping[str, Any]) -> str:
     """The `file_name` of an image's record, or LVIS's `coco_url`; empty where it has none."""
     name = image.get("file_name") or image.get("coco_url")
     return name if isinstance(name, str) else ""
+
+
+def crowd_of(annotation: Mapping[str, Any]) -> bool | None:
+    """Whether an annotation is a crowd region, neither object nor background; None where a flag cannot be read."""
+    flags = [flag(annotation.get(key)) for key in CROWD]
+    return None if None in flags else any(flags)
 
 
 def box_of(annotation: Mapping[str, Any]) -> list[float] | None:

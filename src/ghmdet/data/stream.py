@@ -15,7 +15,7 @@ LONGEST = 64  # chunks of one value
 SPACE = re.compile(r"[ \t\n\r]*")
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
 IMAGE = ("id", "file_name", "width", "height")
-BOX = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+BOX = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
 EXACT = 1 << 53  # up to which a float holds each whole number
 WHOLE, NO_AREA, ODD, CROWD = (1, 2, 4, 8, 16), 32, 64, 128  # bits of `kinds`
 
@@ -28,8 +28,8 @@ class Boxes(Sequence[Any]):
     """The list `annotations` in columns; a record comes out as it went in, without what tells nothing of its box.
 
     Of each record, ids: its own, its image's and its category's; values: x, y, width, height and area; kinds: a byte
-    that says which values were whole numbers, whether there is an area and whether it is a crowd. A record that these
-    do not hold is in `odd` by its place, and its kind is ODD.
+    that says which values were whole numbers, whether there is an area and whether it is a crowd (then `ignore` comes
+    out as `iscrowd`). A record that these do not hold is in `odd` by its place, and its kind is ODD.
     """
 
     def __init__(self, records: Iterable[Any]) -> None:
@@ -41,15 +41,18 @@ class Boxes(Sequence[Any]):
     def _append(self, record: Any) -> None:
         try:
             ids = (record["id"], record["image_id"], record["category_id"])
-            area, crowd = record.get("area"), record.get("iscrowd", 0)
-            values = (*record["bbox"], 0 if area is None else area)
-            kind = (NO_AREA if area is None else 0) | (CROWD if crowd else 0)
+            area, box = record.get("area"), record["bbox"]
+            crowd, ignored = record.get("iscrowd", 0), record.get("ignore", 0)
+            if not isinstance(box, (list, tuple)):  # a set and a dict have no order, or another
+                raise TypeError
+            values = (*box, 0 if area is None else area)
+            kind = (NO_AREA if area is None else 0) | (CROWD if crowd or ignored else 0)
             for bit, value in zip(WHOLE, values, strict=True):
                 if type(value) is int and -EXACT <= value <= EXACT:
                     kind |= bit
                 elif type(value) is not float:
                     raise TypeError
-            if any(type(one) is not int for one in (*ids, crowd)) or crowd not in (0, 1):
+            if any(type(one) is not int for one in (*ids, crowd, ignored)) or not {crowd, ignored} <= {0, 1}:
                 raise TypeError
             self.ids.extend(ids)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):

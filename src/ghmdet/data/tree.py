@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from ghmdet.data.layout import SPLITS, by_split, meant, split_called, split_names
@@ -98,6 +98,7 @@ class Tree:
         self.linked = False  # whether any link was seen
         self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
+        self.parsed: dict[Path, dict[str, Any]] = {}  # what files that readers parse say
         self._folders: dict[str, Folder] = {}
         self._homes: dict[tuple[str, Sequence[str]], list[str]] = {}
 

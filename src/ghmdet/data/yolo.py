@@ -6,7 +6,7 @@ A row is `class cx cy w h`, fractions of the picture's size; of longer ones see 
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from glob import glob, iglob
@@ -106,12 +106,16 @@ def _names_files(tree: Tree, folder: str) -> list[Path]:
 def _config(tree: Tree) -> Path | None:
     """The file with class names: data.yaml, or the first other one that names classes and a split; CVAT's obj.data."""
     data = Path(below(tree.root, "data.yaml"))
-    if tree.has(str(data)) and "names" in _load(data):
+    if tree.has(str(data)) and "names" in _load(tree, data):
         return data
     found: dict[Path, list[Any]] = {}
     for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
-            if file != data and "names" in (content := _load(file)) and not content.keys().isdisjoint(SPLITS):
+            if (
+                file != data
+                and "names" in (content := _load(tree, file))
+                and not content.keys().isdisjoint(SPLITS)
+            ):
                 found[file] = [content.get(key) for key in ("names", *SPLITS)]
     for file, said in found.items():
         if said != next(iter(found.values())):
@@ -120,8 +124,16 @@ def _config(tree: Tree) -> Path | None:
     return next(iter(found), None)
 
 
-def _load(file: Path) -> dict[str, Any]:
-    """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written."""
+def _load(tree: Tree, file: Path) -> dict[str, Any]:
+    """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written; nothing
+    of another file. It is read once.
+    """
+    if file not in tree.parsed:
+        tree.parsed[file] = _parsed(file) if file.suffix.lower() in KEYED else {}
+    return tree.parsed[file]
+
+
+def _parsed(file: Path) -> dict[str, Any]:
     text = read_text(file)
     if file.suffix.lower() == ".data":
         pairs = (line.partition("=") for line in text.splitlines())
@@ -140,7 +152,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
-    content = _load(config)
+    content = _load(tree, config)
     written = content.get("path")
     base = config.parent / (written if isinstance(written, str) else "")
     if not base.is_dir():
@@ -177,11 +189,9 @@ def _place(base: Path, entry: str) -> str:
     return os.path.normpath(next(there, places[0]))
 
 
-def names_file(file: Path) -> Path:
+def names_file(tree: Tree, file: Path) -> Path:
     """The file that holds the names of the classes: `file` itself, or the one that an obj.data or a yaml names."""
-    if file.suffix.lower() not in KEYED:
-        return file
-    listed = _load(file).get("names")
+    listed = _load(tree, file).get("names")
     try:
         place = Path(_place(file.parent, listed)) if isinstance(listed, str) else file
         return place if place.is_file() and place.suffix.lower() not in KEYED else file
@@ -189,10 +199,11 @@ def names_file(file: Path) -> Path:
         return file
 
 
-def class_names(file: Path) -> tuple[str, ...]:
+def class_names(tree: Tree, file: Path) -> tuple[str, ...]:
     """The classes that a data.yaml, an obj.data or a list of names gives; raises DataError where it names none."""
-    if (listed := names_file(file)) != file:
-        return _counted(file, class_names(listed))
+    content = _load(tree, file)
+    if (listed := names_file(tree, file)) != file:
+        return _counted(file, content, class_names(tree, listed))
     if file.suffix.lower() == ".data":
         raise DataError(f"{file}: no class names: write names = the file that names them, one a line")
     if file.suffix.lower() not in (".yaml", ".yml"):
@@ -201,7 +212,6 @@ def class_names(file: Path) -> tuple[str, ...]:
             mend = "classes are numbered by their lines: name this one, or remove the line"
             raise DataError(f"{file}: line {blank} is blank: {mend}")
         return checked_classes(lines, file)
-    content = _load(file)
     names = content.get("names")
     if isinstance(names, dict):
         numbered = {whole(number): name for number, name in names.items()}
@@ -212,12 +222,11 @@ def class_names(file: Path) -> tuple[str, ...]:
     if not isinstance(names, list):
         said = f" (names is {shown(names)})" if names else ""
         raise DataError(f"{file}: no class names{said}: write names: [first, second]")
-    return _counted(file, checked_classes(names, file))
+    return _counted(file, content, checked_classes(names, file))
 
 
-def _counted(file: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes; raises DataError where the file says another number of them."""
-    content = _load(file)
+def _counted(file: Path, content: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes; raises DataError where the file's content says another number of them."""
     if "nc" in content and whole(content["nc"]) != len(classes):
         said = f"nc is {content['nc']!s:.60} but names has {len(classes)}"
         raise DataError(f"{file}: {said}: make them agree")
@@ -278,10 +287,10 @@ def read_split(
             f"{where}: no class names: write classes.txt, one name a line, or names: in data.yaml"
         )
     named, *others = source.names
-    own = class_names(named)
+    own = class_names(tree, named)
     collect = Collector(Path(tree.root), own if classes is None else classes)
     for file in others:
-        theirs = class_names(file)
+        theirs = class_names(tree, file)
         if any(a != b for a, b in zip(theirs, own, strict=False)):
             said = f"(classes: {', '.join(theirs)[:60]}; {named}: {', '.join(own)[:60]})"
             if named.suffix in (".txt", ".names"):
@@ -293,7 +302,7 @@ def read_split(
         places = ", ".join(source.images)
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
     tree.used.update(file for pair in found for file in pair if file)
-    rows = Rows(named, [label for _, label in found if label])
+    rows = Rows(tree, named, [label for _, label in found if label])
     owners: dict[str, list[str]] = {}
     for picture, label in dict.fromkeys(found):
         owners.setdefault(label or picture, []).append(picture)
@@ -358,8 +367,8 @@ class Rows:
     numbers are no box inside the picture that holds what follows, as that of a pose or of a tracker's row would.
     """
 
-    def __init__(self, names: Path, labels: Sequence[str]) -> None:
-        content = _load(names) if names.suffix.lower() in (".yaml", ".yml") else {}
+    def __init__(self, tree: Tree, names: Path, labels: Sequence[str]) -> None:
+        content = _load(tree, names)
         self.classes: set[float] = set()
         self.points = None
         if "kpt_shape" in content:

@@ -119,8 +119,8 @@ def score(annotations: Annotations, results: Results) -> Metrics:
     Args:
         annotations: a COCO annotations file or its content: `images` [{id}], `categories` [{id, name}] and
             `annotations` [{image_id, category_id, bbox [x, y, width, height] in pixels, iscrowd, area}].
-            Without `area` it is width × height, without `iscrowd` it is 0. They are read as for training: a record
-            that makes no sense is left out and named in `problems`.
+            Without `area` it is width × height, without `iscrowd` it is 0; `ignore` counts as `iscrowd`. They are read
+            as for training: a record that makes no sense is left out and named in `problems`.
         results: a COCO results file or its content, [{image_id, category_id, bbox, score}]. An empty
             list scores 0.
 
