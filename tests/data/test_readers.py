@@ -385,12 +385,39 @@ def test_crowd_and_difficult_are_kept_apart(tmp_path: Path) -> None:
     annotations = write_voc(tmp_path / "voc", three_pictures())
     first = annotations / "a.xml"
     first.write_text(first.read_text().replace("<difficult>0", "<difficult>1", 1))
-    for name in ("coco", "voc"):
+    for picture in three_pictures():
+        draw(tmp_path / "labelme" / picture.name, picture.width, picture.height)
+        shapes = [
+            {"label": CLASSES[label], "points": [[x1, y1], [x2, y2]], "difficult": (label, x1) == (0, 5)}
+            for label, x1, y1, x2, y2 in picture.boxes
+        ]
+        (tmp_path / "labelme" / picture.name).with_suffix(".json").write_text(json.dumps({"shapes": shapes}))
+    for name in ("coco", "voc", "labelme"):
         data = read_data(tmp_path / name)
         np.testing.assert_array_equal(data.records[0].crowd, [True, False])
         assert [a["iscrowd"] for a in data.to_coco()["annotations"]] == [1, 0, 0, 0]
         assert data.boxes_per_class() == {"cat": 1, "dog": 1, "emu": 1}
         assert "1 crowd region, ignored" in data.describe()
+
+
+def test_what_else_is_said_of_an_object_changes_nothing(tmp_path: Path) -> None:
+    file = write_coco(tmp_path / "coco", three_pictures())
+    content = json.loads(file.read_text())
+    content["annotations"][0] |= {
+        "attributes": {"occluded": True, "ignore": 1},
+        "truncated": 1,
+        "occluded": 1,
+    }
+    file.write_text(json.dumps(content))
+    first = write_voc(tmp_path / "voc", three_pictures()) / "a.xml"
+    said = "<truncated>1</truncated><occluded>1</occluded><pose>Left</pose><difficult>"
+    first.write_text(first.read_text().replace("<difficult>", said, 1))
+    shape = {"label": "cat", "points": [[5, 5], [25, 35]], "flags": {"difficult": True, "occluded": True}}
+    draw(tmp_path / "labelme" / "a.jpg", 60, 40)
+    (tmp_path / "labelme" / "a.json").write_text(json.dumps({"shapes": [shape], "flags": {"skip": True}}))
+    for name in ("coco", "voc", "labelme"):
+        data = read_data(tmp_path / name)
+        assert not data.records.crowd.any() and data.boxes_per_class()["cat"] >= 1 and data.problems == ()
 
 
 def test_area_of_a_mask_survives(tmp_path: Path) -> None:

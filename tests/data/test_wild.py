@@ -16,7 +16,7 @@ import yaml
 from ghmdet.data import read_data
 from ghmdet.data.read import DataSet
 from ghmdet.errors import DataError
-from small_sets import Picture, coco_content, draw, three_pictures, write_coco, write_voc, write_yolo
+from small_sets import CLASSES, Picture, coco_content, draw, three_pictures, write_coco, write_voc, write_yolo
 
 VAL = [Picture("v.jpg", boxes=[(1, 5, 5, 25, 35)])]
 
@@ -166,6 +166,49 @@ def test_a_part_that_is_not_there_is_missed_where_it_is_asked_for(tmp_path: Path
     assert f"{absent}/images: no such folder" in refusal(tmp_path, absent)
 
 
+@pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("Train", "Dev"), ("train2017", "val2017")])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "annotations/instances.json",
+        "Annotations/instances_default.json",
+        "annotations/annotations.json",
+        "annotations/_annotations.coco.json",
+        "labels.json",
+        "instances.json",
+    ],
+)
+def test_a_part_may_have_folders_of_its_own_for_annotations_and_pictures(
+    tmp_path: Path, train: str, val: str, place: str
+) -> None:
+    for part, pictures in ((train, three_pictures()), (val, VAL)):
+        for picture in pictures:
+            draw(tmp_path / part / "images" / picture.name, picture.width, picture.height)
+        (tmp_path / part / place).parent.mkdir(exist_ok=True)
+        (tmp_path / part / place).write_text(json.dumps(coco_content(pictures)))
+    given = [tmp_path, tmp_path / train / place] if train == "train" else [tmp_path]
+    for root in given:
+        assert names(root) == ["a.jpg", "b.jpg", "c.jpg"] and read_data(root).problems == ()
+        assert names(root, "val") == ["v.jpg"]
+
+
+def test_a_file_that_names_its_part_in_its_own_name_and_its_folder_s_has_another_beside_it(
+    tmp_path: Path,
+) -> None:
+    for part, pictures in (("train", three_pictures()), ("val", VAL)):
+        file = tmp_path / part / "annotations" / f"instances_{part}.json"
+        for picture in pictures:
+            draw(tmp_path / part / "images" / picture.name, picture.width, picture.height)
+        file.parent.mkdir()
+        file.write_text(json.dumps(coco_content(pictures)))
+    assert names(tmp_path / "train" / "annotations" / "instances_train.json", "val") == ["v.jpg"]
+
+
+def test_the_name_of_the_set_s_own_folder_makes_no_part_of_its_annotations(tmp_path: Path) -> None:
+    write_coco(tmp_path / "test", three_pictures(), "default")
+    assert names(tmp_path / "test") == ["a.jpg", "b.jpg", "c.jpg"]
+
+
 # --- names and texts of other machines
 
 
@@ -178,6 +221,24 @@ def test_a_picture_without_a_file_name_is_named_by_its_url(tmp_path: Path) -> No
     data = read_data(tmp_path)
     assert [record.path.name for record in data.records] == ["a.jpg", "b.jpg", "c.jpg"]
     assert [len(record.boxes) for record in data.records] == [2, 2, 0]
+
+
+def test_pictures_of_lvis_are_used_by_the_part_that_lists_them_wherever_they_lie(tmp_path: Path) -> None:
+    for part, pictures, homes in (
+        ("train", three_pictures(), ["train2017"] * 3),
+        ("val", [*VAL, Picture("e.jpg", boxes=[(0, 1, 1, 9, 9)])], ["val2017", "train2017"]),
+    ):
+        content = coco_content(pictures)
+        for image, home in zip(content["images"], homes, strict=True):
+            draw(tmp_path / home / image["file_name"], image["width"], image["height"])
+            image["coco_url"] = f"http://images.cocodataset.org/{home}/{image.pop('file_name')}"
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"lvis_v1_{part}.json").write_text(json.dumps(content))
+    for given in (tmp_path, tmp_path / "annotations" / "lvis_v1_train.json"):
+        assert read_data(given).problems == ()
+        records = read_data(given, "val").records
+        assert [record.path.name for record in records] == ["v.jpg", "e.jpg"]
+        assert all(record.path.is_file() for record in records)
 
 
 @pytest.mark.parametrize("name", ["./a.jpg", "images/../a.jpg", "a.jpg"])
@@ -284,6 +345,78 @@ def test_a_broken_link_hides_no_error(tmp_path: Path) -> None:
     for name in ("notes.txt", "x.csv", "z.zip"):
         (tmp_path / name).symlink_to(tmp_path / "gone" / name)
     assert "malformed box '0 .5 .5'" in refusal(tmp_path)
+
+
+def write_labelme(root: Path, pictures: list[Picture]) -> None:
+    for picture in pictures:
+        draw(root / picture.name, picture.width, picture.height)
+        shapes = [
+            {"label": CLASSES[label], "points": [[x1, y1], [x2, y2]]}
+            for label, x1, y1, x2, y2 in picture.boxes
+        ]
+        (root / picture.name).with_suffix(".json").write_text(json.dumps({"shapes": shapes}))
+
+
+def broken(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.parent / "gone" / path.name)
+
+
+@pytest.mark.parametrize("name", ["x.json", "train.json", "x.txt", "x.xml", "annotations/instances_val.json"])
+@pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo, write_labelme])
+def test_a_label_file_that_cannot_be_read_and_is_not_needed_is_named(
+    tmp_path: Path, write: Callable[..., object], name: str
+) -> None:
+    write(tmp_path, three_pictures())
+    broken(tmp_path / name)
+    data = read_data(tmp_path)
+    assert [record.path.name for record in data.records] == ["a.jpg", "b.jpg", "c.jpg"]
+    (problem,) = data.problems
+    assert (problem.kind, problem.value) == ("label file that cannot be read", name)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (write_coco, "annotations/instances_train.json"),
+        (write_voc, "ImageSets/Main/train.txt"),
+        (write_yolo, "classes.txt"),
+        (write_yolo, "data.yaml"),
+    ],
+)
+def test_a_needed_file_that_cannot_be_read_is_named(
+    tmp_path: Path, write: Callable[..., object], name: str
+) -> None:
+    write(tmp_path, three_pictures())
+    broken(tmp_path / name)
+    assert str(tmp_path / name) in refusal(tmp_path)
+    if write is not write_yolo:
+        write(tmp_path, VAL, "val")
+        assert names(tmp_path, "val") == ["v.jpg"]
+        assert str(tmp_path / name) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_voc, "Annotations/a.xml"), (write_yolo, "labels/train/a.txt")]
+)
+def test_a_picture_whose_labels_cannot_be_read_is_no_background(
+    tmp_path: Path, write: Callable[..., object], name: str
+) -> None:
+    write(tmp_path, three_pictures())
+    broken(tmp_path / name)
+    data = read_data(tmp_path)
+    assert [record.path.name for record in data.records] == ["b.jpg", "c.jpg"]
+    (problem,) = data.problems
+    assert problem.kind == "unreadable annotation" and name in str(problem)
+
+
+def test_names_that_cannot_be_read_are_not_needed_beside_data_yaml(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat, dog, emu]\n")
+    broken(tmp_path / "classes.txt")
+    data = read_data(tmp_path)
+    assert data.classes == CLASSES and [problem.value for problem in data.problems] == ["classes.txt"]
 
 
 def test_the_folder_that_holds_the_set_is_named(tmp_path: Path) -> None:

@@ -13,37 +13,42 @@ import numpy as np
 
 from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import SPLITS, by_split, checked_classes, read_text, split_called
+from ghmdet.data.layout import MEANT, SPLITS, by_split, checked_classes, read_text, split_called
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import PROBES, Tree, below, looks_like_label
+from ghmdet.data.tree import PROBES, Tree, below, looks_like_label, readable
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 LOOKED_FOR = (
     "annotations/instances_{split}.json, annotations/{split}.json, {split}/_annotations.coco.json, "
-    "{split}/annotations.json, {split}.json or result.json"
+    "{split}/annotations.json, {split}/annotations/instances.json, {split}.json or result.json"
 )
-ONE_PART = r"(_annotations\.coco|annotations|instances_default|result|labels)\.json"  # names no split
+ONE_PART = r"(_annotations\.coco|annotations|instances(_default)?|result|labels)\.json"  # names no split
 SPLIT = f"({'|'.join(SPLITS)})"
+MEANING = rf"({'|'.join((*SPLITS, *MEANT))})([-_ ]?(19|20)\d\d)?"  # of a folder
 FILES = (
     r"annotations/instances_[^/]*\.json",
     r"annotations/[^/]*\.json",
-    r"[^/]+/_annotations\.coco\.json",
-    rf"{SPLIT}/({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)",
+    r"[^/]+/(annotations/)?_annotations\.coco\.json",
+    rf"{MEANING}/(annotations/)?({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)",
     rf"[^/]*{SPLIT}[^/]*\.json",
     ONE_PART,
 )
 """Where a folder's annotation files lie: the first of these that any file fits."""
-NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+NAME = re.compile(r'"(file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.)+")')
 
 
-def split_name(file: Path) -> str:
+def split_name(file: Path, root: str | None = None) -> str:
     """The split that a COCO file holds, from its name or, where that tells none, from its folder's.
 
-    >>> [split_name(Path(name)) for name in ("instances_val2017.json", "valid/_annotations.coco.json")]
-    ['val', 'valid']
+    root: the set's folder, where it is known: what is directly in its `annotations` is no split by its name.
+
+    >>> names = "instances_val2017.json", "valid/_annotations.coco.json", "test/annotations/instances.json"
+    >>> [split_name(Path(name)) for name in names]
+    ['val', 'valid', 'test']
     """
-    folder = split_called(file.absolute().parent.name)
+    home = _home(file)
+    folder = split_called(file.parent.name if root and home == Path(root).absolute() else home.name)
     if file.name == "_annotations.coco.json":
         return folder
     plain = re.sub(r"(19|20)\d\d$", "", re.sub("^instances_", "", file.stem, flags=re.IGNORECASE)).rstrip(
@@ -52,7 +57,14 @@ def split_name(file: Path) -> str:
     words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
     if len(words) == 1:
         return words[0]
-    return folder if folder in SPLITS and re.fullmatch(ONE_PART, file.name) else plain or file.stem
+    own = folder if re.fullmatch(ONE_PART, file.name) and re.fullmatch(MEANING, folder, re.IGNORECASE) else ""
+    return own or plain or file.stem
+
+
+def _home(file: Path) -> Path:
+    """The folder that a COCO file is of: its own, or that of its folder `annotations`."""
+    folder = file.absolute().parent
+    return folder.parent if folder.name.lower() == "annotations" else folder
 
 
 def find_splits(tree: Tree) -> dict[str, Path]:
@@ -64,22 +76,24 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     if not tree.whole:
         own = split_name(root)
         beside = {split: _beside(root, split) for split in SPLITS if own in SPLITS and split != own}
-        return {own: root} | {split: file for split, file in beside.items() if file.is_file()}
+        return {own: root} | {split: file for split, file in beside.items() if file is not None}
     root = Path(tree.root)
-    folders = [tree.root, *tree.folders(tree.root).values()]
+    inside = tree.folders(tree.root).values()
+    folders = [tree.root, *inside, *(tree.at(folder, "annotations") for folder in inside)]
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
     for pattern in FILES:
         files = [root / name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
         if pattern not in (FILES[0], FILES[2]):  # a place for other json files too
             files = [file for file in files if looks_like_label(str(file))]
-        if files := [file for file in files if not is_labelme(file)]:
+        if files := [file for file in files if readable(file) and not is_labelme(file)]:
             break
     found: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(split_name(file), file)
+        split = split_name(file, tree.root)
+        other = found.setdefault(split, file)
         if other != file:
             raise DataError(
-                f"{root}: two files of split '{split_name(file)}': {other.relative_to(root)} and "
+                f"{root}: two files of split '{split}': {other.relative_to(root)} and "
                 f"{file.relative_to(root)}: give the .json file itself or move one of them away"
             )
     return by_split(found)
@@ -93,12 +107,13 @@ def is_labelme(file: Path | str) -> bool:
         return b'"shapes"' in head or (b'"imageData"' in head and b'"shapes"' in content.read())
 
 
-def _beside(file: Path, split: str) -> Path:
-    """The file that is to another split what `file` is to its own."""
-    own = split_name(file)
-    if own in file.name:
-        return file.with_name(file.name.replace(own, split, 1))
-    return file.absolute().parent.parent / split / file.name
+def _beside(file: Path, split: str) -> Path | None:
+    """The file that is to another split what `file` is to its own; None where there is none."""
+    own, home = split_name(file), _home(file)
+    name = file.name.replace(own, split, 1)
+    other = home.parent / split / file.absolute().parent.relative_to(home) / name
+    places = [*([file.with_name(name)] if own in file.name else []), *([other] if home.name == own else [])]
+    return next(filter(Path.is_file, places), None)
 
 
 def _find_pictures(tree: Tree, split: str, file: Path, names: Sequence[str]) -> tuple[str, list[str | None]]:
@@ -131,11 +146,13 @@ def _find_pictures(tree: Tree, split: str, file: Path, names: Sequence[str]) -> 
 def files(tree: Tree, split: str, file: Path) -> Iterator[str]:
     """The annotation file of a split, and the pictures that it lists and that are there."""
     yield str(file)
+    named: dict[str, list[str]] = {"file_name": [], "coco_url": []}
     try:
-        names = [json.loads(name, strict=False) for name in NAME.findall(read_text(file))]
+        for key, name in NAME.findall(read_text(file)):
+            named[key].append(json.loads(name, strict=False))
     except (DataError, ValueError):
         return
-    yield from filter(None, _find_pictures(tree, split, file, names)[1])
+    yield from filter(None, _find_pictures(tree, split, file, named["file_name"] or named["coco_url"])[1])
 
 
 def _category_ids(classes: Sequence[str], categories: dict[int, str]) -> tuple[int, ...]:

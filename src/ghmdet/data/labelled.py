@@ -18,7 +18,7 @@ from ghmdet.data.coco import is_labelme
 from ghmdet.data.collector import Collector
 from ghmdet.data.layout import SPLITS, by_split, meant, read_lines, read_text
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending
+from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending, readable
 from ghmdet.data.values import flag, number, numbers, shown
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -56,7 +56,7 @@ class OneFileEach:
     mend: str  # of a box that is none
 
     def _own(self, paths: Sequence[str]) -> bool:
-        return any(self.ending == ".xml" or is_labelme(path) for path in paths)
+        return any(readable(path) and (self.ending == ".xml" or is_labelme(path)) for path in paths)
 
     def find_splits(self, tree: Tree) -> dict[str, Place]:
         """The splits of a folder; its one split is called train where neither lists nor folders name more."""
@@ -97,9 +97,8 @@ class OneFileEach:
         such picture, or more than one, if no other file claims the one it names.
         """
         if place.listing is None:
-            files = [
-                path for path in tree.walk(place.folder) if ending(path) == self.ending and self._own([path])
-            ]
+            own = (path for path in tree.walk(place.folder) if ending(path) == self.ending)
+            files = [path for path in own if self.ending == ".xml" or self._own([path])]
         else:
             files = [self._listed(tree, place, line) for line in read_lines(place.listing)]
         homes = [_picture_folders(tree, os.path.dirname(file)) for file in files]
@@ -198,11 +197,11 @@ def _lists(tree: Tree) -> Iterator[str]:
     sets = tree.at(tree.root, "ImageSets")
     main = tree.at(sets, "Main")
     for file in (file for place in (tree.root, sets, main) for file in tree.files(place, ".txt")):
-        lines = Path(file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        rows = [line.split() for line in lines if line.strip()]
-        of_class = rows and all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows)
-        if not of_class and (os.path.dirname(file) == main or Path(file).stem in (*SPLITS, "trainval")):
-            yield file
+        if os.path.dirname(file) == main or Path(file).stem in (*SPLITS, "trainval"):
+            text = Path(file).read_text(encoding="utf-8-sig", errors="replace") if readable(file) else ""
+            rows = [line.split() for line in text.splitlines() if line.strip()]
+            if not rows or not all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows):
+                yield file
 
 
 def _only(alike: Sequence[Sequence[str]], taken: Container[str | None] = ()) -> str | None:

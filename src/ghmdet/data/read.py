@@ -14,7 +14,7 @@ from ghmdet.data.labelled import LABELME, VOC
 from ghmdet.data.layout import SPLITS, split_called, split_names
 from ghmdet.data.others import other_format
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData
-from ghmdet.data.tree import Tree, ending, looks_like_label
+from ghmdet.data.tree import Tree, ending, looks_like_label, readable
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 from ghmdet.words import many
@@ -84,7 +84,7 @@ class DataSet:
         mend = "choose one of them"
         if split_called(split) in VALIDATION_NAMES and "train" in self.splits:
             mend += f", or make one: ghmdet data split {shlex.quote(str(self.path))} NEW-FOLDER"
-        raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}")
+        raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}{_unread(self.tree)}")
 
     def read(self, name: str, classes: Sequence[str] | None = None) -> DetectionData:
         """A split by the name it has here, maybe without a box; else raises as `read_data` does.
@@ -143,7 +143,14 @@ def _nearest(tree: Tree) -> str:
         lines.append(f"missing: {missing}")
     elif not clue:
         lines += [f"looked for {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items()]
-    return "\n".join(lines) + clue
+    return "\n".join(lines) + clue + _unread(tree)
+
+
+def _unread(tree: Tree) -> str:
+    """The label files that cannot be read, as a line; empty where there are none."""
+    closed = [path for path in tree.walk(tree.root) if ending(path) in LAYOUTS and not readable(path)]
+    more = f", nor can {many(len(closed) - 1, 'other')}" if closed[1:] else ""
+    return f"\n{closed[0]} cannot be read{more}: mend its link or its permissions" if closed else ""
 
 
 def _whole(found: dict[str, Any]) -> bool:

@@ -31,16 +31,18 @@ UNREAD -= EXTENSIONS
 
 NO_LABEL = "label file that no split uses"
 NO_PICTURE = "picture that no split uses"
+UNREADABLE = "label file that cannot be read"
 LEFT: dict[str, tuple[Severity, str]] = {
     NO_LABEL: ("warning", "not read: no picture of a split goes with it"),
     NO_PICTURE: ("info", "not read: no label file, list or sound record names it"),
+    UNREADABLE: ("warning", "not read: mend its link or its permissions, or remove it"),
     "picture that the installed Pillow cannot open": ("warning", "not read: save it as JPEG or PNG"),
     "folder that may not be read": ("error", "allow reading it"),
     "symlinked folder that leads back": ("warning", "not followed: its files are read once"),
     "hidden file": ("info", "skipped on purpose"),
 }
 """What can be left over of a data set, with the severity and what is said about it."""
-_, _, UNOPENED, CLOSED, LOOP, HIDDEN = LEFT
+_, _, _, UNOPENED, CLOSED, LOOP, HIDDEN = LEFT
 
 
 def below(folder: str, name: str) -> str:
@@ -51,6 +53,11 @@ def below(folder: str, name: str) -> str:
 def ending(path: str) -> str:
     """The ending of a file's name in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()
+
+
+def readable(path: str | Path) -> bool:
+    """Whether a file can be read: it is no broken link, and may be opened."""
+    return os.access(path, os.R_OK)
 
 
 def looks_like_label(path: str) -> bool:
@@ -237,8 +244,9 @@ class Tree:
         """The picture that each listed name means: the one at its path (`exact`), else one below `top`.
 
         That is the only picture with the name, or the one whose folders agree with most of the listed path. It is
-        neither another record's nor in the folder of another split. Where other names are found at their paths, only
-        names of elsewhere (foreign separators, drives, URLs, absolute paths) are looked for, as others are missing.
+        neither another record's nor in the folder of another split, unless the listed path names that folder. Where
+        other names are found at their paths, only names of elsewhere (foreign separators, drives, URLs, absolute paths)
+        are looked for, as others are missing.
         """
         lost = dict.fromkeys(name for name, path in zip(names, exact, strict=True) if path is None)
         if not lost:
@@ -246,12 +254,14 @@ class Tree:
         if any(exact):
             lost = {name: None for name in lost if FOREIGN.search(name) or not name.isascii()}
         taken, own = set(exact), set(split_names(split))
-        there: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        there: dict[str, list[tuple[list[str], str, int]]] = defaultdict(list)
         for path in self.pictures(top) if lost else ():
             parts = _composed(os.path.relpath(path, top).casefold()).split(os.sep)
-            splits = {word for part in parts[:-1] for word in WORDS.findall(part) if word in SPLITS}
-            if path not in taken and (not splits or splits & own):
-                there[parts[-1]].append((parts, path))
+            splits = [{*WORDS.findall(part)}.intersection(SPLITS) for part in parts[:-1]]
+            first = next((at for at, words in enumerate(splits) if words), len(parts))
+            if path not in taken:
+                named = len(parts) - first if own.isdisjoint(set[str]().union(*splits)) else 0
+                there[parts[-1]].append((parts, path, named))
         found = {name: _meant(name, there) for name in lost}
         times = Counter(found.values())
         found = {name: path for name, path in found.items() if times[path] == 1}
@@ -303,6 +313,8 @@ def _kind(path: str) -> str | None:
         return NO_PICTURE
     if end in UNREAD:
         return UNOPENED
+    if end in LABELS and not readable(path):
+        return UNREADABLE
     return NO_LABEL if looks_like_label(path) else None
 
 
@@ -312,14 +324,18 @@ def _hidden(path: str) -> Iterator[str]:
     yield from (file for file in inside or [path] if ending(file) in {*EXTENSIONS, *LABELS})
 
 
-def _meant(name: str, there: dict[str, list[tuple[list[str], str]]]) -> str | None:
-    """The one picture that a name of elsewhere can mean, by the longest end of its path; None where there are more."""
+def _meant(name: str, there: dict[str, list[tuple[list[str], str, int]]]) -> str | None:
+    """The one picture that a name of elsewhere can mean, by the longest end of its path; None where there are more.
+
+    there: of each picture's name, the parts of its path, the path, and how many of the last parts must be named.
+    """
     for text in (name, unquote(name)):
         parts = [part for part in SEPARATORS.split(_composed(text.casefold())) if part]
         while parts and ending(parts[-1]) not in EXTENSIONS:
             parts.pop()
         candidates = there.get(parts[-1] if parts else "", ())
-        agreed = sorted((_common_end(parts, own), path) for own, path in candidates)
+        ends = ((_common_end(parts, own), path, least) for own, path, least in candidates)
+        agreed = sorted((end, path) for end, path, least in ends if end >= least)
         if agreed:
             return agreed[-1][1] if len(agreed) == 1 or agreed[-1][0] > agreed[-2][0] else None
     return None

@@ -20,7 +20,7 @@ import yaml
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
 from ghmdet.data.layout import SPLITS, UTF16, checked_classes, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import Tree, below, ending
+from ghmdet.data.tree import Tree, below, ending, readable
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -125,15 +125,14 @@ def _config(tree: Tree) -> Path | None:
 
 
 def _load(tree: Tree, file: Path) -> dict[str, Any]:
-    """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written; nothing
-    of another file. It is read once.
-    """
+    """What a file of the endings KEYED says, which is parsed once; nothing for any other."""
     if file not in tree.parsed:
         tree.parsed[file] = _parsed(file) if file.suffix.lower() in KEYED else {}
     return tree.parsed[file]
 
 
 def _parsed(file: Path) -> dict[str, Any]:
+    """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written."""
     text = read_text(file)
     if file.suffix.lower() == ".data":
         pairs = (line.partition("=") for line in text.splitlines())
@@ -178,9 +177,8 @@ def _place(base: Path, entry: str) -> str:
     """
     parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
     named = [at for at, part in enumerate(parts) if split_called(os.path.splitext(part)[0]) in SPLITS]
-    last = (
-        named[-1] if named and {part.lower() for part in parts[named[-1] + 1 :]} <= {*IMAGES} else len(parts)
-    )
+    after = {part.lower() for part in parts[named[-1] + 1 :]} if named else set[str]()
+    last = named[-1] if named and after <= {*IMAGES} else len(parts)
     starts = range(min(last + 1, len(parts)))
     places = (base / entry, *(base.joinpath(*parts[start:]) for start in starts))
     there = (
@@ -282,14 +280,12 @@ def read_split(
     DataError when class names or pictures are missing; single bad records become problems.
     """
     if not source.names:
-        where = source.images[0]
-        raise DataError(
-            f"{where}: no class names: write classes.txt, one name a line, or names: in data.yaml"
-        )
+        mend = "write classes.txt, one name a line, or names: in data.yaml"
+        raise DataError(f"{source.images[0]}: no class names: {mend}")
     named, *others = source.names
     own = class_names(tree, named)
     collect = Collector(Path(tree.root), own if classes is None else classes)
-    for file in others:
+    for file in filter(readable, others):
         theirs = class_names(tree, file)
         if any(a != b for a, b in zip(theirs, own, strict=False)):
             said = f"(classes: {', '.join(theirs)[:60]}; {named}: {', '.join(own)[:60]})"
@@ -302,6 +298,10 @@ def read_split(
         places = ", ".join(source.images)
         raise DataError(f"{places}: an empty data set: no pictures there: add some or correct the path")
     tree.used.update(file for pair in found for file in pair if file)
+    for file in (closed := {Path(label): None for _, label in found if label and not readable(label)}):
+        collect.file = file
+        collect.report("unreadable annotation", "", "", "mend its link or its permissions, or remove it")
+    found = [pair for pair in found if Path(pair[1] or "") not in closed]
     rows = Rows(tree, named, [label for _, label in found if label])
     owners: dict[str, list[str]] = {}
     for picture, label in dict.fromkeys(found):
