@@ -11,9 +11,9 @@ demo: .venv/installed
 # wait, and a test of seconds took minutes.
 test test-lowest: export OMP_NUM_THREADS ?= 1
 
-# What a CPU computes to the last bit is tested there, also where there is a GPU.
+# What a CPU computes to the last bit is tested there, also where there is a GPU. A process of tests needs 2 GB.
 test: lint
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --ignore tests/test_gpu.py
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --ignore tests/test_gpu.py -n auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest tests/test_gpu.py
 
 # Damages small data sets of every layout, 20,000 times: the readers may refuse them, and never crash.

@@ -31,10 +31,10 @@ def test_a_set_of_names_that_are_no_utf8_goes_through_every_command(squares: Pat
         (home / "annotations" / f"instances_{part}.json").write_text(json.dumps(truth))
     assert not [one for one in check_data(home) if one.severity == "error"]
     run, device = tmp_path / f"run{BAD}", "--device=cpu"
-    words = ("--size=96", "--batch-size=4", device, "--weights=none", "--lr=0.001", "--epochs=3", "--ema=.9")
+    words = ["--size=96", "--batch-size=4", device, "--weights=none", "--ema=.9", "--lr=0.003", "--epochs=12"]
     for command in (
-        ("train", home, "--out", run, *words, "--val-every=3"),
-        ("train", home, "--out", run, *words, "--val-every=3", "--resume", "--no-report"),
+        ("train", home, "--out", run, *words, "--val-every=12"),
+        ("train", home, "--out", run, *words, "--val-every=12", "--resume", "--no-report"),
         ("val", run / "best.pt", home, device),
         ("predict", run / "best.pt", home, "--out", tmp_path / "out", device),
         ("spectrum", run / "best.pt", home, "--out", tmp_path / "spectrum", device),
