@@ -16,7 +16,8 @@ test: lint
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --ignore tests/test_gpu.py -n auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest tests/test_gpu.py
 
-# Damages small data sets of every layout, 20,000 times: the readers may refuse them, and never crash.
+# Damages small data sets of every layout, checkpoints, detections, spectra and runs, 20,000 times: their readers may refuse them, and never
+# crash, nor take 2 s or 1 GiB.
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz_readers.py --count 20000
 

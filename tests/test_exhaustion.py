@@ -24,7 +24,7 @@ from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.models import RetinaNet
 from ghmdet.models.presets import preset
 from ghmdet.models.weights import load_weights
-from small_sets import coco_content, three_pictures, write_coco, write_yolo
+from small_sets import coco_content, three_pictures, voc_xml, write_coco, write_voc, write_yolo
 
 BOMB = "names: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
@@ -54,6 +54,16 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
         assert "unreadable image (no file)" in said or "missing" in said
 
 
+@pytest.mark.parametrize(
+    "entry", ["/", "[images/train, /]", "/**", "//**/*.jpg", "../../../../../../../../../.."]
+)
+def test_the_whole_file_system_is_no_part_of_a_set(entry: str, tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    (tmp_path / "data.yaml").write_text(f"train: images/train\nval: {entry}\nnames: [a, b, c]\n")
+    with pytest.raises(DataError, match=r"val is [/.*jpg]+, the whole file system: give it a folder$"):
+        read_data(tmp_path, "val")
+
+
 def test_a_yaml_that_stands_for_millions_of_values_is_refused_at_once(tmp_path: Path) -> None:
     write_yolo(tmp_path / "set", three_pictures())
     for names in ("*a8", "{0: *a8, 1: b}"):
@@ -69,6 +79,40 @@ def test_a_yaml_that_stands_for_millions_of_values_is_refused_at_once(tmp_path: 
         nested = [nested, nested, nested]
     for value in (nested, {"a": nested}, [nested] * 3):
         assert len(shown(value)) <= 60
+
+
+ENTITIES = {
+    "a bomb": (
+        '<!ENTITY a0 "x">' + "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12)),
+        "&a11;",
+    ),
+    "a long text": (f'<!ENTITY e "{"x" * 100_000}">', "&e;" * 20_000),
+    "a file": ('<!ENTITY e SYSTEM "file:///etc/hostname">', "&e;"),
+}
+
+
+@pytest.mark.parametrize("what", ENTITIES)
+def test_entities_of_an_xml_are_not_followed(what: str, tmp_path: Path) -> None:
+    write_voc(tmp_path, three_pictures())
+    declared, used = ENTITIES[what]
+    content = voc_xml(three_pictures()[0]).replace("<name>cat", f"<name>{used}")
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<!DOCTYPE annotation [{declared}]>{content}")
+    began = time.process_time()
+    data = read_data(tmp_path)
+    assert time.process_time() - began < 2
+    assert data.classes == ("cat", "dog")  # those of the other picture
+    assert "a.xml" in str(data.problems[0]) and len(str(data.problems[0])) < 500
+
+
+def test_a_tag_of_a_yaml_runs_nothing(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures())
+    tags = [f"!!python/object/apply:os.system ['touch {tmp_path}/{name}']" for name in "abc"]
+    (tmp_path / "data.yaml").write_text(
+        "train: images/train\nnames:\n" + "".join(f"- {tag}\n" for tag in tags)
+    )
+    with pytest.raises(DataError):
+        read_data(tmp_path / "data.yaml")
+    assert not any((tmp_path / name).exists() for name in "abc")
 
 
 def test_many_categories_are_read_in_linear_time(tmp_path: Path) -> None:

@@ -254,6 +254,19 @@ def test_a_detector_that_doubts_most_labels_is_said_to_score_too_low(
     assert ("Worth a look" in page) is not low
 
 
+def test_a_spreadsheet_runs_nothing_of_the_table(squares: Path, tmp_path: Path) -> None:
+    given = json.loads((squares / "annotations" / "instances_val.json").read_text())
+    given["categories"][0]["name"] = '=HYPERLINK("http://h")'
+    shutil.copytree(squares / "images", tmp_path / "images")
+    (tmp_path / "instances_val.json").write_text(json.dumps(given))
+    (tmp_path / "r.json").write_text("[]")
+    write_audit(tmp_path, out=tmp_path / "a", results=tmp_path / "r.json", split="val", say=lambda line: None)
+    with (tmp_path / "a" / "audit.csv").open() as file:
+        named = {row["class"] for row in csv.DictReader(file)}
+    assert named == {'\'=HYPERLINK("http://h")', "blue"}
+    assert {item["class"] for item in read(tmp_path / "a")["items"]} == {'=HYPERLINK("http://h")', "blue"}
+
+
 def test_the_tables_say_the_same_and_detections_alone_do(squares: Path, run: Path, tmp_path: Path) -> None:
     part = read_data(squares, "val")
     detector = Detector.load(run / "best.pt", device="cpu")

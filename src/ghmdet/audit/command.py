@@ -297,8 +297,13 @@ def _put_csv(rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     text.detach()  # the file stays open
+
+
+def _cell(value: Any) -> Any:
+    """What it is; before a text that a spreadsheet would take for a formula, an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
 def _row(number: int, one: Suspicion, data: DetectionData) -> dict[str, Any]:

@@ -50,6 +50,13 @@ def below(folder: str, name: str) -> str:
     return name if folder == os.curdir else os.path.join(folder, name)
 
 
+def is_everything(place: str) -> bool:
+    """Whether a path or pattern begins at the root of the file system, which takes minutes to look through."""
+    start = os.path.abspath(place).partition("*")[0]
+    start = os.path.dirname(start) if "*" in place else start
+    return os.path.dirname(start) == start
+
+
 def ending(path: str) -> str:
     """The ending of a file's name in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()

@@ -335,8 +335,12 @@ class Trainer:
     def _validate(self, stop: StopSignal) -> None:
         """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
         run, progress, folder, val = self.run, self.progress, self.run.folder, self.data.val
-        results = gather_object(self._detect(val, partial(self._end_validation, stop)))
-        found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
+        try:
+            results = gather_object(self._detect(val, partial(self._end_validation, stop)))
+            found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
+        except RuntimeError:  # as of a lost connection, where another rank was asked to stop too and is gone
+            self._end_validation(stop, 0)
+            raise
         AP = found.AP or 0.0
         progress.seconds, progress.validated_epoch = run.seconds, progress.epoch
         if better := progress.best_AP < AP:
@@ -345,12 +349,8 @@ class Trainer:
             if better:
                 save_checkpoint(folder / "best.pt", self._detector_state())
                 found.save_json(folder / "metrics.json")
-            memory = peak_memory(run.device.type)
-            row: dict[str, Any] = {
-                "step": progress.step,
-                "epoch": progress.epoch,
-                "seconds": round(progress.seconds, 1),
-            }
+            seconds, memory = round(progress.seconds, 1), peak_memory(run.device.type)
+            row: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, "seconds": seconds}
             row["memory"] = None if memory is None else round(memory)
             self.validations.append(row | {name: found.to_dict()[name] for name in SCORES})
             draw_curves(folder)
