@@ -100,7 +100,7 @@ def test_a_category_s_name_that_is_no_word_is_refused(tmp_path: Path, name: obje
 def test_a_split_that_is_no_folder_s_name_is_refused(tmp_path: Path, entry: str) -> None:
     write_yolo(tmp_path, three_pictures())
     (tmp_path / "data.yaml").write_text(f"train: {entry}\nnames: [cat, dog, emu]\n")
-    assert "give it a folder, a list file or several" in refusal(tmp_path)
+    assert "give a folder, a list file or several" in refusal(tmp_path)
 
 
 def test_yaml_nested_too_deep_is_refused(tmp_path: Path) -> None:
