@@ -193,6 +193,14 @@ def _written(write: Callable[[io.BytesIO], object]) -> bytes:
     return file.getvalue()
 
 
+def _array(value: Any) -> Any:
+    return (
+        value
+        if isinstance(value, np.ndarray)
+        else np.array(value, object if isinstance(value, (list, dict)) else None)
+    )
+
+
 VALUES: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
     ".json": (json.loads, lambda content: json.dumps(content).encode()),
     ".pt": (
@@ -201,7 +209,7 @@ VALUES: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
     ),
     ".npz": (
         lambda raw: dict(np.load(io.BytesIO(raw))),
-        lambda content: _written(lambda file: np.savez(file, **content)),
+        lambda content: _written(lambda file: np.savez(file, **{k: _array(v) for k, v in content.items()})),
     ),
 }
 """How the values in a file are read and written, by the end of its name."""

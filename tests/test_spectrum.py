@@ -103,6 +103,13 @@ def test_within_an_accumulated_step_the_density_includes_the_calls_so_far():
     torch.testing.assert_close(spectrum.update(counts(10, 10)).regions, torch.tensor([[8.0, 8.0]]))
 
 
+def test_what_is_kept_of_an_unfinished_step_is_the_mean_of_its_calls():
+    spectrum = GradientSpectrum(2, momentum=0.5, accumulation_steps=3)
+    for seen in (counts(8, 0), counts(0, 8)):
+        average = spectrum.update(seen)
+    assert spectrum.compute().regions.tolist() == average.regions.tolist() == [[4, 4]]
+
+
 def test_before_the_first_batch_the_average_is_zero():
     assert (GradientSpectrum(2).compute().table == 0).all()
 

@@ -459,6 +459,8 @@ def test_ignore_index_and_class_weight_are_a_mask_and_a_weight(method, impl):
     )
     expected = ghm.ghm_c_loss(logits, labels, weight=by_class.view(1, 3, 1).expand(50, 3, 4), **options)
     torch.testing.assert_close(found, expected)
+    without = ghm.ghm_c_loss(logits, labels.masked_fill(labels == 0, -1), **options)
+    torch.testing.assert_close(ghm.ghm_c_loss(logits, labels, ignore_index=0, **options), without)
     # What both say at once multiplies.
     weight = torch.rand(50, 4)
     found = ghm.ghm_c_loss(logits, labels, weight=weight, class_weight=by_class, **options)

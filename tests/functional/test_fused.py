@@ -76,6 +76,17 @@ def test_labels_give_the_reference_in_value_and_gradient(name, dtype, shape):
     assert_same(LABEL_LOSSES[name], logits, labels)
 
 
+@pytest.mark.parametrize("name", ["ghm-c", "ghm-c guarded", "ghm-c per class"])
+def test_a_few_logits_of_each_region_among_many_easy_ones_give_the_reference(name, monkeypatch):
+    monkeypatch.setattr(_fused, "CPU_BLOCK", 1 << 16)
+    logits = torch.full((1003, 4), -6.0)  # 1003: the last rows of a block are nobody's
+    g = (torch.arange(30) + 0.5) / 30
+    logits[::33, 2][:30] = torch.logit(g)
+    labels = torch.full((1003,), 4)
+    labels[::50] = 1
+    assert_same(LABEL_LOSSES[name], logits, labels)
+
+
 @every_label_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("mask", ["none", "short", "full"])

@@ -176,6 +176,13 @@ def test_an_anchor_that_overlaps_a_box_and_is_not_among_its_best_is_ignored():
     assert wanted.rows.tolist() == [[0, -2, -2, -1]] and wanted.labels.tolist() == [[0, -1, -1, 3]]
 
 
+def test_what_is_ignored_stays_so_where_a_box_has_lost_its_anchors():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]])
+    boxes = torch.tensor([[[0.0, 0, 10, 10]] * 2])  # the second wants what is the first one's last
+    wanted = anchor_targets(boxes, torch.tensor([[0, 1]]), anchors, best(1), 3)
+    assert wanted.rows.tolist() == [[0, -2, -1]] and wanted.labels.tolist() == [[0, -1, 3]]
+
+
 @pytest.mark.parametrize("box", [[33.0, 33, 35, 35], [0, 0, 1, 1], [127, 95, 128, 96], [3, 3, 3.5, 80]])
 def test_a_box_smaller_than_a_cell_has_its_anchors_around_its_own_place(box):
     anchors, _ = make_anchors(TINY, 96, 128, CPU)
