@@ -24,7 +24,7 @@ from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.models import RetinaNet
 from ghmdet.models.presets import preset
 from ghmdet.models.weights import load_weights
-from small_sets import coco_content, three_pictures, voc_xml, write_coco, write_voc, write_yolo
+from small_sets import coco_content, draw, three_pictures, voc_xml, write_coco, write_voc, write_yolo
 
 BOMB = "names: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
@@ -62,6 +62,20 @@ def test_the_whole_file_system_is_no_part_of_a_set(entry: str, tmp_path: Path) -
     (tmp_path / "data.yaml").write_text(f"train: images/train\nval: {entry}\nnames: [a, b, c]\n")
     with pytest.raises(DataError, match=r"val is [/.*jpg]+, the whole file system: give it a folder$"):
         read_data(tmp_path, "val")
+
+
+def test_what_lies_above_a_set_that_names_a_picture_there_is_not_looked_through(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set", three_pictures())
+    draw(tmp_path / "extra.jpg", 60, 40)
+    draw(tmp_path / "home" / "no_part_of_it.jpg", 60, 40)
+    (tmp_path / "set" / "list.txt").write_text("images/train/a.jpg\n../extra.jpg\n/\n")
+    (tmp_path / "set" / "data.yaml").write_text("train: list.txt\nnames: [a, b, c]\n")
+    began = time.process_time()
+    said = " ".join(map(str, check_data(tmp_path / "set" / "data.yaml")))
+    assert time.process_time() - began < 2
+    assert (
+        "b.jpg" in said and "no_part_of_it" not in said
+    )  # which lies in a folder of the set, and which does not
 
 
 def test_a_yaml_that_stands_for_millions_of_values_is_refused_at_once(tmp_path: Path) -> None:

@@ -102,7 +102,12 @@ class DataSet:
             for split in self.splits.keys() - {name}:
                 with suppress(DataError):  # said where it is asked for
                     self.tree.used.update(reader.files(self.tree, split, self.splits[split]))
-            folders = filter(os.path.isdir, sorted({os.path.dirname(file) for file in self.tree.used}))
+            above = Path(os.path.abspath(self.tree.root)).parents  # a home, or a whole disk
+            folders = [
+                folder
+                for folder in sorted({os.path.dirname(file) for file in self.tree.used})
+                if os.path.isdir(folder) and Path(os.path.abspath(folder)) not in above
+            ]
             left = self.tree.left_over([self.tree.root] if self.tree.whole else folders)
         return dataclasses.replace(data, problems=(*data.problems, *left))
 
