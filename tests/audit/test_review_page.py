@@ -98,13 +98,41 @@ def test_decisions_stay_in_the_browser_and_are_exported(page_of: Path, open_page
 
 def test_filters_by_kind_and_class(page_of: Path, open_page: Open) -> None:
     page = open_page(page_of)
+    assert page.locator("#of option").all_inner_texts() == ["all", "cat", "dog"]
+    page.locator("#of").select_option("cat")
+    assert "0 of 3 decided" in page.locator(".now").inner_text()
+    press(page, page.get_by_role("button", name="class 1"), "Enter")
+    assert page.locator("#of").input_value() == "cat"  # it is kept where the list has it
     press(page, page.get_by_role("button", name="spurious 1"), "Enter")
     assert shown(page).startswith("Nothing is seen") and "0 of 1 decided" in page.locator(".now").inner_text()
-    page.locator("#of").select_option("cat")
-    assert page.locator(".review").is_hidden() and "0 of 0" in page.locator(".now").inner_text()
-    page.keyboard.press("a")  # there is nothing to decide
+    assert page.locator("#of option").all_inner_texts() == ["all", "dog"]
     press(page, page.get_by_role("button", name="all 5"), "Enter")
-    assert "0 of 3 decided" in page.locator(".now").inner_text()
+    assert "0 of 5 decided" in page.locator(".now").inner_text()
+
+
+def test_a_list_of_nothing_is_said_to_be_empty(tmp_path: Path, open_page: Open) -> None:
+    write(tmp_path / "a", made(tmp_path), [], {"data": "x", "judged_by": "y", "learnt": False}, 9)
+    page = open_page(tmp_path / "a" / "review.html")
+    assert page.locator(".review").is_hidden()
+    assert page.locator(".now").inner_text() == "Nothing to review."
+    page.keyboard.press("a")  # there is nothing to decide
+
+
+def test_a_second_label_is_drawn_with_the_one_it_doubles(tmp_path: Path, open_page: Open) -> None:
+    near, far = (22.0, 20.0, 62.0, 60.0), (30.0, 20.0, 70.0, 60.0)
+    objects = [(DOG, *BOX), (CAT, *far), (CAT, *BOX), (CAT, *near)]
+    (tmp_path / "train.json").write_text(json.dumps(coco_content([Picture("a.jpg", 200, 160, objects)])))
+    draw(tmp_path / "a.jpg", 200, 160)
+    second = Suspicion(0, "duplicate", 2, Label(CAT, BOX), None, 0.5, 0.1, 0.1)
+    about = {"data": "x", "judged_by": "y", "learnt": False}
+    write(tmp_path / "a", read_data(tmp_path / "train.json"), [second], about, 9)
+    page = open_page(tmp_path / "a" / "review.html")
+    assert shown(page) == "A second label on one object. Remove this cat and keep the dashed one?"
+    for of, (x1, y1, x2, y2) in (("given", BOX), ("suggested", near)):
+        (drawn,) = page.locator(f".stage rect.{of}").all()
+        values = [float(drawn.get_attribute(key)) for key in ("x", "y", "width", "height")]
+        assert values == [x1, y1, x2 - x1, y2 - y1]
+    assert page.locator(".stage rect.near").count() == 2
 
 
 def test_the_list_of_a_kind_has_labels_that_are_likelier_something_else(

@@ -186,13 +186,31 @@ def test_a_torch_program_is_compared_too_and_takes_any_size(run: Path, squares: 
     about = runtime.About(**json.loads(kept["ghmdet"]))
     assert about.outputs == "raw"
     own = Detector.load(run / "best.pt", device="cpu", precision="fp32").model
-    for picture in pictures(squares)[:4]:
-        batch, _ = runtime.prepare(picture, about)
-        found = program.module()(torch.from_numpy(batch))
+    batches = [torch.from_numpy(runtime.prepare(picture, about)[0]) for picture in pictures(squares)]
+    assert {tuple(batch.shape[2:]) for batch in batches} >= {(96, 96), (32, 96), (96, 64)}
+    for batch in [*batches, torch.rand(1, 3, 96, 32), torch.rand(1, 3, 32, 640)]:
         with torch.inference_mode():
             torch.testing.assert_close(
-                tuple(found), own.forward_raw(torch.from_numpy(batch)), rtol=0, atol=1e-4
+                tuple(program.module()(batch)), own.forward_raw(batch), rtol=0, atol=1e-4
             )
+
+
+def test_a_torch_program_of_the_smallest_pictures_says_how_to_load_it(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Detector.load(run / "best.pt", device="cpu", precision="fp32")
+    own.model.config = dataclasses.replace(own.model.config, min_size=48, max_size=64)
+    monkeypatch.setattr(Detector, "load", lambda *given, **options: own)
+    said: list[str] = []
+    file = export(run / "best.pt", out=tmp_path / "small.pt2", format="torch", raw=True, say=said.append)
+    assert "compared" in said[0]
+    load = said[-1].removeprefix("pictures that are scaled to at most 64x64 pixels need ")
+    assert load == f"torch.export.load('{file}').module(check_guards=False)"
+    for sides in ((32, 32), (64, 64), (32, 64)):
+        batch = torch.rand(1, 3, *sides)
+        with torch.inference_mode():
+            found = torch.export.load(file).module(check_guards=False)(batch)
+            torch.testing.assert_close(tuple(found), own.model.forward_raw(batch), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("soft_nms", [True, False])

@@ -26,6 +26,7 @@ from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, judge_all, ra
 from ghmdet.compare.arms import settings
 from ghmdet.data import DetectionData, read_data, require_images
 from ghmdet.data.images import load_image
+from ghmdet.data.records import Record
 from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
@@ -33,6 +34,7 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.run_folder import provenance, read_json, same_data
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, Range
+from ghmdet.evaluation.matching import overlaps
 from ghmdet.files import hold, write_atomic
 from ghmdet.progress import counting
 from ghmdet.report.summary import script_json, templates
@@ -346,6 +348,16 @@ def apply(
     return mend(audit, out, decisions or audit / "decisions.json", say)
 
 
+def _twin(record: Record, one: Suspicion) -> int | None:
+    """The row of the label that stays where another one on its object goes: of those of the class the nearest one."""
+    if one.kind != "duplicate" or one.given is None:
+        return None
+    iou = overlaps(record.boxes.astype(np.float64), np.array([one.given.box]))[:, 0]
+    iou[(record.labels != one.given.label) | record.crowd] = 0
+    iou[one.row] = 0
+    return int(iou.argmax()) if iou.max() > 0 else None
+
+
 def write_review(
     out: Path,
     data: DetectionData,
@@ -365,7 +377,9 @@ def write_review(
         picture = to_pil_image(load_image(record))
         for place in places:
             one, item = found[place], items[place]
-            boxes = np.array([label.box for label in (one.given, one.suggested) if label])
+            twin = _twin(record, one)
+            own = [] if twin is None else [record.boxes[twin].tolist()]
+            boxes = np.array([*(label.box for label in (one.given, one.suggested) if label), *own])
             around = [*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)]
             left, top, side = window_around(around, picture.size)
             crop = picture.crop((left, top, left + side, top + side))
@@ -374,8 +388,9 @@ def write_review(
             save_jpeg(crop.resize(sides, Image.Resampling.BICUBIC), out / "crops" / name, 85)
             inside = (record.boxes[:, :2] < (left + side, top + side)).all(axis=1)
             inside &= (record.boxes[:, 2:] > (left, top)).all(axis=1)
-            inside[[] if one.row is None else [one.row]] = False
+            inside[[row for row in (one.row, twin) if row is not None]] = False
             item["window"], item["around"] = [left, top, side], record.boxes[inside].round(1).tolist()
+            item["twin"] = [round(value, 1) for x1, y1, x2, y2 in own for value in (x1, y1, x2 - x1, y2 - y1)]
     both = ChoiceLoader([PackageLoader("ghmdet", "audit"), PackageLoader("ghmdet", "report")])
     page = templates().overlay(loader=both).get_template("review.html.jinja")
     told = {name: about[name] for name in ("audit", "review", "counts")}

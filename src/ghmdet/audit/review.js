@@ -14,7 +14,7 @@ const sentence = {
   class: (one) => `Labelled ${one.class}. Make it ${one.new_class}?`,
   shifted: (one) => `This ${one.class} is beside its object. Move the box?`,
   spurious: (one) => `Nothing is seen here. Remove this ${one.class}?`,
-  duplicate: (one) => `A second label on one object. Remove this ${one.class}?`,
+  duplicate: (one) => `A second label on one object. Remove this ${one.class}${one.twin.length ? " and keep the dashed one" : ""}?`,
 };
 const classOf = (one) => one.class ?? one.new_class;
 const svg = (name, values) => {
@@ -38,7 +38,7 @@ function show() {
   const one = chosen[at];
   const decided = chosen.filter((each) => decisions[each.id]);
   const last = decided.slice(-RECENT), accepted = last.filter((each) => decisions[each.id] === "accept").length;
-  find(".now").textContent = `${decided.length} of ${chosen.length} decided.` +
+  find(".now").textContent = (one ? `${decided.length} of ${chosen.length} decided.` : "Nothing to review.") +
     (last.length === RECENT ? ` Of the last ${RECENT}, ${accepted} accepted.` : "") + (one ? ` Number ${one.id}.` : "");
   find("progress").value = chosen.length ? decided.length / chosen.length : 0;
   find(".review").hidden = !one;
@@ -50,7 +50,9 @@ function show() {
   drawing.setAttribute("viewBox", `${left} ${top} ${side} ${side}`);
   drawing.replaceChildren(
     ...one.around.map(([x1, y1, x2, y2]) => rect([x1, y1, x2 - x1, y2 - y1], "near")),
+    ...(one.twin.length ? [rect(one.twin, "halo")] : []),  // below the label, which may lie on it
     ...(one.box && one.kind !== "class" ? [rect(one.box, "halo"), rect(one.box, "given")] : []),
+    ...(one.twin.length ? [rect(one.twin, "suggested")] : []),
     ...(one.new_box ? [rect(one.new_box, "halo"), rect(one.new_box, one.kind === "class" ? "given" : "suggested")] : []));
   const first = twin(one);
   find(".said").textContent = sentence[one.kind](one);
@@ -98,8 +100,10 @@ addEventListener("keydown", (event) => {
 for (const button of document.querySelectorAll("[data-key]")) button.addEventListener("click", () => press(button.dataset.key));
 
 function filter() {
-  const name = find("#of").value;
-  chosen = listOf(kind).filter((one) => !name || classOf(one) === name);
+  const list = listOf(kind), names = [...new Set(list.map(classOf))].sort(), before = find("#of").value;
+  find("#of").replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name)));
+  const name = find("#of").value = names.includes(before) ? before : "";
+  chosen = list.filter((one) => !name || classOf(one) === name);
   at = Math.max(0, chosen.findIndex((one) => !decisions[one.id]));
   show();
 }
@@ -116,7 +120,6 @@ for (const name of ["", ...new Set(items.map((one) => one.kind))]) {
   });
   find("#kinds").append(button);
 }
-find("#of").append(...[...new Set(items.map(classOf))].sort().map((name) => new Option(name)));
 find("#of").addEventListener("change", filter);
 find("#export").addEventListener("click", () => {
   const list = items.filter((one) => decisions[one.id]).map((one) => ({ id: one.id, decision: decisions[one.id] }));

@@ -16,6 +16,7 @@ import torch
 from cyclopts import Parameter
 from numpy.typing import NDArray
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as export_config
 
 from ghmdet import runtime
 from ghmdet.data import DetectionData, read_data
@@ -117,6 +118,10 @@ def export(
                 say(f"no validation pictures to compare on: {error}")
     chosen, what = _pictures(val, pictures, say)
     about = describe(detector, raw=raw, precision=precision)
+    coarsest = detector.model.config.strides[-1]
+    checked = (
+        min(about.min_size, about.max_size) > coarsest
+    )  # else all of a picture may be in one place of a level
     outputs: Outputs
     metadata = {runtime.KEY: json.dumps(dataclasses.asdict(about), ensure_ascii=False)}
     part = None
@@ -134,7 +139,7 @@ def export(
     else:
         file = io.BytesIO()
         torch.export.save(program, file, extra_files=metadata)
-        content, outputs = file.getvalue(), _run(program, about)
+        content, outputs = file.getvalue(), _run(program, about, checked)
     with counting("pictures compared", len(chosen)) as advance:
         boxes, scores, count = compare(detector, outputs, about, chosen, advance)
     if format == "onnx" and not raw and precision != "fp32" and val is not None:
@@ -160,6 +165,9 @@ def export(
         )
     classes = many(len(about.classes), "class/classes")
     say(f"{out}: {len(content) / 1e6:.1f} MB, {kind} of {classes}, for pictures of any size")
+    if format == "torch" and not checked:
+        scaled = f"pictures that are scaled to at most {coarsest}x{coarsest} pixels"
+        say(f"{scaled} need torch.export.load('{out}').module(check_guards=False)")
     return out
 
 
@@ -182,14 +190,16 @@ def trace(detector: Detector, *, raw: bool, dtype: torch.dtype = torch.float32) 
     """The detector as a torch.export program of `Exportable`, for pictures of any size; dtype: of the network."""
     step = detector.model.config.size_divisible
     sides: dict[int, Any] = {
-        axis: step * Dim(name, min=2, max=MOST) for axis, name in ((2, "rows"), (3, "columns"))
+        axis: step * Dim(name, min=1, max=MOST) for axis, name in ((2, "rows"), (3, "columns"))
     }
     given: tuple[torch.Tensor, ...] = (
         torch.zeros(1, 3, 4 * step, 6 * step),
         torch.tensor([4 * step, 6 * step]),
     )
     network = Exportable(detector.model, detections=not raw, dtype=dtype)
-    with torch.no_grad(), warnings.catch_warnings():
+    # Else the program refuses sides of one and two strides, as if they were another one's.
+    any_side = export_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), warnings.catch_warnings(), any_side:
         warnings.simplefilter("ignore")
         return torch.export.export(
             network,
@@ -365,9 +375,9 @@ def _say_ap(
         say(f"Warning: more than {AP_DROP} of AP is lost: give --calibrate more pictures, or take fp32")
 
 
-def _run(program: ExportedProgram, about: runtime.About) -> Outputs:
-    """The outputs of a torch.export program for a picture [h, w, 3]."""
-    module = program.module()
+def _run(program: ExportedProgram, about: runtime.About, checked: bool = True) -> Outputs:
+    """The outputs of a torch.export program for a picture [h, w, 3], with or without its checks of the sizes."""
+    module = program.module(check_guards=checked)
 
     def outputs(picture: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
         batch, size = runtime.prepare(picture, about)

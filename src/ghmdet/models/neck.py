@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,5 +51,6 @@ class FeaturePyramid(nn.Module):
 
 def _two_columns(x: Tensor) -> Tensor:
     # On a CPU (PyTorch 2.14) the weight's gradient of a strided bf16 convolution over one column is memory that nobody
-    # wrote. A second column of zeros is what the padding has there anyway: no value changes.
-    return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
+    # wrote. A second column of zeros is what the padding has there anyway: no value changes. Without gradients
+    # nothing is added: an exported program would be for one column, or for more.
+    return F.pad(x, (0, 1)) if torch.is_grad_enabled() and x.shape[-1] == 1 else x
