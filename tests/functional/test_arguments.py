@@ -10,6 +10,7 @@ import torch
 
 from ghmdet import GHMC, GHMR
 from ghmdet import functional as ghm
+from ghmdet.functional.density import count_regions
 
 X, T = torch.zeros(4, 3), torch.zeros(4, 3)
 CLASS_LOSSES = {
@@ -128,6 +129,26 @@ def test_more_positives_than_float32_counts_one_by_one_are_all_counted():
     with torch.no_grad():
         loss = ghm.ghm_c_loss(logits, labels, min_count="positives", normalize="none", reduction="sum")
     assert loss.item() == pytest.approx(2 * n * np.log(2) / n, rel=1e-6)
+
+
+def test_more_examples_of_a_region_than_float32_counts_one_by_one_are_all_counted():
+    n = 2**24 + 8
+    counts = count_regions(torch.zeros(n, dtype=torch.int32), None, 2, 1, torch.float64)
+    assert counts.table.tolist() == [[n, 0, n, 0]]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_weight_of_another_precision_does_not_change_the_losss(reduction):
+    weight = torch.rand(5, 3, dtype=torch.float64)
+    for call in (ghm.ghm_c_loss, ghm.ghm_r_loss, ghm.smooth_l1_loss):
+        loss = call(torch.zeros(5, 3), torch.zeros(5, 3), weight=weight, reduction=reduction)
+        assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_a_floor_that_is_no_finite_number_of_examples_is_refused(value):
+    with pytest.raises(ValueError, match="min_count"):
+        ghm.ghm_r_loss(torch.zeros(3, 4), torch.zeros(3, 4), min_count=value)
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])

@@ -263,6 +263,18 @@ def test_a_modules_steps_give_the_reference(name):
         torch.testing.assert_close(fused.state_dict(), reference.state_dict(), rtol=1e-6, atol=1e-6)
 
 
+def test_on_a_cpu_labels_and_few_positives_take_the_fused_form(monkeypatch):
+    taken = []
+    monkeypatch.setattr(_fused, "Passes", lambda *a, real=_fused.Passes: taken.append(a) or real(*a))
+    logits, labels = torch.zeros(40, 3), torch.full((40,), 3)
+    positive = torch.zeros(40, 3)
+    positive[0, 1] = 1
+    for targets, fused in ((labels, 1), (positive, 1), (positive * 0 + 0.2, 0)):
+        taken.clear()
+        ghm.ghm_c_loss(logits, targets)
+        assert len(taken) == fused
+
+
 def test_auto_says_once_what_it_takes_and_why(caplog):
     _fused._say_once.cache_clear()
     with caplog.at_level(logging.DEBUG, "ghmdet"):
