@@ -18,8 +18,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 HEAD = """# Commands and what they print
 
 The commands with their real output, on a small synthetic set some of whose labels are wrong on purpose (drawn by
-`python benchmarks/commands_page.py`, which runs them in a few minutes); only `demo`, which does several of them in one, is
-not among them. `ghmdet COMMAND --help` lists the options of each.
+`python benchmarks/commands_page.py`, which runs them in a few minutes); only `demo`, which does several of them in one,
+is not among them. `ghmdet COMMAND --help` lists the options of each.
 The exit status is 0 where all went well, 1 where the command did its work and has bad news (errors in the data, a
 picture that could not be read, a detector that learnt nothing), and 2 where it could not do its work.
 
