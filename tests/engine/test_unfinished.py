@@ -18,6 +18,7 @@ from PIL import Image
 
 from engine_cases import interrupted_at
 from ghmdet.engine import predict as module
+from ghmdet.engine import unfinished
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.predict import predict
 from ghmdet.errors import PartlyDone
@@ -194,6 +195,21 @@ def test_a_line_that_is_not_as_it_was_written_does_not_count(
         (stopped.out / "unfinished.jsonl").write_bytes(content)
 
     assert stopped.then(change) == stopped.names[:1]
+
+
+def test_a_picture_is_said_to_be_done_when_its_results_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(file: Path) -> None:
+        raise KeyboardInterrupt
+
+    files = {"a.jpg": tmp_path / "a.jpg"}
+    with (
+        pytest.raises(KeyboardInterrupt, match="stopped after 0 of 1 picture;"),
+        unfinished.Unfinished(tmp_path / "kept", {}, files, files) as kept,
+    ):
+        monkeypatch.setattr(unfinished, "stamp", stop)
+        kept.add("a.jpg", None, [])
 
 
 def test_a_terminated_predict_keeps_what_is_done(run: Path, pictures: Path, tmp_path: Path) -> None:

@@ -71,10 +71,11 @@ class Unfinished:
 
     def add(self, name: str, read: Stamp | None, results: Results) -> None:
         """Keep the results of a picture that is drawn; `read` is the stamp of its file before it was read."""
-        self.lines[name] = self.file.seek(0, os.SEEK_END)
+        place = self.file.seek(0, os.SEEK_END)
         stamps = [read, stamp(self.drawings[name])]
         self.file.write(_line({"file_name": name, "stamps": stamps, "results": results}))
         self.file.flush()
+        self.lines[name] = place  # only now: an interrupt may come at any time
 
     def results(self) -> Iterator[tuple[str, Results]]:
         """The results of each finished picture and its name, in the order of the pictures."""
