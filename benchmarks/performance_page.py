@@ -25,8 +25,7 @@ Load is the machine's while the row was measured: above its number of cores, tim
 
 `ghm-c` is what `impl="auto"` takes on a CPU: two passes over blocks of logits, one that counts, one that writes loss
 and gradient together. Labels stay labels, and only the gradient has the logits' size. `ghm-c reference` is the
-readable composition; `ghm-c compile` was that composition by `torch.compile`, which has gone since it was slower. The
-rows of `ghm-c` here are those of an earlier form of the loss.
+readable composition. The rows of `ghm-c` here are those of an earlier form of the loss.
 
 **What the ratios depend on.** `F.binary_cross_entropy_with_logits` spends most of its time in MKL's float32 `log1p`.
 On the AMD processor measured here it takes about 9 ns a number until MKL's `atanh` was called once in the process (on

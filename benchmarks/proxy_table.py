@@ -111,7 +111,7 @@ def table(rows: list[Row]) -> list[str]:
         by_class = ", ".join(
             f"{name} {figure(fmean(run['per_class'][name] for run in runs))}" for name in classes
         )
-        cell = f"**{weight:g}**{edge} ({seeds}: {grid})"
+        cell = f"**{weight:g}**{edge}" + (f" ({seeds}: {grid})" if grid else "")
         if kind == "assignment":
             cell = ", ".join(figure(fmean(run[name] or 0 for run in runs)) for name in ("APs", "APm", "APl"))
         lines.append(

@@ -21,7 +21,7 @@ from ghmdet.compare import run as engine
 from ghmdet.compare.arms import REFUSED, read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
 from ghmdet.compare.run import compare, read_grid
-from ghmdet.data import read_data
+from ghmdet.data import AugmentConfig, read_data
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.run_folder import DIVERGED, write_json
 from ghmdet.engine.settings import SharedConfig, TrainConfig
@@ -31,7 +31,7 @@ from ghmdet.signals import StopSignal
 from ghmdet.spectrum import SpectrumCounts
 from small_sets import Picture, write_coco
 
-SHORT = replace(TINY, epochs=1, val_every=None)
+SHORT = replace(TINY, epochs=1, val_every=None, augment=AugmentConfig(vflip=0.0))
 
 
 def quiet(line: str) -> None:
@@ -561,3 +561,17 @@ def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: P
     state = torch.load(run.out / "last.pt", weights_only=True)["training"]["place"]
     assert 0 < state["step"] < 90
     assert plan.commands() == [shlex.join(["ghmdet", *run.command])]
+
+
+def test_no_arm_asks_whether_pictures_may_be_upside_down(squares: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    compare(
+        squares,
+        out=tmp_path / "c",
+        arms="ce",
+        config=replace(TINY, val_every=None),
+        list_commands=True,
+        weights_grid="none",
+        say=said.append,
+    )
+    assert said and all("--vflip 0.0" in line for line in said)

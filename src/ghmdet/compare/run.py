@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +68,8 @@ def compare(
         KeyboardInterrupt: stopped by a signal; the run of the moment is saved.
     """
     base: TrainConfig = config or SharedConfig()
+    if base.augment.vflip is None:  # each arm would ask a detector of its own
+        base = replace(base, augment=replace(base.augment, vflip=0.0))
     for name in settings(base).keys() & REFUSED.keys():
         raise GhmdetError(f"--{name.replace('_', '-')} {getattr(base, name)}: {REFUSED[name]}")
     for name, value in (("seeds", seeds), ("tune-epochs", tune_epochs)):

@@ -31,8 +31,9 @@ class AugmentConfig:
 
     hflip: float = 0.5
     """Chance of a left-right flip."""
-    vflip: float = 0.0
-    """Chance of an upside-down flip: right for microscopes and aerial pictures."""
+    vflip: float | None = None
+    """Chance of an upside-down flip, right for microscopes and aerial pictures; left open, .5 from where a training has
+    seen that upside-down pictures look alike to it (`ghmdet.engine.symmetry`), else 0."""
     scale: tuple[float, float] = (0.6, 1.5)
     """Range of the zoom: above 1 a random window of the picture, below 1 the picture on its mean colour."""
     brightness: float = 0.2
@@ -49,10 +50,11 @@ class AugmentConfig:
     """A box of which a smaller share of the area stays in sight is dropped."""
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.name != "scale"):
+        chances = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "scale"}
+        for name, value in chances.items():
             most = 0.5 if name == "hue" else 1
-            if not 0 <= getattr(self, name) <= most:
-                raise GhmdetError(f"augmentation {name} is {getattr(self, name)}: choose it from 0 to {most}")
+            if value is not None and not 0 <= value <= most:
+                raise GhmdetError(f"augmentation {name} is {value}: choose it from 0 to {most}")
         low, high = self.scale
         if not 0.1 <= low <= high <= 20:
             raise GhmdetError(
@@ -143,7 +145,9 @@ class TrainTransforms(EvalTransforms):
         self.config = config = config or AugmentConfig()
         zoom = max(1.0, config.scale[1])  # kept larger, so that zooming in shows what was there
         self.load_limits = (round(min_size * zoom), round(max_size * zoom))
-        self._flips = v2.Compose([v2.RandomHorizontalFlip(config.hflip), v2.RandomVerticalFlip(config.vflip)])
+        self._flips = v2.Compose(
+            [v2.RandomHorizontalFlip(config.hflip), v2.RandomVerticalFlip(config.vflip or 0.0)]
+        )
         self._colour = v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:

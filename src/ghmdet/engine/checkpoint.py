@@ -72,6 +72,8 @@ class Progress:
     best_epoch: int = 0
     validated_epoch: int = 0
     seconds: float = 0.0
+    vflip: float | None = None
+    """The chance of an upside-down flip that the run found right, once it has asked."""
 
 
 def run_arguments(data: Path, out: Path, config: TrainConfig) -> dict[str, Any]:
@@ -87,8 +89,13 @@ def every_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_saved(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
     """The settings with those that were left open now (None) as the training state `saved` has them."""
+
+    def filled(settings: Any, arguments: Mapping[str, Any]) -> Any:
+        return replace(settings, **{k: arguments.get(k) for k, one in vars(settings).items() if one is None})
+
     arguments = saved["arguments"]
-    return replace(config, **{k: arguments.get(k) for k, value in vars(config).items() if value is None})
+    found: TrainConfig = filled(config, arguments)
+    return replace(found, augment=filled(config.augment, arguments["augment"]))
 
 
 def saved_run(

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import vertical_flip_bounding_boxes
+from torchvision.tv_tensors import BoundingBoxFormat
 
 from ghmdet.data import DetectionData, DetectionDataset, EvalTransforms, make_loader
 from ghmdet.engine.checkpoint import load_detector
@@ -102,12 +104,14 @@ def detect(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    upside_down: bool = False,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> list[dict[str, Any]]:
     """Detect on the pictures of `data`: COCO results, in original pixels; raises DataError for an unreadable picture.
 
     model: on `device`; its mode is restored. batch_size: pictures at a time. workers: processes that read pictures.
-    rank: which of `world_size` equal shares of the pictures. advance: called with the number of pictures just finished.
+    rank: which of `world_size` equal shares of the pictures. upside_down: the model sees the pictures so; results
+    are of the pictures as they are. advance: called with the number of pictures just finished.
     """
     was_training = model.training
     model.eval()
@@ -119,8 +123,13 @@ def detect(
     )
     results = []
     for images, targets in loader:
-        found = _detect_batch(model, images, device)
+        seen = [image.flip(1) for image in images] if upside_down else images
+        found = _detect_batch(model, seen, device)
         for image, target, detections in zip(images, targets, found, strict=True):
+            if upside_down:
+                detections["boxes"] = vertical_flip_bounding_boxes(
+                    detections["boxes"], BoundingBoxFormat.XYXY, image.shape[1:]
+                )
             results += original_results(detections, image, target, data.category_ids)
         advance(len(images))
     model.train(was_training)

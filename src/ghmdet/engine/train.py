@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ghmdet.data import DetectionData
 from ghmdet.draw import draw_batch, undrawable
+from ghmdet.engine import symmetry
 from ghmdet.engine.budget import END, Budget, in_words
 from ghmdet.engine.checkpoint import PREVIOUS, Progress, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
     from ghmdet.engine.board import Board, Draw
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-LONG = 30 * 60
-"""Seconds to go from which a shorter training is mentioned."""
+CONTINUES = "the same command with --resume continues"
+LONG = 30 * 60  # seconds to go from which a shorter training is mentioned
 AGAIN, WRONG = 5, 60  # how many times the steps until the end is foretold again, if it is so many seconds off
 METRICS_COLUMNS = ("step", "epoch", "seconds", "memory", *SCORES)
 
@@ -117,15 +118,14 @@ def _run(trainer: Trainer, make_report: Callable[[Path], object] | None) -> Prog
         write_atomic(run.folder / DIVERGED, f"{error}\n")
         raise
     run.say(f"best AP {progress.best_AP:.3f} after epoch {progress.best_epoch}: {run.folder / 'best.pt'}")
+    command = f"ghmdet report {shlex.quote(str(run.folder))}"
     if make_report and not trainer.budget.can_report:
-        run.say(f"no report, to end within the budget: ghmdet report {shlex.quote(str(run.folder))}")
+        run.say(f"no report, to end within the budget: {command}")
     elif make_report and run.main:
         try:
             make_report(run.folder)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped in the report; to make it: ghmdet report {shlex.quote(str(run.folder))}"
-            ) from None
+            raise KeyboardInterrupt(f"stopped in the report; to make it: {command}") from None
     if run.config.budget:
         late = ", too late" if run.seconds > trainer.budget.seconds else ""
         run.say(
@@ -187,6 +187,8 @@ class Trainer:
         self.course = self.epochs * self.data.steps_per_epoch if self.epochs else 1000
         """Steps of the learning rate's course; without epochs the clock says how far along it the run is."""
         self.progress = Progress(**run.saved["place"]) if run.saved else Progress()
+        if self.progress.vflip:
+            self.data.turn(self.progress.vflip)
         self.parts: dict[str, Any] = {
             "model": model,
             "average": self.average,
@@ -336,7 +338,8 @@ class Trainer:
         """Score the averaged weights and keep the best: each rank detects on its share, rank 0 scores and writes."""
         run, progress, folder, val = self.run, self.progress, self.run.folder, self.data.val
         try:
-            results = gather_object(self._detect(val, partial(self._end_validation, stop)))
+            looked = partial(self._end_validation, stop)
+            results = gather_object(self._detect(val, advance=looked))
             found: Metrics = broadcast_object_list([score(val.to_coco(), results) if run.main else None])[0]
         except RuntimeError:  # as of a lost connection, where another rank was asked to stop too and is gone
             self._end_validation(stop, 0)
@@ -360,6 +363,13 @@ class Trainer:
             f"epoch {progress.epoch}{f'/{self.epochs}' if self.epochs else ''}: AP {AP:.3f}, AP50 {found.AP50 or 0:.3f}"
             f" (best {progress.best_AP:.3f}), {progress.seconds / 60:.1f} min"
         )
+        known = run.config.augment.vflip if progress.vflip is None else progress.vflip
+        if known is None and (found.AP50 or 0) >= symmetry.LEARNT and not self.over:
+            turned = partial(self._detect, advance=looked, upside_down=True)
+            if answer := symmetry.ask(val, results, turned, main=run.main):
+                progress.vflip = answer.vflip
+                self.data.turn(answer.vflip)
+                run.say(str(answer))
 
     def _rehearse(self) -> None:
         """Time some batches of the validation, which a budget shorter than an epoch makes only at its end."""
@@ -370,10 +380,8 @@ class Trainer:
             self._detect(replace(val, records=first))
         self.budget.batch = (time.monotonic() - began) / few
 
-    def _detect(
-        self, part: DetectionData, advance: Callable[[int], None] = lambda pictures: None
-    ) -> list[dict[str, Any]]:
-        """What the averaged weights find in this rank's share of the pictures."""
+    def _detect(self, part: DetectionData, **how: Any) -> list[dict[str, Any]]:
+        """What the averaged weights find in this rank's share of the pictures, `how` as of `detect`."""
         return detect(
             self.average.model,
             part,
@@ -382,14 +390,12 @@ class Trainer:
             workers=self.run.workers,
             rank=self.run.accelerator.process_index,
             world_size=self.run.accelerator.num_processes,
-            advance=advance,
+            **how,
         )
 
     def _end_validation(self, stop: StopSignal, pictures: int) -> None:
         if stop.asked:  # the epoch was saved
-            raise KeyboardInterrupt(
-                f"stopped in the validation of epoch {self.progress.epoch}; the same command with --resume continues"
-            )
+            raise KeyboardInterrupt(f"stopped in the validation of epoch {self.progress.epoch}; {CONTINUES}")
 
     def _gave_up(self) -> bool:
         stale, patience = self.progress.validated_epoch - self.progress.best_epoch, self.run.config.patience
@@ -408,10 +414,8 @@ class Trainer:
         if due or stopping:
             self._save()
         if stopping:
-            raise KeyboardInterrupt(
-                f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; the same command with"
-                " --resume continues"
-            )
+            epoch, step = self.progress.epoch + 1, self.progress.step
+            raise KeyboardInterrupt(f"stopped in epoch {epoch} after step {step}; {CONTINUES}")
 
     def _foretell(self) -> None:
         """Say how long the run will take and when it is first judged; once more later where that was wrong."""
@@ -424,14 +428,10 @@ class Trainer:
         self.foretold.append((step, self.run.seconds + seconds))
         if before and abs(before[0][1] - self.foretold[1][1]) < max(WRONG, seconds / 4):
             return
+        less = "; for less, stop it and begin another run with a time: --budget 20m" if seconds > LONG else ""
         self.run.say(
             f"about {in_words(seconds)} to go: {many(left, 'step')} of {in_words(self.budget.pace)}, AP after every"
-            f" {'epoch' if every == 1 else f'{every} epochs'}"
-            + (
-                "; for less, stop it and begin another run with a time: --budget 20m"
-                if seconds > LONG
-                else ""
-            )
+            f" {'epoch' if every == 1 else f'{every} epochs'}{less}"
         )
 
     def _save(self) -> None:

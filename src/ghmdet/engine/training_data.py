@@ -4,6 +4,8 @@ import os
 import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ghmdet.data import (
@@ -61,11 +63,11 @@ class TrainingData:
                 f"--batch-size {config.batch_size} does not divide among {accelerator.num_processes} processes:"
                 " give a multiple of it"
             )
-        dataset = DetectionDataset(
-            self.train, TrainTransforms(model.min_size, model.max_size, config.augment)
-        )
-        self.loader = make_loader(
-            dataset,
+        self._transforms = partial(TrainTransforms, model.min_size, model.max_size)
+        self._dataset = DetectionDataset(self.train, self._transforms(config.augment))
+        self._load = partial(
+            make_loader,
+            self._dataset,
             batch_size=config.batch_size,
             shuffle=True,
             seed=config.seed,
@@ -74,6 +76,7 @@ class TrainingData:
             world_size=accelerator.num_processes,
             drop_last=True,
         )
+        self.loader = self._load()
         self.steps_per_epoch = len(self.loader) // config.accumulate
         """Optimizer steps; batches that do not fill one are left out."""
         if not self.steps_per_epoch:
@@ -92,6 +95,11 @@ class TrainingData:
                 f"cannot resume {run.folder} on other data: {'; '.join(self.changed)}: put it back as it was, or go on"
                 " with it as it is: --accept-changed-data"
             )
+
+    def turn(self, vflip: float) -> None:
+        """Turn training pictures upside down with this chance from now on."""
+        self._dataset.transforms = self._transforms(replace(self.config.augment, vflip=vflip))
+        self.loader = self._load()  # its processes keep the transforms that they began with
 
     def _changes(self, saved: Mapping[str, Any]) -> list[str]:
         """What differs from the data of a saved run.
