@@ -283,6 +283,27 @@ def test_a_missing_picture_is_not_replaced_by_one_of_the_same_name(tmp_path: Pat
     assert [record.path.is_file() for record in data.records] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("training", "testing"), ("Train_a", "Eval_a")]
+)
+@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme"])
+def test_no_reader_takes_a_missing_picture_from_the_folder_of_another_part(
+    tmp_path: Path, kind: str, train: str, test: str
+) -> None:
+    """The listed names are of another machine, so that they are looked for by the pictures' own."""
+    for number, place in enumerate((train, train, test)):
+        draw(tmp_path / kind / place / "images" / f"{number}.jpg", 60, 40)
+    pictures = [Picture(rf"D:\data\{number}.jpg", boxes=[(0, 5, 5, 25, 35)]) for number in range(3)]
+    write(tmp_path / "coco/annotations/train.json", json.dumps(coco_content(pictures)))
+    write(tmp_path / "yolo/train.txt", "".join(f"{picture.name}\n" for picture in pictures))
+    write(tmp_path / "yolo/data.yaml", "names: [cat, dog, emu]\ntrain: train.txt\n")
+    for number, picture in enumerate(pictures):
+        write(tmp_path / f"yolo/{train}/labels/{number}.txt", LINE)
+        write(tmp_path / f"labelme/train/json/{number}.json", labelme(picture))
+    there = [record.path.name for record in read_data(tmp_path / kind).records if record.path.is_file()]
+    assert there == ["0.jpg", "1.jpg"]
+
+
 def test_voc_pictures_of_one_name_in_two_folders(tmp_path: Path) -> None:
     """Frames are numbered alike in each camera's folder; with and without a list."""
     for place, box in (("", (0, 5, 5, 9, 9)), ("cam2", (1, 5, 5, 30, 30)), ("cam3", (2, 1, 1, 8, 8))):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.layout import SPLITS, by_split, meant, split_called, split_names
+from ghmdet.data.layout import MEANT, SPLITS, by_split, meant, split_called, split_names
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -261,10 +261,11 @@ class Tree:
         if any(exact):
             lost = {name: None for name in lost if FOREIGN.search(name) or not name.isascii()}
         taken, own = set(exact), set(split_names(split))
+        own |= {word for word, part in MEANT.items() if part in own}
         there: dict[str, list[tuple[list[str], str, int]]] = defaultdict(list)
         for path in self.pictures(top) if lost else ():
             parts = _composed(os.path.relpath(path, top).casefold()).split(os.sep)
-            splits = [{*WORDS.findall(part)}.intersection(SPLITS) for part in parts[:-1]]
+            splits = [{*WORDS.findall(part)}.intersection((*SPLITS, *MEANT)) for part in parts[:-1]]
             first = next((at for at, words in enumerate(splits) if words), len(parts))
             if path not in taken:
                 named = len(parts) - first if own.isdisjoint(set[str]().union(*splits)) else 0
