@@ -204,6 +204,32 @@ def test_a_file_that_names_its_part_in_its_own_name_and_its_folder_s_has_another
     assert names(tmp_path / "train" / "annotations" / "instances_train.json", "val") == ["v.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train2017/annotations/instances.json", "val2017/annotations/instances.json"),
+        ("training/annotations/instances.json", "dev/annotations/instances.json"),
+        ("training/_annotations.coco.json", "Eval/_annotations.coco.json"),
+        ("Train/Annotations/Instances.json", "Val/annotations/instances.json"),
+        ("Train/_annotations.coco.json", "Valid/_annotations.coco.json"),
+        ("annotations/instances_Train.json", "annotations/instances_Val.json"),
+        ("annotations/training.json", "annotations/eval.json"),
+        ("interval_train.json", "interval_val.json"),
+        ("Train/annotations/instances_train.json", "Val/annotations/instances_val.json"),
+    ],
+)
+def test_a_file_leads_to_the_one_beside_it_that_means_the_other_part(
+    tmp_path: Path, train: str, val: str
+) -> None:
+    for file, pictures in ((train, three_pictures()), (val, VAL)):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(coco_content(pictures)))
+    for given in (train, val):
+        assert names(tmp_path / given) == ["a.jpg", "b.jpg", "c.jpg"]
+        assert names(tmp_path / given, "val") == ["v.jpg"]
+        assert "no split 'test'" in refusal(tmp_path / given, "test")
+
+
 def test_the_name_of_the_set_s_own_folder_makes_no_part_of_its_annotations(tmp_path: Path) -> None:
     write_coco(tmp_path / "test", three_pictures(), "default")
     assert names(tmp_path / "test") == ["a.jpg", "b.jpg", "c.jpg"]

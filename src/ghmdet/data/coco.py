@@ -13,7 +13,7 @@ import numpy as np
 
 from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import MEANT, SPLITS, by_split, checked_classes, read_text, split_called
+from ghmdet.data.layout import MEANT, SPLITS, by_split, checked_classes, meant, read_text, split_called
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import PROBES, Tree, below, looks_like_label, readable
 from ghmdet.data.values import shown
@@ -49,7 +49,7 @@ def split_name(file: Path, root: str | None = None) -> str:
     """
     home = _home(file)
     folder = split_called(file.parent.name if root and home == Path(root).absolute() else home.name)
-    if file.name == "_annotations.coco.json":
+    if file.name.lower() == "_annotations.coco.json":
         return folder
     plain = re.sub(r"(19|20)\d\d$", "", re.sub("^instances_", "", file.stem, flags=re.IGNORECASE)).rstrip(
         "_-"
@@ -57,7 +57,8 @@ def split_name(file: Path, root: str | None = None) -> str:
     words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
     if len(words) == 1:
         return words[0]
-    own = folder if re.fullmatch(ONE_PART, file.name) and re.fullmatch(MEANING, folder, re.IGNORECASE) else ""
+    tells_none = re.fullmatch(ONE_PART, file.name, re.IGNORECASE)
+    own = folder if tells_none and re.fullmatch(MEANING, folder, re.IGNORECASE) else ""
     return own or plain or file.stem
 
 
@@ -74,8 +75,8 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     """
     root = tree.given
     if not tree.whole:
-        own = split_name(root)
-        beside = {split: _beside(root, split) for split in SPLITS if own in SPLITS and split != own}
+        own = meant(split_name(root))
+        beside = {split: _beside(root, own, split) for split in SPLITS if own in SPLITS and split != own}
         return {own: root} | {split: file for split, file in beside.items() if file is not None}
     root = Path(tree.root)
     inside = tree.folders(tree.root).values()
@@ -107,13 +108,31 @@ def is_labelme(file: Path | str) -> bool:
         return b'"shapes"' in head or (b'"imageData"' in head and b'"shapes"' in content.read())
 
 
-def _beside(file: Path, split: str) -> Path | None:
-    """The file that is to another split what `file` is to its own; None where there is none."""
-    own, home = split_name(file), _home(file)
-    name = file.name.replace(own, split, 1)
-    other = home.parent / split / file.absolute().parent.relative_to(home) / name
-    places = [*([file.with_name(name)] if own in file.name else []), *([other] if home.name == own else [])]
-    return next(filter(Path.is_file, places), None)
+def _beside(file: Path, own: str, split: str) -> Path | None:
+    """The file that is to another split what `file` is to its own, in upper or lower case; None where there is none."""
+    home, tree = _home(file), Tree(file)
+    names, folders = _renamed(file.name, own, split), _renamed(home.name, own, split)
+    around = {name.lower(): path for name, path in tree.folders(str(home.parent)).items()}
+    inside = file.absolute().parent.relative_to(home).parts
+    others = [
+        tree.at(around[name], *inside) for name in folders if name in around and meant(home.name) == own
+    ]
+    places = [(str(file.parent), names), *((other, names or [file.name.lower()]) for other in others)]
+    for folder, wanted in places:
+        there = {os.path.basename(path).lower(): path for path in tree.files(folder, ".json")}
+        for path in (there[name] for name in wanted if name in there):
+            if os.path.isfile(path):
+                return Path(path)
+    return None
+
+
+def _renamed(name: str, own: str, split: str) -> list[str]:
+    """A name in lower case with each word for another split in the place of its word for its own; none without one."""
+    said, instead = (
+        [part, *(word for word, meaning in MEANT.items() if meaning == part)] for part in (own, split)
+    )
+    word = re.compile(rf"(?<![a-z])({'|'.join(said)})(?![a-z])")
+    return [word.sub(new, name.lower()) for new in instead if word.search(name.lower())]
 
 
 def _find_pictures(tree: Tree, split: str, file: Path, names: Sequence[str]) -> tuple[str, list[str | None]]:

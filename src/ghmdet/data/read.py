@@ -73,7 +73,7 @@ class DataSet:
     def find(self, split: str) -> str:
         """The name under which a split is there, by that name, its own or one that means it; raises DataError else.
 
-        A json file whose name tells no split is read for any.
+        A json file that means no split is read for any.
         """
         if not self.tree.whole and not set(self.splits) & set(SPLITS):
             return next(iter(self.splits))
@@ -190,9 +190,9 @@ def read_data(
 ) -> DetectionData:
     """Read one split of a COCO, Pascal VOC, YOLO or LabelMe data set; the format is detected.
 
-    path: a folder, a COCO .json file or a YOLO data.yaml. A json file is the split that its name says; another split is
-    the file beside it that is named alike (instances_val.json for instances_train.json). A json file whose name says
-    none of train, val, valid, validation and test is read for any. split: val, valid and validation are one name.
+    path: a folder, a COCO .json file or a YOLO data.yaml. A json file is the split that its name or its folder's
+    means; another split is the file beside it that is named alike (instances_val.json for instances_train.json). A json
+    file that means none is read for any. split: val, valid and validation are one name.
     classes: the order of the classes (a validation set takes the training set's); a box of another class is then a
     problem of kind "unknown class".
 
