@@ -27,6 +27,7 @@ def status(*arguments: str) -> int:
     [
         (["train", "x", "--out", "y", "--cls-loss", "gmh-c"], "did you mean 'ghm-c'?"),
         (["train", "x", "--out", "y", "--cls-los", "ce"], "Did you mean --cls-loss?"),
+        (["predict", "x", "y"], "--out is missing: give it, or look at --help"),
         (["trian", "x"], "unknown command 'trian': did you mean 'train'?"),
         (["val", "x", "y", "--say", "z"], "Unknown option: --say"),
         (["data", "chek", "x"], "unknown command 'chek': did you mean 'check'?"),

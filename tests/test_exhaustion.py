@@ -153,6 +153,7 @@ def test_what_a_name_may_hold_reaches_no_terminal(tmp_path: Path, capsys: pytest
 FULL = """
 import resource, sys, torch
 from pathlib import Path
+from PIL import Image
 from ghmdet import cli, files
 def val(*given):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -162,7 +163,14 @@ cli.main(["fill"])
 """
 
 
-@pytest.mark.parametrize("content", ["lambda f: torch.save(torch.zeros(99_999), f)", "b'0' * 99_999"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "lambda f: torch.save(torch.zeros(99_999), f)",
+        "b'0' * 99_999",
+        "lambda f: Image.effect_noise((300, 300), 99).save(f, 'JPEG')",
+    ],
+)
 def test_a_full_disk_is_named_with_the_file_and_how_to_go_on(content: str, tmp_path: Path) -> None:
     file = tmp_path / "last.pt"
     file.write_text("before")

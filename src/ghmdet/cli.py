@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, UnknownCommandError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError
 
 from ghmdet.errors import GhmdetError, PartlyDone, unknown_name
 from ghmdet.options import parser
@@ -67,7 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
         known = [name for name in error.app or () if not name.startswith("-")]
         _fail(str(unknown_name("command", (error.unused_tokens or ["?"])[0], known)), 2)
     except (GhmdetError, CycloptsError) as error:
-        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        said = str(error)
+        if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
+            said = f"{error.argument.name} is missing: give it, or look at --help"
+        lines = (" ".join(line.split()) for line in said.splitlines())
         _fail("; ".join(filter(None, lines)), 1 if isinstance(error, PartlyDone) else 2)
     except ImportError as error:
         missing = (error.__cause__ if isinstance(error.__cause__, ImportError) else error).name or "ghmdet"

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one, and folders so that two writers never mix."""
 
 import errno
+import io
 import os
 import re
 import socket
@@ -24,6 +25,14 @@ TEMPORARY = ".{name:08x}.{host:08x}.{process}.tmp"
 _held: dict[str, IO[str]] = {}  # the folders that this process holds, and their locked files
 
 
+class _Written(io.BufferedWriter):
+    """A file that tells no number: Pillow's JPEG encoder would write to that, and take a full disk for success."""
+
+    def fileno(self) -> int:
+        """There is none."""
+        raise io.UnsupportedOperation("fileno")
+
+
 def write_atomic(
     path: Path | str, content: bytes | str | Callable[[IO[bytes]], Any], *, keep: Path | None = None
 ) -> Path:
@@ -44,14 +53,14 @@ def write_atomic(
     name = zlib.crc32(os.fsencode(path.name))
     temporary = path.with_name(TEMPORARY.format(name=name, host=_host(), process=os.getpid()))
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", buffering=0) as raw, _Written(raw) as file:
             if callable(content):
                 content(file)
             else:
                 text = isinstance(content, str)
                 file.write(content.encode(errors="backslashreplace") if text else content)  # type: ignore[union-attr, arg-type]
             file.flush()
-            os.fsync(file.fileno())  # without it a power cut can leave the new name on empty content
+            os.fsync(raw.fileno())  # without it a power cut can leave the new name on empty content
         if keep is not None:
             with suppress(FileNotFoundError):
                 path.replace(keep)
@@ -158,11 +167,12 @@ def _locked(path: Path) -> Iterator[IO[str]]:
             except OSError:
                 if process and (host != socket.gethostname() or _runs(process)):
                     raise busy from None
+            there = False
             with suppress(FileNotFoundError):
-                # Else its holder has just removed it.
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    yield file
-                    return
+                there = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            if there:  # else its holder has just removed it
+                yield file
+                return
 
 
 def _runs(process: str) -> bool:

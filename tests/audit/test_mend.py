@@ -792,3 +792,20 @@ def test_a_difficult_object_with_the_box_of_a_label_is_left_alone(tmp_path: Path
     crowd = read_data(tmp_path / "copy").records[0].crowd.tolist()
     assert crowd == [True, False, False]
     assert [one[1] for one in mended if one[0] == "a.jpg"] == ["cat", "dog", "emu"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_set_whose_files_cannot_all_be_copied_is_refused_by_name(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS[name](tmp_path / "set", pictures())
+    judged(tmp_path, [suspicion("spurious", pictures()[0].boxes[0], None)])  # type: ignore[arg-type]
+    decisions = json.loads((tmp_path / "audit" / "decisions.json").read_text())
+    (_, picture, *_) = sorted((tmp_path / "set").rglob("*.jpg"))
+    picture.unlink()
+    picture.symlink_to("nowhere.jpg")
+    capsys.readouterr()
+    status = apply(tmp_path / "audit", decisions, tmp_path / "again")
+    said = capsys.readouterr()
+    assert status == 2 and not (tmp_path / "again").exists()
+    assert said.err.count("\n") == 1 and "mend its link" in said.err and picture.name in said.err

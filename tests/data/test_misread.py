@@ -178,6 +178,7 @@ def test_boxes_in_fractions_are_refused_where_pixels_belong(
         write(root, [Picture("a.jpg", boxes=[(0, *box)]), Picture("b.jpg", boxes=[(1, 5, 5, 25, 35)])])
         problem, left_out = read_data(root).problems
         assert (left_out.kind, left_out.value) == ("picture without a sound label", "a.jpg")
+        assert left_out.file == problem.file  # not the last that was read
         assert (problem.severity, problem.kind) == ("error", "box within the first pixel")
         assert "multiply by the picture's width and height" in problem.mend
         write(root, [Picture("a.jpg", boxes=[(0, *box)])])

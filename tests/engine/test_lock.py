@@ -247,3 +247,23 @@ def test_a_link_or_a_folder_in_place_of_the_lock_is_named_and_nothing_is_written
     lock.rmdir()
     with hold(lock.parent):
         assert lock.is_file()
+
+
+@pytest.mark.parametrize("before", ["new", "old", "full"])
+def test_a_file_that_is_missing_in_the_block_is_the_error_and_the_lock_goes(
+    tmp_path: Path, before: str
+) -> None:
+    folder = tmp_path / "out"
+    if before != "new":
+        folder.mkdir()
+    if before == "full":
+        (folder / "kept").touch()
+    with pytest.raises(FileNotFoundError, match="missing"), hold(folder):
+        (tmp_path / "missing").read_text()
+    assert [path.name for path in tmp_path.rglob("*")] == {
+        "new": [],
+        "old": ["out"],
+        "full": ["out", "kept"],
+    }[before]
+    with hold(folder):
+        pass

@@ -189,6 +189,9 @@ def test_words_name_what_dominated() -> None:
         "In the last epoch the hardest 0.42 % of the examples had 75 % of cross entropy's gradient" in said[1]
     )
     assert "Harmonizing would raise the objects' share of the gradient from 0.41 % to" in said[2]
+    spectrum.gradient[0, 0] = 0  # so that the objects have all of it, harmonized or not
+    said = training_words(spectrum, GUARDED, "ce")
+    assert "Harmonizing would leave the objects' share of the gradient at 100 %" in said[-1]
 
 
 def test_the_sliders_numbers_are_the_counts() -> None:

@@ -17,7 +17,7 @@ from ghmdet.data.collector import MENDS, judge_box
 from ghmdet.data.make.folder import new_set
 from ghmdet.data.read import FORMATS, DataSet
 from ghmdet.data.records import NAMED_PROBLEMS, Record
-from ghmdet.data.tree import ending
+from ghmdet.data.tree import ending, readable
 from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.files import write_atomic
@@ -76,6 +76,8 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
     if elsewhere := next((file for file in texts if not file.is_relative_to(home)), None):
         raise DataError(f"{elsewhere}: lies outside the data set {home}: audit the folder that holds both")
     used = _used(source, sheet, home)
+    if closed := next((file for file in sorted(used) if not readable(home / file)), None):
+        raise DataError(f"{home / closed}: cannot be copied: mend its link or its permissions, or remove it")
     with new_set(out, MARKER, "audit apply") as folder:
         for file in used:
             _link(home / file, folder / file)

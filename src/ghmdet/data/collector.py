@@ -98,6 +98,9 @@ class Collector:
 
     def __init__(self, images: Path, classes: Iterable[str] | None, problems: Iterable[Problem] = ()) -> None:
         self.file: Path | str = images
+        self._faulty: dict[
+            int, Path | str
+        ] = {}  # by the place of an image, the file of its first rejected label
         self.problems = list(problems)
         self._images, self._all = images, classes is None
         self._labels = {name: label for label, name in enumerate(classes or ())}
@@ -116,7 +119,12 @@ class Collector:
     def reject(self, kind: str, record: str, value: str, mend: str) -> None:
         """Keep a problem of a label of the last image that cannot be used."""
         self.report(kind, record, value, mend)
-        self._rejected[-1] += 1
+        self._reject(True)
+
+    def _reject(self, rejected: bool) -> None:
+        if rejected:
+            self._rejected[-1] += 1
+            self._faulty.setdefault(len(self._rejected) - 1, self.file)
 
     def add_image(
         self, image_id: int, name: str, size: Sequence[object], record: str, rejected: int = 0
@@ -164,14 +172,14 @@ class Collector:
         if name not in self._labels and not (self._all and name):
             mend = "not among the classes asked for" if name else "write the name of its class"
             self.report("unknown class", (told() if callable(told) else told)[0], f"'{name}'", mend)
-            self._rejected[-1] += not name
+            self._reject(not name)
             return
         label = self._labels.setdefault(name, len(self._labels))
         kind, kept = judge_box(box, *self.size)
         if kind is not None:
             record, value = told() if callable(told) else told
             self.report(kind, record, value, MENDS[kind], "error" if kept is None else "warning")
-            self._rejected[-1] += kept is None
+            self._reject(kept is None)
         if kept is not None:
             self._boxes.extend(kept)
             self._box_labels.append(label)
@@ -223,8 +231,9 @@ class Collector:
         )
         unclear = (np.diff(records.offsets) == 0) & (np.array(self._rejected, dtype=np.int64) > 0)
         if unclear.any():
-            first = records.name(int(unclear.argmax()))
-            self.report(UNCLEAR, "", first, MENDS[UNCLEAR], count=int(unclear.sum()))
+            first = int(unclear.argmax())
+            self.file = self._faulty.get(first, self.file)
+            self.report(UNCLEAR, "", records.name(first), MENDS[UNCLEAR], count=int(unclear.sum()))
             records = records.take(np.flatnonzero(~unclear))
         numbers = tuple(category_ids or range(1, len(classes) + 1))
         return DetectionData(root, format, split, classes, numbers, records, tuple(self.problems))

@@ -73,8 +73,12 @@ class Unfinished:
         """Keep the results of a picture that is drawn; `read` is the stamp of its file before it was read."""
         place = self.file.seek(0, os.SEEK_END)
         stamps = [read, stamp(self.drawings[name])]
-        self.file.write(_line({"file_name": name, "stamps": stamps, "results": results}))
-        self.file.flush()
+        try:
+            self.file.write(_line({"file_name": name, "stamps": stamps, "results": results}))
+            self.file.flush()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         self.lines[name] = place  # only now: an interrupt may come at any time
 
     def results(self) -> Iterator[tuple[str, Results]]:

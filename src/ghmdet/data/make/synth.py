@@ -1,5 +1,6 @@
 """A synthetic detection data set whose imbalances are dials: COCO layout, the same bytes for the same dials."""
 
+import io
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -38,7 +39,9 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
                 picture, things = draw_scene(config, np.random.default_rng((config.seed, stream, i)))
                 image = {"id": first + i, "file_name": f"{split}_{i:05d}.jpg"}
                 images.append(image | {"width": width, "height": height})
-                picture.save(folder / "images" / f"{image['file_name']}", quality=90)
+                jpeg = io.BytesIO()  # Pillow takes a full disk for success where it writes to the file itself
+                picture.save(jpeg, "JPEG", quality=90)
+                (folder / "images" / f"{image['file_name']}").write_bytes(jpeg.getvalue())
                 for name, (x0, y0, x1, y1), hard in things:
                     label = {"id": len(labels) + 1, "image_id": image["id"]}
                     label["category_id"] = names.index(name) + 1
