@@ -242,6 +242,17 @@ def test_voc_list_of_pictures_with_spaces_in_their_names_is_a_split(tmp_path: Pa
     assert [r.path.name for r in read_data(tmp_path, "val").records] == ["blood cell c.jpg"]
 
 
+def test_voc_list_of_pictures_whose_names_end_as_a_class_s_column_does_is_a_split(tmp_path: Path) -> None:
+    pictures = [replace(picture, name=f"cat {i}.jpg") for i, picture in enumerate(three_pictures()[:2])]
+    write_voc(tmp_path, pictures, "train")
+    write_voc(tmp_path, [replace(pictures[0], name="dog 1.jpg")], "val")
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("cat 0  1\ncat 1 -1\n")
+    assert [r.path.name for r in read_data(tmp_path).records] == ["cat 0.jpg", "cat 1.jpg"]
+    assert [r.path.name for r in read_data(tmp_path, "val").records] == ["dog 1.jpg"]
+    with pytest.raises(DataError, match="splits found: train, val"):
+        read_data(tmp_path, "cat_train")
+
+
 def test_voc_folder_in_lower_case_is_one_split(tmp_path: Path) -> None:
     for name in ("upper", "lower"):
         write_voc(tmp_path / name, three_pictures())

@@ -445,6 +445,27 @@ def test_names_that_cannot_be_read_are_not_needed_beside_data_yaml(tmp_path: Pat
     assert data.classes == CLASSES and [problem.value for problem in data.problems] == ["classes.txt"]
 
 
+def test_a_data_yaml_that_cannot_be_read_refuses_no_set_of_another_format(tmp_path: Path) -> None:
+    for write in (write_coco, write_voc, write_labelme):
+        (root := tmp_path / write.__name__).mkdir()
+        write(root, three_pictures())
+        broken(root / "data.yaml")
+        assert names(root) == ["a.jpg", "b.jpg", "c.jpg"]
+        assert [problem.value for problem in read_data(root).problems] == ["data.yaml"]
+    write_yolo(root := tmp_path / "yolo", three_pictures())
+    (root / "pets.yaml").write_text("train: images/train\nnames: [cat, dog, emu]\n")
+    broken(root / "data.yaml")
+    assert names(root) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+def test_names_that_cannot_be_read_are_not_needed_beside_others(tmp_path: Path, name: str) -> None:
+    write_yolo(tmp_path, three_pictures())
+    (tmp_path / "classes.txt").rename(tmp_path / "labels" / "classes.txt")
+    broken(tmp_path / name)
+    assert read_data(tmp_path).classes == CLASSES
+
+
 def test_the_folder_that_holds_the_set_is_named(tmp_path: Path) -> None:
     write_coco(tmp_path / "zip1" / "coco", three_pictures())
     write_voc(tmp_path / "zip2" / "VOCdevkit" / "VOC2007", three_pictures())

@@ -65,7 +65,10 @@ class OneFileEach:
         inside = tree.folders(tree.root)
         for name, folder in inside.items():
             if name.lower() in FOLDERS and self._below(tree, folder):
-                lists = {Path(file).stem: Place(folder, Path(file)) for file in _lists(tree)}
+                places = [Place(folder, Path(file)) for file in _lists(tree)]
+                lists = {
+                    at.listing.stem: at for at in places if at.listing and not self._of_one_class(tree, at)
+                }
                 below = {part: at for part, at in tree.folders(folder).items() if self._below(tree, at)}
                 parts = by_split(below)
                 if lists:
@@ -86,6 +89,18 @@ class OneFileEach:
             if labelled[name] or split in SPLITS
         }
         return found or ({"train": Place(tree.root)} if self._own(tree.files(tree.root, self.ending)) else {})
+
+    def _of_one_class(self, tree: Tree, place: Place) -> bool:
+        """Whether a list is one of VOC's for one class (aeroplane_train.txt), with a last column of -1, 0 and 1.
+
+        None is where a whole line names an annotation file: the picture may be called "cat 1".
+        """
+        listing = str(place.listing)
+        text = Path(listing).read_text(encoding="utf-8-sig", errors="replace") if readable(listing) else ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        column = all(line.split()[1:] and line.split()[-1] in ("-1", "0", "1") for line in lines)
+        whole = (self._listed(tree, place, line) for line in lines[:PROBES])
+        return bool(lines) and column and not any(map(tree.has, whole))
 
     def _below(self, tree: Tree, folder: str) -> bool:
         return any(ending(path) == self.ending and self._own([path]) for path in tree.walk(folder))
@@ -190,18 +205,12 @@ class OneFileEach:
 
 
 def _lists(tree: Tree) -> Iterator[str]:
-    """The files that list the pictures of a split: those in ImageSets/Main, last, and in ImageSets or at the root.
-
-    None of VOC's lists for one class (aeroplane_train.txt), which have a last column of -1, 0 and 1.
-    """
+    """The files that list the pictures of a split: those in ImageSets/Main, last, and in ImageSets or at the root."""
     sets = tree.at(tree.root, "ImageSets")
     main = tree.at(sets, "Main")
     for file in (file for place in (tree.root, sets, main) for file in tree.files(place, ".txt")):
         if os.path.dirname(file) == main or Path(file).stem in (*SPLITS, "trainval"):
-            text = Path(file).read_text(encoding="utf-8-sig", errors="replace") if readable(file) else ""
-            rows = [line.split() for line in text.splitlines() if line.strip()]
-            if not rows or not all(len(words) > 1 and words[-1] in ("-1", "0", "1") for words in rows):
-                yield file
+            yield file
 
 
 def _only(alike: Sequence[Sequence[str]], taken: Container[str | None] = ()) -> str | None:

@@ -20,7 +20,7 @@ import yaml
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
 from ghmdet.data.layout import SPLITS, UTF16, checked_classes, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import Tree, below, ending, is_everything, readable
+from ghmdet.data.tree import UNREADABLE, Tree, below, ending, is_everything, readable
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -49,7 +49,7 @@ class YoloSplit(NamedTuple):
 def find_splits(tree: Tree) -> dict[str, YoloSplit]:
     """The splits of a YOLO folder, or of a data.yaml; without splits its one split is called train."""
     config = _config(tree) if tree.whole else tree.given
-    if config is not None and (splits := _named_splits(tree, config)):
+    if config and (readable(config) or not tree.whole) and (splits := _named_splits(tree, config)):
         return splits
     if not tree.whole:
         raise DataError(f"{tree.given}: names no pictures: give train, val or test a folder")
@@ -92,7 +92,7 @@ def _is_labelled(tree: Tree, split: str, place: str) -> bool:
 
 
 def _names_files(tree: Tree, folder: str) -> list[Path]:
-    """The text files that name the classes of a folder of pictures: beside the label files, at the root, in labels/."""
+    """The text files that name a folder's classes: beside its labels, at the root, in labels/; closed ones last."""
     places = [
         folder,
         *tree.homes(folder, IMAGES, LABELS),
@@ -100,28 +100,28 @@ def _names_files(tree: Tree, folder: str) -> list[Path]:
         *(tree.at(tree.root, name) for name in ("labels", "images")),
     ]
     names = (below(place, name) for place in places for name in ("classes.txt", "obj.names"))
-    return [Path(name) for name in dict.fromkeys(names) if tree.has(name)]
+    there = (Path(name) for name in dict.fromkeys(names) if tree.has(name))
+    return sorted(there, key=lambda file: not readable(file))
 
 
 def _config(tree: Tree) -> Path | None:
-    """The file with class names: data.yaml, or the first other one that names classes and a split; CVAT's obj.data."""
+    """The file with class names: data.yaml, the first other one that names a split too, or a closed data.yaml."""
     data = Path(below(tree.root, "data.yaml"))
-    if tree.has(str(data)) and "names" in _load(tree, data):
+    if (there := tree.has(str(data))) and not readable(data):
+        tree.skipped[UNREADABLE][str(data)] = None
+    elif there and "names" in _load(tree, data):
         return data
     found: dict[Path, list[Any]] = {}
     for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
-            if (
-                file != data
-                and "names" in (content := _load(tree, file))
-                and not content.keys().isdisjoint(SPLITS)
-            ):
+            content = _load(tree, file) if file != data else {}
+            if "names" in content and not content.keys().isdisjoint(SPLITS):
                 found[file] = [content.get(key) for key in ("names", *SPLITS)]
     for file, said in found.items():
         if said != next(iter(found.values())):
             both = f"{next(iter(found)).name} and {file.name}"
             raise DataError(f"{tree.given}: {both} name other classes or splits: give the file that is meant")
-    return next(iter(found), None)
+    return next(iter(found), data if there and not readable(data) else None)
 
 
 def _load(tree: Tree, file: Path) -> dict[str, Any]:
