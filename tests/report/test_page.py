@@ -139,7 +139,7 @@ def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     with (run / "log.csv").open("a") as log:
         log.write("49,5,nan,inf,\n50,5")
     with (run / "metrics.csv").open("a") as log:
-        log.write("60,5,5,nan,")
+        log.write("60,5,5,nan,\n70,inf,0.5,0.8,\n")
     damage: list[str] = []
     scores, losses, validated = read_curves(run, damage)
     assert scores["AP"][0] == [1, 2, 3, 4] and scores["AP50"][1][-1] == 0.8 and validated == 5

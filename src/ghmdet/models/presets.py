@@ -79,8 +79,10 @@ class ModelConfig:
             raise GhmdetError(f"{missing[0]} is missing")
         if self.extra_from not in ("p5", "c5") or self.anchor_rule not in ("centred", "torchvision"):
             raise GhmdetError(f"unknown extra_from '{self.extra_from}' or anchor_rule '{self.anchor_rule}'")
-        if not self.anchor_ratios or not self.anchor_scales:
-            raise GhmdetError("no anchor ratios or scales: give at least one of each")
+        for name in ("anchor_scales", "anchor_ratios", "mean", "std"):
+            values, many = getattr(self, name), 3 if name in ("mean", "std") else 0
+            if not isinstance(values, tuple) or not values or len(values) != (many or len(values)):
+                raise GhmdetError(f"{name} {values!r}: give {many or 'one or more'} numbers")
         if self.anchor_sizes is not None and (
             len(self.anchor_sizes) != len(self.strides)
             or len({len(sizes) for sizes in self.anchor_sizes}) != 1

@@ -50,7 +50,7 @@ def read_curves(run: Path, damage: list[str]) -> tuple[dict[str, LineData], dict
     losses = {
         name: _curve(log["step"] / epoch_length, log[column], MOST_POINTS) for column, name in LOSSES.items()
     }
-    last = np.nanmax(validations["epoch"], initial=0)
+    last = validations["epoch"][np.isfinite(validations["epoch"])].max(initial=0)
     return {k: v for k, v in scores.items() if v[0]}, {k: v for k, v in losses.items() if v[0]}, int(last)
 
 
