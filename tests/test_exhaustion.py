@@ -220,6 +220,8 @@ NONSENSE: tuple[tuple[str, Any, str], ...] = (
             ("std", [0.0, 1.0, 1.0]),
             ("mean", [float("inf"), 0.0, 0.0]),
             ("mean", 0.5),
+            ("batch_norm_eps", [1e-5]),
+            ("channels", [8, 8]),
             ("std", [0.2]),
             ("anchor_ratios", 1.0),
             ("nms_iou", None),

@@ -55,4 +55,9 @@ def check_ranges(options: Any) -> None:
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Range):
-                extra.check(name, getattr(options, name))
+                value, several = getattr(options, name), "tuple" in str(hint.__origin__)
+                if value is not None and isinstance(value, tuple) != several:
+                    raise GhmdetError(
+                        f"{name} {value!r}: give {'a tuple of numbers' if several else 'one number'}"
+                    )
+                extra.check(name, value)

@@ -81,7 +81,7 @@ class ModelConfig:
             raise GhmdetError(f"unknown extra_from '{self.extra_from}' or anchor_rule '{self.anchor_rule}'")
         for name in ("anchor_scales", "anchor_ratios", "mean", "std"):
             values, many = getattr(self, name), 3 if name in ("mean", "std") else 0
-            if not isinstance(values, tuple) or not values or len(values) != (many or len(values)):
+            if not values or len(values) != (many or len(values)):
                 raise GhmdetError(f"{name} {values!r}: give {many or 'one or more'} numbers")
         if self.anchor_sizes is not None and (
             len(self.anchor_sizes) != len(self.strides)
