@@ -95,7 +95,7 @@ def as_saved(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
 
     arguments = saved["arguments"]
     found: TrainConfig = filled(config, arguments)
-    return replace(found, augment=filled(config.augment, arguments["augment"]))
+    return replace(found, augment=filled(config.augment, arguments.get("augment", {})))
 
 
 def saved_run(
