@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.settings import TrainConfig
+from ghmdet.engine.train import Trainer
 
 TINY = TrainConfig(
     size=96,
@@ -20,6 +22,18 @@ TINY = TrainConfig(
     lr=1e-3,
     ema=0.9,
 )
+
+
+class Interrupted(Trainer):
+    """A run that receives a stop signal, in the middle of its second epoch if nothing else is said."""
+
+    stop_after = 5
+
+    def _step(self, *batch: object) -> bool:  # type: ignore[override]
+        stepped = super()._step(*batch)  # type: ignore[arg-type]
+        if self.progress.step == self.stop_after:
+            os.kill(os.getpid(), 15)
+        return stepped
 
 
 def film(path: Path, frames: list[np.ndarray], *, codec: str = "ffv1", title: str = "") -> Path:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine_cases import TINY
+from engine_cases import TINY, Interrupted
 from ghmdet.engine.budget import Budget
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.context import begin_run
@@ -405,13 +404,6 @@ def test_a_budget_without_time_for_training_is_refused_and_leaves_nothing(
 
 def test_with_epochs_and_a_budget_the_first_to_end_decides(squares: Path, run: Path, tmp_path: Path) -> None:
     """The epochs do here, also in a run that was interrupted: the numbers are those of the epochs alone."""
-
-    class Interrupted(Trainer):
-        def _step(self, *batch: Any) -> bool:
-            stepped = super()._step(*batch)
-            if self.progress.step == 5:
-                os.kill(os.getpid(), 15)
-            return stepped
 
     config, out = replace(TINY, budget="100h"), tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine_cases import TINY
+from engine_cases import TINY, Interrupted
 from ghmdet.data import AugmentConfig, DetectionData, read_data
 from ghmdet.engine import symmetry
 from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.detect import Detector, detect, to_tensor
 from ghmdet.engine.run_folder import read_rows
-from ghmdet.engine.train import Trainer, train
+from ghmdet.engine.train import train
 
 EACH = replace(TINY, val_every=1)
 
@@ -81,13 +80,6 @@ def test_a_run_asks_once_and_goes_on_with_the_answer_after_an_interruption(
     said = list[str]()
     train(squares, tmp_path / "whole", EACH, say=said.append)
     assert sum("upside down, validation pictures have" in line for line in said) == 1
-
-    class Interrupted(Trainer):
-        def _step(self, *batch: Any) -> bool:
-            stepped = super()._step(*batch)
-            if self.progress.step == 5:
-                os.kill(os.getpid(), 15)
-            return stepped
 
     with pytest.raises(KeyboardInterrupt, match="--resume continues"):
         Interrupted(begin_run(squares, tmp_path / "cut", EACH, say=lambda line: None)).fit()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine_cases import TINY
+from engine_cases import TINY, Interrupted
 from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.engine.context import begin_run
@@ -130,18 +130,6 @@ def test_a_run_made_before_best_anchors_goes_on_with_its_own_anchors_and_thresho
     resumed = Trainer(begin_run(squares, tmp_path / "run", TINY, resume=True, say=lambda line: None))
     assert (resumed.model.config.best_anchors, resumed.model.config.anchor_base) == (0, 2.5)
     assert (resumed.average.model.config.best_anchors, resumed.average.model.config.anchor_base) == (0, 2.5)
-
-
-class Interrupted(Trainer):
-    """A run that receives a stop signal, in the middle of its second epoch if nothing else is said."""
-
-    stop_after = 5
-
-    def _step(self, *batch: object) -> bool:  # type: ignore[override]
-        stepped = super()._step(*batch)  # type: ignore[arg-type]
-        if self.progress.step == self.stop_after:
-            os.kill(os.getpid(), 15)
-        return stepped
 
 
 def test_interrupted_run_continues_to_the_same_numbers(squares: Path, run: Path, tmp_path: Path) -> None:
