@@ -55,13 +55,27 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["/", "[images/train, /]", "/**", "//**/*.jpg", "../../../../../../../../../.."]
+    "entry", ["/", "[images/train, /]", "/**", "//**/*.jpg", "..", "../..", "../**/*.jpg", "../*/**"]
 )
-def test_the_whole_file_system_is_no_part_of_a_set(entry: str, tmp_path: Path) -> None:
+def test_what_a_set_lies_in_is_no_part_of_it(entry: str, tmp_path: Path) -> None:
+    write_yolo(tmp_path / "sets" / "one", three_pictures())
+    (tmp_path / "sets" / "one" / "data.yaml").write_text(
+        f"train: images/train\nval: {entry}\nnames: [a, b, c]\n"
+    )
+    with pytest.raises(DataError, match=r"val is [/.*jpg]+, which the data set lies in: give it a folder$"):
+        read_data(tmp_path / "sets" / "one", "val")
+
+
+@pytest.mark.parametrize(
+    ("path", "entry"), [("..", "."), ("..", "images/val"), ("../images", "val"), (".", "../images/v*/*")]
+)
+def test_what_lies_beside_a_data_yaml_can_be_a_part(path: str, entry: str, tmp_path: Path) -> None:
     write_yolo(tmp_path, three_pictures())
-    (tmp_path / "data.yaml").write_text(f"train: images/train\nval: {entry}\nnames: [a, b, c]\n")
-    with pytest.raises(DataError, match=r"val is [/.*jpg]+, the whole file system: give it a folder$"):
-        read_data(tmp_path, "val")
+    write_yolo(tmp_path, three_pictures(), "val")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "data.yaml").write_text(f"path: {path}\ntrain: {entry}\nnames: [a, b, c]\n")
+    (tmp_path / "data.yaml").unlink(missing_ok=True)
+    assert len(read_data(tmp_path / "config" / "data.yaml", "train").records) >= 3
 
 
 def test_what_lies_above_a_set_that_names_a_picture_there_is_not_looked_through(tmp_path: Path) -> None:

@@ -50,11 +50,14 @@ def below(folder: str, name: str) -> str:
     return name if folder == os.curdir else os.path.join(folder, name)
 
 
-def is_everything(place: str) -> bool:
-    """Whether a path or pattern begins at the root of the file system, which takes minutes to look through."""
-    start = os.path.abspath(place).partition("*")[0]
-    start = os.path.dirname(start) if "*" in place else start
-    return os.path.dirname(start) == start
+def surrounds(place: Path, *folders: str | Path) -> bool:
+    """Whether a path, or a pattern of any depth, takes in what lies beside each of the folders too: it is above them,
+    or the root of the file system, which takes minutes to look through.
+    """
+    head, star, deeper = os.path.abspath(place).partition("*")
+    start = Path(os.path.dirname(head) if star else head)
+    above = all(start in Path(os.path.abspath(folder)).parents for folder in folders)
+    return (above or start == start.parent) and (not star or deeper.startswith(("*", f"{os.sep}**")))
 
 
 def ending(path: str) -> str:

@@ -20,7 +20,7 @@ import yaml
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
 from ghmdet.data.layout import SPLITS, UTF16, checked_classes, read_lines, read_text, split_called
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import UNREADABLE, Tree, below, ending, is_everything, readable
+from ghmdet.data.tree import UNREADABLE, Tree, below, ending, readable, surrounds
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -162,8 +162,8 @@ def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
         entries = entries if isinstance(entries, list) else [entries]
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{config}: {split} is {shown(entries)}: give a folder, a list file or several")
-        if every := next((entry for entry in entries if is_everything(str(base / entry))), None):
-            raise DataError(f"{config}: {split} is {every}, the whole file system: give it a folder")
+        if wide := next((each for each in entries if surrounds(base / each, base, tree.root)), None):
+            raise DataError(f"{config}: {split} is {wide}, which the data set lies in: give it a folder")
         if places := tuple(_place(base, entry) for entry in entries if entry.lower() not in NOTHING):
             splits[split] = YoloSplit(places, (config, *_names_files(tree, places[0])))
     return splits
