@@ -9,7 +9,7 @@ demo: .venv/installed
 
 # Their networks are so small that threads mostly wait for each other; beside another busy process they spin while they
 # wait, and a test of seconds took minutes.
-test test-lowest: export OMP_NUM_THREADS ?= 1
+test test-lowest soak: export OMP_NUM_THREADS ?= 1
 
 # What a CPU computes to the last bit is tested there, also where there is a GPU. A process of tests needs 2 GB.
 test: lint
