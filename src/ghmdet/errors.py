@@ -14,7 +14,7 @@ class DataError(GhmdetError):
 
 
 class PartlyDone(DataError):
-    """Work that is done but for what could not be read, which was named; the exit status is 1, not 2."""
+    """Work that is done but for what could not be read or learnt, which was named; the exit status is 1, not 2."""
 
 
 class CheckpointError(GhmdetError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 import shlex
@@ -25,7 +26,7 @@ from ghmdet.data import read_data
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.engine.train import train
-from ghmdet.errors import DataError, GhmdetError
+from ghmdet.errors import DataError, GhmdetError, PartlyDone
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.signals import StopSignal
 
@@ -57,7 +58,9 @@ def test_a_fold_says_after_its_first_steps_how_long_it_will_take(
     squares: Path, tmp_path: Path, in_process: list[Fold]
 ) -> None:
     said: list[str] = []
-    write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=14), say=said.append)
+    config = replace(CONFIG, epochs=20)
+    write_audit(squares, out=tmp_path / "a", folds=2, config=config, say=said.append)
+    assert "came to nothing" not in (tmp_path / "a" / "review.html").read_text()
     places = [place for place, line in enumerate(said) if " to go: " in line]
     for number, place in enumerate(places, start=1):
         assert re.fullmatch(
@@ -72,8 +75,15 @@ def test_a_fold_says_after_its_first_steps_how_long_it_will_take(
 def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
     squares: Path, tmp_path: Path, in_process: list[Fold]
 ) -> None:
-    said: list[str] = []
-    found = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
+    out, said = tmp_path / "a", list[str]()
+
+    def audited() -> list[dict[str, Any]]:
+        said.clear()
+        with pytest.raises(PartlyDone, match="this list says little of the labels: a fold came to nothing"):
+            write_audit(squares, out=out, folds=2, config=CONFIG, say=said.append)
+        return list(read(out)["items"])
+
+    found = audited()
     assert [str(run) for run in in_process] == ["fold 1", "fold 2"]
     judged, learnt = [], []
     for run in in_process:
@@ -84,26 +94,29 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
         assert judged[-1] == {record.path.name for record in read_data(run.data, "val").records}
         assert judged[-1].isdisjoint(learnt[-1])
     assert len(judged[0] | judged[1]) == 12 and judged[0].isdisjoint(judged[1])
-    assert found and len(read(tmp_path / "a")["items"]) == len(found)
+    assert found
     assert "open" in said[-1]
     assert (
         sum(line.startswith("the judging detectors agree with the labels to AP50 0.") for line in said) == 1
     )
-    (words,) = (line for line in said if line.startswith("Warning: AP50 0."))  # after one epoch
+    nothing, words = (line for line in said if line.startswith("Warning: "))  # after one epoch
+    assert nothing.startswith(
+        "Warning: 2 of 2 runs came to nothing. fold 1: This run has learnt nothing: AP .00"
+    )
+    assert words.startswith("Warning: AP50 0.")
     assert words.endswith("Train longer (--epochs) or on larger pictures (--size).")
+    for warning in (nothing, words):
+        assert warning.removeprefix("Warning: ") in html.unescape((out / "review.html").read_text())
     assert not any(line.startswith("Worth a look: ") for line in said)  # they are too weak to say
-    again = write_audit(squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append)
-    assert len(in_process) == 2 and again == found
-    plan = tmp_path / "a" / "folds" / "plan.json"
+    assert audited() == found and len(in_process) == 2
+    plan = out / "folds" / "plan.json"
     kept = json.loads(plan.read_text())
     plan.write_text(json.dumps({name: value for name, value in kept.items() if name != "optimizer"}))
-    write_audit(
-        squares, out=tmp_path / "a", folds=2, config=CONFIG, say=said.append
-    )  # of a version before it
+    audited()  # of a version before it
     with pytest.raises(GhmdetError, match=r"other settings: epochs 2 \(there 1\)"):
-        write_audit(squares, out=tmp_path / "a", folds=2, config=replace(CONFIG, epochs=2))
+        write_audit(squares, out=out, folds=2, config=replace(CONFIG, epochs=2))
     with pytest.raises(GhmdetError, match=r"other settings: folds 3 \(there 2\)"):
-        write_audit(squares, out=tmp_path / "a", config=CONFIG)
+        write_audit(squares, out=out, config=CONFIG)
 
 
 def test_commands_for_other_hosts_and_a_shared_budget(squares: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from engine_cases import TINY
-from ghmdet.cli import app
+from ghmdet.cli import app, main
 from ghmdet.compare import run as engine
 from ghmdet.compare.arms import REFUSED, read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
@@ -26,7 +27,7 @@ from ghmdet.engine.context import begin_run
 from ghmdet.engine.run_folder import DIVERGED, write_json
 from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.engine.train import Trainer, train
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import GhmdetError, PartlyDone
 from ghmdet.signals import StopSignal
 from ghmdet.spectrum import SpectrumCounts
 from small_sets import Picture, write_coco
@@ -58,17 +59,18 @@ def make_plan(
 
 def judged(plan: Plan, arms: str = "ce,ghm", grid: str = "none", **other: Any) -> dict[str, Any]:
     """What the comparison of a plan comes to."""
-    figures = compare(
-        plan.data,
-        out=plan.out,
-        arms=arms,
-        seeds=len(plan.seeds),
-        weights_grid=grid,
-        config=plan.base,
-        **{"say": quiet, **other},
-    )
-    assert figures is not None
-    return figures
+    with contextlib.suppress(PartlyDone):
+        compare(
+            plan.data,
+            out=plan.out,
+            arms=arms,
+            seeds=len(plan.seeds),
+            weights_grid=grid,
+            config=plan.base,
+            **{"say": quiet, **other},
+        )
+    content: dict[str, Any] = json.loads((plan.out / "comparison.json").read_text())
+    return content
 
 
 def final_runs(plan: Plan, arm: str, weight: float) -> list[Run]:
@@ -304,6 +306,7 @@ def test_help_lists_what_a_comparison_takes_and_nothing_that_it_refuses() -> Non
 def end(run: Run, AP: float | None) -> None:
     """Leave in a run's folder what a run that is over leaves there."""
     run.out.mkdir(parents=True)
+    write_json(run.out / "run.json", {})
     if AP is None:
         (run.out / DIVERGED).write_text("the loss is not finite\n")
     else:
@@ -424,7 +427,6 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     out = tmp_path / "c"
     plan = make_plan(squares, out, arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2,0.4")
     result = judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")
-    assert json.loads(json.dumps(result)) == json.loads((out / "comparison.json").read_text())
 
     ghm, ce, wild = (result["arms"][name] for name in ("ghm", "ce", "wild"))
     assert ghm["weight"] in (0.1, 0.2, 0.4) or len(ghm["grid"]) > 3
@@ -476,6 +478,32 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     kept = predictions.with_name("metrics.json")
     write_json(kept, json.loads(kept.read_text()) | {"checkpoint": str(predictions.parents[1] / "best.pt")})
     assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
+
+
+@pytest.mark.parametrize("epochs", [1, 12])
+def test_an_arm_that_learnt_nothing_is_said_on_the_page_and_by_the_exit_status(
+    squares: Path, tmp_path: Path, in_process: list[Run], capsys: pytest.CaptureFixture[str], epochs: int
+) -> None:
+    out, failed = tmp_path / "c", epochs == 1
+    words = ["--size=96", "--batch-size=4", "--device=cpu", "--precision=fp32", "--weights=none", "--ema=.9"]
+    words += [
+        "--arms=ce",
+        "--seeds=1",
+        "--weights-grid=none",
+        "--lr=.001",
+        f"--epochs={epochs}",
+        f"--out={out}",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(squares), *words])
+    assert ended.value.code == int(failed)
+    told = "'ce': 1 of 1 run came to nothing. ce, weight 0.1, seed 0: This run has learnt nothing: AP .00"
+    there = capsys.readouterr()
+    for text in (there.out, (out / "comparison.md").read_text()):
+        assert (told in text) is failed
+    assert there.err.startswith("ghmdet: of ce it says little: ") is failed
+    (arm,) = json.loads((out / "comparison.json").read_text())["arms"].values()
+    assert (arm["unlearnt"] is not None) is failed
 
 
 def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(

@@ -24,6 +24,7 @@ from ghmdet.audit.mend import mend
 from ghmdet.audit.results import ap50, by_results, sample
 from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, judge_all, rank
 from ghmdet.compare.arms import settings
+from ghmdet.compare.plan import unlearnt
 from ghmdet.data import DetectionData, read_data, require_images
 from ghmdet.data.images import load_image
 from ghmdet.data.records import Record
@@ -33,7 +34,7 @@ from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.run_folder import provenance, read_json, same_data
 from ghmdet.engine.settings import FoldConfig
-from ghmdet.errors import DataError, GhmdetError, Range
+from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.evaluation.matching import overlaps
 from ghmdet.files import hold, write_atomic
 from ghmdet.progress import counting
@@ -94,6 +95,7 @@ def write_audit(
 
     Raises:
         GhmdetError: an option, a checkpoint or the data that cannot be used, or `out` holds something else.
+        PartlyDone: after all is written: a fold's run came to nothing.
         KeyboardInterrupt: stopped by a signal; the run of the moment is saved.
     """
     Range(0, 100_000).check("review", review)
@@ -107,7 +109,7 @@ def write_audit(
         raise GhmdetError(f"--{min(given).replace('_', '-')} is for training folds: nothing is trained here")
     if not list_commands:  # other hosts may have other devices
         choose_device(config.device)
-    learnt = ""
+    learnt = failed = ""
     with nullcontext() if list_commands else hold(out):
         if checkpoint:
             how = f"the detector {checkpoint}"
@@ -128,7 +130,8 @@ def write_audit(
                 return []
             train_all(runs, say)
             found, agrees = rank(judge_folds(runs, config.device), part), agreement(runs)
-        warnings = list(filter(None, [learnt, too_weak(found, part, agrees)]))
+            failed = unlearnt(runs)
+        warnings = list(filter(None, [learnt, failed, too_weak(found, part, agrees)]))
         about = {"data": str(data.absolute()), "judged_by": how, "learnt": bool(learnt), "AP50": agrees}
         write(out, part, found, about, review, warnings)
     first = [one for one in found if one.likeliest]
@@ -143,6 +146,8 @@ def write_audit(
         say(f"to review the first {min(review, len(first))}, open {out / 'review.html'}")
     else:
         say("no label looks wrong")
+    if failed:
+        raise PartlyDone("this list says little of the labels: a fold came to nothing, for the reason above")
     return found
 
 

@@ -40,6 +40,7 @@ def summary(result: dict[str, Any]) -> str:
     if "failed" in arms[first] and len(arms) > 1:
         notes.append(f"'{first}' failed, so no differences are taken from it: name another arm first.")
     notes += [f"'{name}' failed: {arm['failed']}" for name, arm in arms.items() if "failed" in arm]
+    notes += [f"'{name}': {arm['unlearnt']}" for name, arm in arms.items() if arm.get("unlearnt")]
     if any(arm.get("weight_at_edge") for arm in arms.values()):
         notes.append(
             "*: the best weight lies at the edge of the grid even after it was extended: wider may be better."

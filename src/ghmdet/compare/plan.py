@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.files import LOCK
 from ghmdet.models import CLS_LOSSES
+from ghmdet.report.advice import failure
+from ghmdet.words import many
 
 EXTENSIONS = 3
 """How often a grid is extended by a factor of two where its best weight lies at the edge."""
@@ -67,6 +70,12 @@ class Run:
     def __str__(self) -> str:
         tuning = " (tuning)" if self.tuning else ""
         return f"{self.arm}, weight {self.config.cls_weight:g}, seed {self.config.seed}{tuning}"
+
+
+def unlearnt(runs: Sequence[Run]) -> str:
+    """How many of these runs came to nothing, by what `ghmdet train` ends with 1 for, and why the first; else empty."""
+    failed = [f"{run}: {why}" for run in runs if (why := failure(run.out))]
+    return f"{len(failed)} of {many(len(runs), 'run')} came to nothing. {failed[0]}" if failed else ""
 
 
 @dataclass(frozen=True)

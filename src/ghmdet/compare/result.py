@@ -9,7 +9,7 @@ import numpy as np
 
 from ghmdet.compare.arms import settings
 from ghmdet.compare.paired import LEVEL, average_precision, interval, over_classes, resamples
-from ghmdet.compare.plan import Plan, Run, Standing
+from ghmdet.compare.plan import Plan, Run, Standing, unlearnt
 from ghmdet.data import DetectionData
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
@@ -141,6 +141,7 @@ def _arm(arm: Standing, own: Judged, first: Judged | None, spectrum: SpectrumCou
         "grid": {f"{weight:g}": AP for weight, AP in arm.grid.items()} or None,
         "weight_at_edge": arm.at_edge,
         **whole,
+        "unlearnt": unlearnt(arm.runs) or None,
         "per_class": {name: scores(name) for name in own.AP if name and not np.isnan(own.AP50[name]).any()},
         "cost": {
             "minutes": float(np.mean([outcome.minutes for outcome in outcomes])),

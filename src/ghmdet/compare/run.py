@@ -21,7 +21,7 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import SharedConfig, TrainConfig
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import GhmdetError, PartlyDone
 from ghmdet.files import hold
 from ghmdet.progress import progress_bar
 from ghmdet.signals import StopSignal
@@ -65,6 +65,7 @@ def compare(
 
     Raises:
         GhmdetError: an option, an arm or the data that cannot be used, or `out` holds something else; every arm failed.
+        PartlyDone: after all is written: an arm failed, or has a run that came to nothing.
         KeyboardInterrupt: stopped by a signal; the run of the moment is saved.
     """
     base: TrainConfig = config or SharedConfig()
@@ -116,6 +117,9 @@ def compare(
         result, spectra = judge(plan, part, failed, say)
         say(summary(result))
         say(f"written: {', '.join(map(str, write_comparison(out, result, spectra)))}")
+    bad = [name for name, arm in result["arms"].items() if arm.get("failed") or arm["unlearnt"]]
+    if bad:
+        raise PartlyDone(f"of {', '.join(bad)} it says little: a run came to nothing, as said above")
     return result
 
 
