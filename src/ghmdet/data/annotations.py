@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ghmdet.data.collector import CORNERS, MENDS, PROBED, UNCLEAR, judge_box, must_be_corners, sound
 from ghmdet.data.layout import class_name, read_text
-from ghmdet.data.records import Problem, Severity
+from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.data.stream import Boxes, stream
 from ghmdet.data.values import flag, number, numbers, shown, side, whole
 from ghmdet.errors import DataError
@@ -89,13 +89,17 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     def report(kind: str, record: str, value: object, mend: str, severity: Severity = "error") -> None:
         problems.append(Problem(severity, kind, file, record, shown(value), mend))
 
-    images, sizes, first, left_out = _images(content["images"], report)
+    images, sizes, first, left_out, merged = _images(content["images"], report)
     categories = _categories(content, file)
     given = content["annotations"] if boxes else ()
     annotations, ids = given if isinstance(given, Boxes) else Boxes(given), list(images)
     places = {image_id: place for place, image_id in enumerate(images)}
-    rejected, merged = Counter[int](), {other for image_id, other in first.items() if image_id != other}
+    rejected = Counter[int]()
     own, image_ids, category, box, area, crowd = annotations.columns()
+    if twice := _twice(own, annotations.odd):
+        mend = "each is read, but other programs keep one of an id: number each annotation once"
+        value = f"[{', '.join(map(str, twice[:NAMED_PROBLEMS]))}{', ...' * (len(twice) > NAMED_PROBLEMS)}]"
+        problems.append(Problem("warning", "duplicate annotation id", file, "", value, mend, len(twice)))
     image = _found(image_ids, {key: places[first[key]] for key in first})
     pixels = np.array([*sizes.values(), [0.0, 0.0]])
     limits = pixels[image]
@@ -163,11 +167,18 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         raise DataError(
             f"{file}: boxes reach far out of their pictures: these are {CORNERS} x, y, width, height"
         )
-    if merged:
-        alike = {
-            (image[row], category[row], *box[row].tolist()) if ids[image[row]] in merged else row: row
-            for row in rows.tolist()
-        }
+    if left_out or merged:
+        alike: dict[Any, int] = {}
+        for row in rows.tolist():
+            one = ids[image[row]]
+            first_row = alike.setdefault(
+                (image[row], category[row], *box[row].tolist()) if one in merged else row, row
+            )
+            if crowd[row] != crowd[first_row]:
+                crowd[first_row] = True
+                mend = "taken as a crowd region: make the records agree"
+                record = _record(annotations[row], row, images, one)
+                report("box both a crowd region and an object", record, box[row].tolist(), mend, "warning")
         rows = np.array([row for row in alike.values() if ids[image[row]] not in left_out], dtype=np.int64)
     image = image[rows]
     labelled = np.bincount(image, minlength=len(images)) > 0
@@ -191,6 +202,15 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         left_out.union(unclear),
         problems,
     )
+
+
+def _twice(ids: NDArray[np.int64], odd: Mapping[int, Any]) -> list[int]:
+    """The ids that more than one annotation has; the records in `odd` have theirs themselves."""
+    others = [whole(record.get("id")) for record in odd.values() if isinstance(record, Mapping)]
+    there = np.array([each for each in others if each is not None], dtype=np.int64)
+    found, times = np.unique(np.append(np.delete(ids, list(odd)), there), return_counts=True)
+    twice: list[int] = found[times > 1].tolist()
+    return twice
 
 
 def _found(keys: NDArray[np.int64], places: Mapping[int | None, int]) -> NDArray[np.int64]:
@@ -238,14 +258,15 @@ class _Records(Sequence[str]):
 
 def _images(
     records: Sequence[Any], report: Callable[..., None]
-) -> tuple[dict[int, Mapping[str, Any]], dict[int, list[float]], dict[int | None, int], set[int]]:
+) -> tuple[dict[int, Mapping[str, Any]], dict[int, list[float]], dict[int | None, int], set[int], set[int]]:
     """The record of each image by its id; its width and height, infinite where they are not known; the id that each id
-    stands for, which is another one's where both records name one picture; and the ids that are left out."""
+    stands for, which is another one's where both records name one picture; the ids that are left out; and those that
+    stand for more than one record."""
     images: dict[int, Mapping[str, Any]] = {}
     sizes: dict[int, list[float]] = {}
     first: dict[int | None, int] = {}
     named: dict[str | int, int] = {}
-    left_out: set[int] = set()
+    left_out, merged = set[int](), set[int]()
     for place, image in enumerate(records):
         image_id = whole(image.get("id")) if isinstance(image, Mapping) else None
         if image_id is None:
@@ -253,16 +274,21 @@ def _images(
             continue
         name, size = image.get("file_name"), [side(image.get(key)) or math.inf for key in ("width", "height")]
         record = f"images[{place}] '{name}'"
-        if image_id in first:
-            mend = "number each image once (its first record is kept)"
-            report("duplicate image id", record, image_id, mend)
+        path, known = _path(image, image_id), first.get(image_id)
+        if known is not None and path != _path(images[known], known):
+            left_out |= {image_id, known, named.setdefault(path, known)}
+            said = (
+                f"'{images[known].get('file_name')}' has it, too: both are left out with all boxes of the id"
+            )
+            report("duplicate image id", record, image_id, f"{said}: number each image once")
             continue
-        path = os.path.normpath(name_of(image)) if name_of(image) else image_id
         other = first[image_id] = named.setdefault(path, image_id)
-        if other == image_id:
+        if known is None and other == image_id:
             images[image_id], sizes[image_id] = image, size
             continue
-        left_out.add(image_id)
+        merged.add(other)
+        if other != image_id:
+            left_out.add(image_id)
         if size == sizes[other] or math.inf in (*size, *sizes[other]):
             mend = f"taken as image id {other}, with the boxes of both, each once"
             report("image listed twice", record, image_id, mend, "warning")
@@ -270,7 +296,12 @@ def _images(
             left_out.add(other)
             mend = f"image id {other} has its name: both are left out: tell them apart by their names"
             report("image listed with two sizes", record, size, mend)
-    return images, sizes, first, left_out
+    return images, sizes, first, left_out, merged
+
+
+def _path(image: Mapping[str, Any], image_id: int) -> str | int:
+    """What tells the picture of a record from others: its name or, where it has none, its id."""
+    return os.path.normpath(name_of(image)) if name_of(image) else image_id
 
 
 def name_of(image: Mapping[str, Any]) -> str:

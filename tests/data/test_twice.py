@@ -1,0 +1,114 @@
+"""What a data set has twice, or under two names that are nearly one: it is said, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_doubt import box, coco, image
+
+from ghmdet.data import DetectionData, check_data, read_data
+from ghmdet.data.annotations import read_annotations
+from ghmdet.data.records import Problem
+from ghmdet.evaluation.score import score
+from small_sets import draw
+
+
+def written(root: Path, content: object, part: str = "train") -> Path:
+    for name in "abcd":
+        draw(root / "images" / f"{name}.jpg", 60, 40)
+    file = root / "annotations" / f"instances_{part}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content))
+    return file
+
+
+def found(data: DetectionData) -> dict[str, int]:
+    return {record.path.name: len(record.boxes) for record in data.records}
+
+
+def told(data: DetectionData) -> list[Problem]:
+    return [problem for problem in data.problems if problem.kind != "picture that no split uses"]
+
+
+# --- ids of COCO
+
+
+def test_an_image_id_of_two_pictures_says_of_neither_which_boxes_are_its_own(tmp_path: Path) -> None:
+    content = coco([image(1, "a.jpg"), image(2, "b.jpg"), image(1, "c.jpg")], [box(1), box(2), box(1, 2)])
+    file = written(tmp_path, content)
+    data = read_data(tmp_path)
+    assert found(data) == {"b.jpg": 1}
+    assert list(map(str, told(data))) == [
+        f"error: {file}: images[2] 'c.jpg': duplicate image id 1: 'a.jpg' has it, too: both are left out with all boxes"
+        " of the id: number each image once"
+    ]
+    assert "1 × duplicate image id" in data.describe()
+    results = [{"image_id": i, "category_id": 1, "bbox": [8, 8, 20, 20], "score": 0.5} for i in (1, 2)]
+    metrics = score(content, results)
+    assert (metrics.images, metrics.boxes, metrics.detections) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3), (0, 1, 3, 2), (1, 0, 2, 3)])
+def test_no_picture_of_such_an_id_comes_back_under_another_one(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    records = [image(1, "a.jpg"), image(1, "c.jpg"), image(2, "c.jpg"), image(3, "b.jpg")]
+    written(tmp_path, coco([records[place] for place in order], [box(1), box(2), box(3)]))
+    assert found(read_data(tmp_path)) == {"b.jpg": 1}
+
+
+def test_an_image_that_is_listed_twice_with_its_id_is_one_picture(tmp_path: Path) -> None:
+    written(
+        tmp_path, coco([image(1, "a.jpg"), image(2, "b.jpg"), image(1, "a.jpg")], [box(1), box(2), box(1)])
+    )
+    data = read_data(tmp_path)
+    assert found(data) == {"a.jpg": 1, "b.jpg": 1}
+    assert [(one.severity, one.kind) for one in told(data)] == [("warning", "image listed twice")]
+
+
+@pytest.mark.parametrize("ids", [[7, 7, 8], [7, 7.0, 8], ["7", 7, None], [7, "7", "x"]])
+def test_an_annotation_id_that_is_there_twice_is_said_once(tmp_path: Path, ids: list[object]) -> None:
+    boxes = [box(1), box(1, 2, 30, 10, 9, 9), box(2)]
+    content = coco(
+        [image(1, "a.jpg"), image(2, "b.jpg")], [{**one, "id": i} for one, i in zip(boxes, ids, strict=True)]
+    )
+    file = written(tmp_path, content)
+    data = read_data(tmp_path)
+    assert found(data) == {"a.jpg": 2, "b.jpg": 1}
+    (problem,) = told(data)
+    assert str(problem) == (
+        f"warning: {file}: duplicate annotation id [7]: each is read, but other programs keep one"
+        " of an id: number each annotation once"
+    )
+    assert problem in check_data(tmp_path)
+
+
+def test_annotation_ids_that_are_there_twice_are_counted(tmp_path: Path) -> None:
+    boxes = [{**box(i), "id": number} for number in (1, 2, 3, 4, 5) for i in (1, 2)]
+    written(tmp_path, coco([image(1, "a.jpg"), image(2, "b.jpg")], boxes))
+    (problem,) = told(read_data(tmp_path))
+    assert problem.count == 5 and problem.value == "[1, 2, 3, ...]"
+    assert not read_annotations(coco([image(1, "a.jpg")], [{"id": None, **box(1)}, box(1)])).problems
+
+
+# --- one box of a picture that is listed twice
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize("flags", [(0, 1), (1, 0)])
+def test_a_box_that_one_record_ignores_is_a_crowd_region_and_this_is_said(
+    tmp_path: Path, key: str, flags: tuple[int, int]
+) -> None:
+    boxes = [{**box(i), key: flag} for i, flag in zip((1, 3), flags, strict=True)]
+    content = coco([image(1, "a.jpg"), image(2, "b.jpg"), image(3, "a.jpg")], [*boxes, box(2)])
+    file = written(tmp_path, content)
+    data = read_data(tmp_path)
+    assert [record.crowd.tolist() for record in data.records] == [[True], [False]]
+    listed, problem = told(data)
+    assert listed.kind == "image listed twice"
+    assert str(problem) == (
+        f"warning: {file}: annotation id 2 of 'a.jpg': box both a crowd region and an object [8, 8, 20, 20]:"
+        " taken as a crowd region: make the records agree"
+    )
