@@ -11,6 +11,7 @@ from test_doubt import box, coco, image
 from ghmdet.data import DetectionData, check_data, read_data
 from ghmdet.data.annotations import read_annotations
 from ghmdet.data.records import Problem
+from ghmdet.errors import DataError
 from ghmdet.evaluation.score import score
 from small_sets import draw
 
@@ -112,3 +113,66 @@ def test_a_box_that_one_record_ignores_is_a_crowd_region_and_this_is_said(
         f"warning: {file}: annotation id 2 of 'a.jpg': box both a crowd region and an object [8, 8, 20, 20]:"
         " taken as a crowd region: make the records agree"
     )
+
+
+# --- names of classes that are nearly one
+
+
+def voc_of(root: Path, part: str, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        stem = f"{part}{number}"
+        draw(root / "JPEGImages" / f"{stem}.jpg", 60, 40)
+        corners = "<xmin>8</xmin><ymin>8</ymin><xmax>30</xmax><ymax>30</ymax>"
+        xml = f"<annotation><object><name>{name}</name><bndbox>{corners}</bndbox></object></annotation>"
+        for file, text in ((f"Annotations/{stem}.xml", xml), (f"ImageSets/Main/{part}.txt", f"{stem}\n")):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            with (root / file).open("a") as opened:
+                opened.write(text)
+
+
+ALIKE = [
+    ("Helmet", "helmet"),
+    ("helmet", "helmets"),
+    ("box", "Boxes"),
+    ("battery", "batteries"),
+    ("traffic light", "traffic_light"),
+    ("no  helmet", "no-helmet"),
+    ("café", "cafe\u0301"),
+    ("ｃａｒ", "car"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_classes_of_nearly_one_name_are_named_with_their_boxes(tmp_path: Path, one: str, other: str) -> None:
+    voc_of(tmp_path, "train", [one, other, one, "dog"])
+    voc_of(tmp_path, "val", [one, "dog"])
+    data = read_data(tmp_path)
+    (problem,) = data.problems
+    assert (problem.severity, problem.kind) == ("warning", "classes of nearly one name")
+    assert f"'{one}' (2 boxes)" in problem.value and f"'{other}' (1 box)" in problem.value
+    assert str(problem.value) in data.describe() and problem in check_data(tmp_path)
+    assert read_data(tmp_path, "val", classes=data.classes).problems == ()
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_a_val_class_of_nearly_a_train_class_s_name_is_asked_about(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    voc_of(tmp_path, "train", [one, one, "dog"])
+    voc_of(tmp_path, "val", [other, "dog"])
+    (problem,) = [one for one in check_data(tmp_path) if one.severity == "error"]
+    assert problem.kind == "unknown class"
+    assert problem.value == f"'{other}' (1 box; did you mean '{one}', of 2 boxes in train?)"
+    train = read_data(tmp_path)
+    val = read_data(tmp_path, "val", classes=train.classes)
+    assert f"'{other}' (did you mean '{one}'?)" in val.describe()
+    with pytest.raises(DataError, match="did you mean"):
+        read_data(tmp_path, "val", classes=[one])
+
+
+def test_other_names_are_no_such_classes(tmp_path: Path) -> None:
+    for number, names in enumerate(
+        (("a", "A"), ("can", "cane"), ("cap", "cape", "apes"), ("bus", "bush"), ("1", "10"))
+    ):
+        voc_of(tmp_path / str(number), "train", list(names))
+        assert read_data(tmp_path / str(number)).problems == ()

@@ -13,13 +13,14 @@ from typing import get_args
 import numpy as np
 
 from ghmdet.data.images import load_image
-from ghmdet.data.layout import split_names
+from ghmdet.data.layout import did_you_mean, split_names
 from ghmdet.data.read import DataSet, no_usable_box
 from ghmdet.data.records import DetectionData, Problem, Record, Severity
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 from ghmdet.pictures import reason
 from ghmdet.progress import counting
+from ghmdet.words import many
 
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
 TAIL = 4096  # bytes at a file's end, in which hardly two pictures of one size agree
@@ -146,7 +147,7 @@ def _check_records(data: DetectionData, seen: Seen) -> Iterator[Problem]:
 
 def _check_classes(read: Sequence[DetectionData]) -> Iterator[Problem]:
     """Classes without boxes, and boxes of classes that the training split does not have."""
-    trained = next((data.classes for data in read if data.split == "train"), None)
+    trained = next((data.boxes_per_class() for data in read if data.split == "train"), None)
     for data in read:
         root, here = str(data.root), f"split {data.split}"
         for name, count in data.boxes_per_class().items():
@@ -154,8 +155,11 @@ def _check_classes(read: Sequence[DetectionData]) -> Iterator[Problem]:
                 mend = "add boxes of it or remove the class"
                 yield _warning("class without boxes", root, here, f"'{name}'", mend)
             elif trained is not None and name not in trained:
-                mend = f"the training split's classes are {', '.join(trained)}"
-                yield _error("unknown class", root, here, f"'{name}'", mend)
+                value, mend = f"'{name}'", f"the training split's classes are {', '.join(trained)}"
+                if near := did_you_mean(name, tuple(trained)):
+                    boxes, others = (many(number, "box/boxes") for number in (count, trained[near]))
+                    value += f" ({boxes}; did you mean '{near}', of {others} in train?)"
+                yield _error("unknown class", root, here, value, mend)
 
 
 def _check_pictures(seen: Seen, threads: int) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ghmdet.data.layout import checked_classes
+from ghmdet.data.layout import checked_classes, did_you_mean
 from ghmdet.data.records import DetectionData, Problem, Records, Severity
 from ghmdet.data.values import number, shown, side
 from ghmdet.errors import DataError
@@ -171,7 +171,9 @@ class Collector:
         """
         if name not in self._labels and not (self._all and name):
             mend = "not among the classes asked for" if name else "write the name of its class"
-            self.report("unknown class", (told() if callable(told) else told)[0], f"'{name}'", mend)
+            near = did_you_mean(name, tuple(self._labels))
+            value = f"'{name}' (did you mean '{near}'?)" if near else f"'{name}'"
+            self.report("unknown class", (told() if callable(told) else told)[0], value, mend)
             self._reject(not name)
             return
         label = self._labels.setdefault(name, len(self._labels))

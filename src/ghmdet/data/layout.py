@@ -2,8 +2,10 @@
 
 import codecs
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -116,3 +118,28 @@ def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...
     if twice := next((name for name, count in Counter(classes).items() if count > 1), None):
         raise DataError(f"{file}: class '{twice}' is there twice: give every category a name of its own")
     return classes
+
+
+def namesakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of names that differ only in case, plural, blanks or Unicode form; single characters are not compared.
+
+    >>> list(namesakes(["car", "bus", "traffic light", "Cars", "Traffic_Light"]))
+    [('car', 'Cars'), ('traffic light', 'Traffic_Light')]
+    """
+    singular, plural = dict[str, str](), dict[str, str]()
+    for name in names:
+        own = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+        if len(own) < 2:
+            continue
+        many = (f"{own}s", f"{own}es", re.sub("y$", "ies", own))
+        alike = (singular.get(own), plural.get(own), *map(singular.get, many))
+        if (other := next(filter(None, alike), None)) is not None:
+            yield other, name
+        singular.setdefault(own, name)
+        plural.update({form: name for form in many if form not in plural})
+
+
+@lru_cache
+def did_you_mean(name: str, classes: tuple[str, ...]) -> str | None:
+    """The class that hardly differs from a name that is none of them (see `namesakes`)."""
+    return next((one for one, other in namesakes((*classes, name)) if other == name), None)

@@ -11,9 +11,9 @@ from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
-from ghmdet.data.layout import SPLITS, split_called, split_names
+from ghmdet.data.layout import SPLITS, namesakes, split_called, split_names
 from ghmdet.data.others import other_format
-from ghmdet.data.records import VALIDATION_NAMES, DetectionData
+from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem
 from ghmdet.data.tree import Tree, ending, looks_like_label, readable
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
@@ -97,6 +97,8 @@ class DataSet:
                 data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
             except DataError as error:
                 raise DataError(f"{error}{other_format(self.tree, of=str(error))}") from None
+            if classes is None:
+                data = dataclasses.replace(data, problems=(*data.problems, *_nearly_one(data)))
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
             for split in self.splits.keys() - {name}:
@@ -110,6 +112,17 @@ class DataSet:
             ]
             left = self.tree.left_over([self.tree.root] if self.tree.whole else folders)
         return dataclasses.replace(data, problems=(*data.problems, *left))
+
+
+def _nearly_one(data: DetectionData) -> Iterator[Problem]:
+    """Each pair of classes whose names hardly differ, with the number of their boxes."""
+    boxes = data.boxes_per_class()
+    for pair in namesakes(data.classes):
+        named = " and ".join(f"'{name}' ({many(boxes[name], 'box/boxes')})" for name in pair)
+        mend = "kept apart: give them one name if they mean one class"
+        yield Problem(
+            "warning", "classes of nearly one name", str(data.root), f"split {data.split}", named, mend
+        )
 
 
 @contextmanager
