@@ -90,7 +90,7 @@ def test_annotation_ids_that_are_there_twice_are_counted(tmp_path: Path) -> None
     boxes = [{**box(i), "id": number} for number in (1, 2, 3, 4, 5) for i in (1, 2)]
     written(tmp_path, coco([image(1, "a.jpg"), image(2, "b.jpg")], boxes))
     (problem,) = told(read_data(tmp_path))
-    assert problem.count == 5 and problem.value == "[1, 2, 3, ...]"
+    assert problem.count == 5 and problem.value == "[1, 2, 3, 4, 5]"
     assert not read_annotations(coco([image(1, "a.jpg")], [{"id": None, **box(1)}, box(1)])).problems
 
 
@@ -111,7 +111,7 @@ def test_a_box_that_one_record_ignores_is_a_crowd_region_and_this_is_said(
     assert listed.kind == "image listed twice"
     assert str(problem) == (
         f"warning: {file}: annotation id 2 of 'a.jpg': box both a crowd region and an object [8, 8, 20, 20]:"
-        " taken as a crowd region: make the records agree"
+        " taken as a crowd region: make both agree"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ghmdet.data import read_data
+from ghmdet.data import check_data, read_data
 from ghmdet.data.read import DataSet
 from ghmdet.errors import DataError
 from small_sets import CLASSES, Picture, coco_content, draw, three_pictures, write_coco, write_voc, write_yolo
@@ -121,17 +121,27 @@ def test_of_two_forms_of_one_name_each_has_its_own_labels(tmp_path: Path) -> Non
         assert found == {composed: [[5, 5, 25, 35]], apart: [[10, 10, 50, 30]]}
 
 
-def test_a_part_below_pictures_of_no_part_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "part"),
+    [
+        ("val", "val"),
+        ("Test", "test"),
+        ("valid2017", "valid"),
+        ("dev", "val"),
+        ("eval", "val"),
+        ("Testing", "test"),
+    ],
+)
+def test_a_part_below_pictures_of_no_part_is_refused(tmp_path: Path, folder: str, part: str) -> None:
     write_yolo(tmp_path / "yolo", three_pictures(), "cam1")
-    write_yolo(tmp_path / "yolo", VAL, "cam2/val")
-    assert "images/cam2/val: pictures of split val" in refusal(tmp_path / "yolo")
+    write_yolo(tmp_path / "yolo", VAL, f"cam2/{folder}")
+    assert f"images/cam2/{folder}: pictures of split {part}" in refusal(tmp_path / "yolo")
     write_voc(tmp_path / "voc", three_pictures())
     shutil.rmtree(tmp_path / "voc" / "ImageSets")
-    (tmp_path / "voc" / "Annotations" / "cam2" / "Test").mkdir(parents=True)
-    shutil.copy(
-        tmp_path / "voc" / "Annotations" / "a.xml", tmp_path / "voc" / "Annotations" / "cam2" / "Test"
-    )
-    assert "Annotations/cam2/Test: pictures of split test" in refusal(tmp_path / "voc")
+    inner = tmp_path / "voc" / "Annotations" / "cam2" / folder
+    inner.mkdir(parents=True)
+    shutil.copy(tmp_path / "voc" / "Annotations" / "a.xml", inner)
+    assert f"Annotations/cam2/{folder}: pictures of split {part}" in refusal(tmp_path / "voc")
 
 
 def test_unlabelled_test_pictures_are_no_background(tmp_path: Path) -> None:
@@ -143,12 +153,14 @@ def test_unlabelled_test_pictures_are_no_background(tmp_path: Path) -> None:
     assert "test: pictures of split test" in refusal(tmp_path / "set")
 
 
-def test_an_entry_of_a_part_is_never_the_folder_of_all_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("training", "dev"), ("train2017", "Eval")])
+def test_an_entry_of_a_part_is_never_the_folder_of_all_parts(tmp_path: Path, train: str, val: str) -> None:
     write_yolo(tmp_path, three_pictures())
     write_yolo(tmp_path, VAL, "val")
-    entries = {"train": "/home/me/pets/train/images", "val": "..\\valid\\images"}
+    entries = {"train": f"/home/me/pets/{train}/images", "val": f"..\\{val}\\images"}
     (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cat", "dog", "emu"], **entries}))
-    assert "train/images: no such folder" in refusal(tmp_path)
+    assert f"{train}/images: no such folder" in refusal(tmp_path)
+    assert f"{val}\\images: no such folder" in refusal(tmp_path, "val")
     entries = {"train": "/home/train/pets/images/train", "val": "../images/val"}
     (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cat", "dog", "emu"], **entries}))
     assert (names(tmp_path), names(tmp_path, "val")) == (["a.jpg", "b.jpg", "c.jpg"], ["v.jpg"])
@@ -164,6 +176,14 @@ def test_a_part_that_is_not_there_is_missed_where_it_is_asked_for(tmp_path: Path
     (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cat", "dog", "emu"], **parts}))
     assert len(read_data(tmp_path, "train").records) == 3
     assert f"{absent}/images: no such folder" in refusal(tmp_path, absent)
+    assert any(p.severity == "error" and "no such folder" in p.mend for p in check_data(tmp_path, absent))
+    (problem,) = [p for p in check_data(tmp_path) if "no such folder" in str(p)]
+    assert (problem.severity, problem.kind) == (
+        ("info", "no such folder") if absent == "test" else ("error", "cannot be read")
+    )
+    if absent == "test":
+        place = tmp_path.parent / "test/images"
+        assert str(problem) == f"info: {place}: split test: no such folder: an export may only name it"
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("Train", "Dev"), ("train2017", "val2017")])
@@ -424,7 +444,8 @@ def test_a_needed_file_that_cannot_be_read_is_named(
 
 
 @pytest.mark.parametrize(
-    ("write", "name"), [(write_voc, "Annotations/a.xml"), (write_yolo, "labels/train/a.txt")]
+    ("write", "name"),
+    [(write_voc, "Annotations/a.xml"), (write_yolo, "labels/train/a.txt"), (write_labelme, "a.json")],
 )
 def test_a_picture_whose_labels_cannot_be_read_is_no_background(
     tmp_path: Path, write: Callable[..., object], name: str
@@ -434,7 +455,7 @@ def test_a_picture_whose_labels_cannot_be_read_is_no_background(
     data = read_data(tmp_path)
     assert [record.path.name for record in data.records] == ["b.jpg", "c.jpg"]
     (problem,) = data.problems
-    assert problem.kind == "unreadable annotation" and name in str(problem)
+    assert (problem.severity, problem.kind) == ("error", "unreadable annotation") and name in str(problem)
 
 
 def test_names_that_cannot_be_read_are_not_needed_beside_data_yaml(tmp_path: Path) -> None:

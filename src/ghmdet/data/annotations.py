@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ghmdet.data.collector import CORNERS, MENDS, PROBED, UNCLEAR, judge_box, must_be_corners, sound
 from ghmdet.data.layout import class_name, read_text
-from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
+from ghmdet.data.records import Problem, Severity
 from ghmdet.data.stream import Boxes, stream
 from ghmdet.data.values import flag, number, numbers, shown, side, whole
 from ghmdet.errors import DataError
@@ -98,8 +98,9 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     own, image_ids, category, box, area, crowd = annotations.columns()
     if twice := _twice(own, annotations.odd):
         mend = "each is read, but other programs keep one of an id: number each annotation once"
-        value = f"[{', '.join(map(str, twice[:NAMED_PROBLEMS]))}{', ...' * (len(twice) > NAMED_PROBLEMS)}]"
-        problems.append(Problem("warning", "duplicate annotation id", file, "", value, mend, len(twice)))
+        problems.append(
+            Problem("warning", "duplicate annotation id", file, "", shown(twice), mend, len(twice))
+        )
     image = _found(image_ids, {key: places[first[key]] for key in first})
     pixels = np.array([*sizes.values(), [0.0, 0.0]])
     limits = pixels[image]
@@ -120,41 +121,25 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         label, bbox, written = (annotation.get(key) for key in ("category_id", "bbox", "area"))
         corners = box_of(annotation)
         apart, square = crowd_of(annotation), number(written)
+        record = _record(annotation, place, images, image_id)
         rejected[image_id] += 1
         if whole(label) not in categories:
-            report(
-                "unknown class",
-                _record(annotation, place, images, image_id),
-                label,
-                "name a category of the list 'categories'",
-            )
+            report("unknown class", record, label, "name a category of the list 'categories'")
             continue
         if corners is None or len(corners) != 4:
-            report(
-                "malformed box",
-                _record(annotation, place, images, image_id),
-                bbox,
-                "write four numbers: x, y, width, height",
-            )
+            report("malformed box", record, bbox, "write four numbers: x, y, width, height")
             continue
         x, y, w, h = corners
         kind, inside = judge_box((x, y, x + w, y + h), *sizes[image_id])
         if kind and inside is None:
-            report(kind, _record(annotation, place, images, image_id), bbox, MENDS[kind])
+            report(kind, record, bbox, MENDS[kind])
         elif apart is None:
             key = next(key for key in CROWD if flag(annotation.get(key)) is None)
-            record = _record(annotation, place, images, image_id)
             report(f"malformed {key}", record, annotation[key], "write 0 or 1")
         else:
             rejected[image_id] -= 1
             if written is not None and (square is None or square < 0 or math.isinf(square)):
-                report(
-                    "malformed area",
-                    _record(annotation, place, images, image_id),
-                    written,
-                    "taken from the box",
-                    "warning",
-                )
+                report("malformed area", record, written, "taken from the box", "warning")
                 square = None
             kept[place], image[place], category[place] = True, places[image_id], whole(label)
             box[place], area[place] = corners, math.nan if square is None else square
@@ -170,14 +155,14 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
     if left_out or merged:
         alike: dict[Any, int] = {}
         for row in rows.tolist():
-            one = ids[image[row]]
-            first_row = alike.setdefault(
-                (image[row], category[row], *box[row].tolist()) if one in merged else row, row
-            )
+            one, same = ids[image[row]], (image[row], category[row], *box[row].tolist())
+            first_row = alike.setdefault(same if one in merged else row, row)
             if crowd[row] != crowd[first_row]:
                 crowd[first_row] = True
-                mend = "taken as a crowd region: make the records agree"
-                record = _record(annotations[row], row, images, one)
+                record, mend = (
+                    _record(annotations[row], row, images, one),
+                    "taken as a crowd region: make both agree",
+                )
                 report("box both a crowd region and an object", record, box[row].tolist(), mend, "warning")
         rows = np.array([row for row in alike.values() if ids[image[row]] not in left_out], dtype=np.int64)
     image = image[rows]
@@ -266,6 +251,7 @@ def _images(
     sizes: dict[int, list[float]] = {}
     first: dict[int | None, int] = {}
     named: dict[str | int, int] = {}
+    paths: dict[int, str | int] = {}
     left_out, merged = set[int](), set[int]()
     for place, image in enumerate(records):
         image_id = whole(image.get("id")) if isinstance(image, Mapping) else None
@@ -274,8 +260,9 @@ def _images(
             continue
         name, size = image.get("file_name"), [side(image.get(key)) or math.inf for key in ("width", "height")]
         record = f"images[{place}] '{name}'"
-        path, known = _path(image, image_id), first.get(image_id)
-        if known is not None and path != _path(images[known], known):
+        path = os.path.normpath(name_of(image)) if name_of(image) else image_id
+        if paths.setdefault(image_id, path) != path:
+            known = first[image_id]
             left_out |= {image_id, known, named.setdefault(path, known)}
             said = (
                 f"'{images[known].get('file_name')}' has it, too: both are left out with all boxes of the id"
@@ -283,12 +270,11 @@ def _images(
             report("duplicate image id", record, image_id, f"{said}: number each image once")
             continue
         other = first[image_id] = named.setdefault(path, image_id)
-        if known is None and other == image_id:
+        if other == image_id and image_id not in images:
             images[image_id], sizes[image_id] = image, size
             continue
         merged.add(other)
-        if other != image_id:
-            left_out.add(image_id)
+        left_out |= {image_id} - {other}
         if size == sizes[other] or math.inf in (*size, *sizes[other]):
             mend = f"taken as image id {other}, with the boxes of both, each once"
             report("image listed twice", record, image_id, mend, "warning")
@@ -297,11 +283,6 @@ def _images(
             mend = f"image id {other} has its name: both are left out: tell them apart by their names"
             report("image listed with two sizes", record, size, mend)
     return images, sizes, first, left_out, merged
-
-
-def _path(image: Mapping[str, Any], image_id: int) -> str | int:
-    """What tells the picture of a record from others: its name or, where it has none, its id."""
-    return os.path.normpath(name_of(image)) if name_of(image) else image_id
 
 
 def name_of(image: Mapping[str, Any]) -> str:

@@ -64,7 +64,10 @@ def check_data(
             if say is not None:
                 say(read[-1].summary())
         except DataError as error:
-            problems.append(_unreadable(path, error))
+            place, absent, _ = str(error).partition(": no such folder")
+            unneeded = absent and split is None and name == "test"
+            note = Problem("info", "no such folder", place, f"split {name}", "", "an export may only name it")
+            problems.append(note if unneeded else _unreadable(path, error))
     seen: Seen = {}
     for data in read:
         problems += [*data.problems, *_check_records(data, seen)]

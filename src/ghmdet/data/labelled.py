@@ -112,14 +112,14 @@ class OneFileEach:
         such picture, or more than one, if no other file claims the one it names.
         """
         if place.listing is None:
-            own = (path for path in tree.walk(place.folder) if ending(path) == self.ending)
-            files = [path for path in own if self.ending == ".xml" or self._own([path])]
+            own = [path for path in tree.walk(place.folder) if ending(path) == self.ending]
+            missed = {path for path in own if not readable(path) and any(_alike(tree, path))}
+            files = [path for path in own if self.ending == ".xml" or path in missed or self._own([path])]
         else:
             files = [self._listed(tree, place, line) for line in read_lines(place.listing)]
-        homes = [_picture_folders(tree, os.path.dirname(file)) for file in files]
         found, names = list[str | None](), [""] * len(files)
-        for file, folders in zip(files, homes, strict=True):
-            alike = [tree.named(folder, Path(file).stem, EXTENSIONS) for folder in folders]
+        for file in files:
+            alike = _alike(tree, file)
             if len(found) < PROBES:
                 tree.one_of([paths[0] for paths in alike if len(paths) == 1])
             found.append(_only(alike))
@@ -127,7 +127,8 @@ class OneFileEach:
         for index, file in enumerate(files):
             if found[index] is None and (written := self._written(file)):
                 names[index] = written
-                paths = [os.path.normpath(os.path.join(folder, written)) for folder in homes[index]]
+                homes = _picture_folders(tree, os.path.dirname(file))
+                paths = [os.path.normpath(os.path.join(folder, written)) for folder in homes]
                 stems = (os.path.split(os.path.splitext(path)[0]) for path in paths)
                 exact = [path for path in paths if tree.has(path) and path not in taken]
                 alike = [tree.named(folder, stem, EXTENSIONS) for folder, stem in stems]
@@ -184,11 +185,11 @@ class OneFileEach:
                 collect.report("invalid XML", where, f"({error})", "write the file again")
                 continue
             if picture is None:
-                likely, *_ = folders = _picture_folders(tree, os.path.dirname(path))
-                if any(tree.named(folder, file.stem, EXTENSIONS) for folder in folders):
+                if any(_alike(tree, path)):
                     mend = "name one of them in the file, or remove the others"
                     collect.report("more than one picture of this name", f"'{file.stem}'", "", mend)
                     continue
+                likely, *_ = _picture_folders(tree, os.path.dirname(path))
                 picture = os.path.join(likely, file.stem + (ending(read.picture) or ".jpg"))  # a missing one
             name = os.path.relpath(picture, home)
             if collect.add_image(image_id, name, read.size, f"image '{name}'"):
@@ -217,6 +218,12 @@ def _only(alike: Sequence[Sequence[str]], taken: Container[str | None] = ()) -> 
     """The one picture in the first folder that has any; None where it has more, or that is taken."""
     paths = next(filter(None, alike), ())
     return paths[0] if len(paths) == 1 and paths[0] not in taken else None
+
+
+def _alike(tree: Tree, file: str) -> list[list[str]]:
+    """The pictures that are named as an annotation file is, of each folder where they may lie."""
+    folders = _picture_folders(tree, os.path.dirname(file))
+    return [tree.named(folder, Path(file).stem, EXTENSIONS) for folder in folders]
 
 
 def _picture_folders(tree: Tree, folder: str) -> list[str]:

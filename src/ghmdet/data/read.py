@@ -97,8 +97,14 @@ class DataSet:
                 data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
             except DataError as error:
                 raise DataError(f"{error}{other_format(self.tree, of=str(error))}") from None
-            if classes is None:
-                data = dataclasses.replace(data, problems=(*data.problems, *_nearly_one(data)))
+            for pair in namesakes(data.classes) if classes is None else ():
+                counts = (f"'{one}' ({many(data.boxes_per_class()[one], 'box/boxes')})" for one in pair)
+                mend, where = (
+                    "kept apart: give both one name if they are one class",
+                    (str(data.root), f"split {name}"),
+                )
+                told = Problem("warning", "classes of nearly one name", *where, " and ".join(counts), mend)
+                data = dataclasses.replace(data, problems=(*data.problems, told))
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
                 return data
             for split in self.splits.keys() - {name}:
@@ -112,17 +118,6 @@ class DataSet:
             ]
             left = self.tree.left_over([self.tree.root] if self.tree.whole else folders)
         return dataclasses.replace(data, problems=(*data.problems, *left))
-
-
-def _nearly_one(data: DetectionData) -> Iterator[Problem]:
-    """Each pair of classes whose names hardly differ, with the number of their boxes."""
-    boxes = data.boxes_per_class()
-    for pair in namesakes(data.classes):
-        named = " and ".join(f"'{name}' ({many(boxes[name], 'box/boxes')})" for name in pair)
-        mend = "kept apart: give them one name if they mean one class"
-        yield Problem(
-            "warning", "classes of nearly one name", str(data.root), f"split {data.split}", named, mend
-        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.layout import MEANT, SPLITS, by_split, meant, split_called, split_names
+from ghmdet.data.layout import MEANT, SPLITS, by_split, meant, split_names
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -171,15 +171,15 @@ class Tree:
     def one_part(self, top: str, endings: Container[str]) -> None:
         """Make sure that all files below a folder with one of the endings can be one split.
 
-        Raises DataError where a folder of theirs is called val or test.
+        Raises DataError where the name of a folder of theirs means val or test.
         """
         files = (path for path in self.walk(top) if ending(path) in endings)
         for folder in dict.fromkeys(map(os.path.dirname, files)):
             for name in os.path.relpath(folder, top).split(os.sep):
-                if split_called(name) in SPLITS[1:]:
+                if (part := meant(name)) in SPLITS[1:]:
                     raise DataError(
-                        f"{folder}: pictures of split {split_called(name)} in a folder that is read as one split: give"
-                        f" train and {split_called(name)} folders side by side, or move this one away"
+                        f"{folder}: pictures of split {part} in a folder that is read as one split: give"
+                        f" train and {part} folders side by side, or move this one away"
                     )
 
     def homes(self, folder: str, among: Sequence[str], instead: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
-from ghmdet.data.layout import SPLITS, UTF16, checked_classes, read_lines, read_text, split_called
+from ghmdet.data.layout import SPLITS, UTF16, checked_classes, meant, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import UNREADABLE, Tree, below, ending, readable, surrounds
 from ghmdet.data.values import shown, whole
@@ -176,7 +176,7 @@ def _place(base: Path, entry: str) -> str:
     not left out before images/ alone, which may hold all of them.
     """
     parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
-    named = [at for at, part in enumerate(parts) if split_called(os.path.splitext(part)[0]) in SPLITS]
+    named = [at for at, part in enumerate(parts) if meant(os.path.splitext(part)[0]) in SPLITS]
     after = {part.lower() for part in parts[named[-1] + 1 :]} if named else set[str]()
     last = named[-1] if named and after <= {*IMAGES} else len(parts)
     starts = range(min(last + 1, len(parts)))
