@@ -23,7 +23,7 @@ from ghmdet.engine.optim import warmup_cosine
 from ghmdet.engine.settings import TrainConfig, seconds_of
 from ghmdet.engine.train import Trainer, train
 from ghmdet.errors import GhmdetError
-from ghmdet.progress import progress_bar
+from ghmdet.progress import counting, progress_bar
 
 COURSE = 1000
 BUDGETED = replace(TINY, epochs=None, val_every=None)
@@ -359,6 +359,13 @@ def test_without_a_terminal_progress_is_a_line_in_the_first_minute_and_ever_fewe
             show(step / 1000, f"epoch 1, step {step}")
             now[0] += 1
     assert lines == [f"epoch 1, step {step}: {step / 10:.1f}%" for step in (30, 60, 120, 240, 480, 960)]
+    for total, of in ((1000, " of 1000"), (None, "")):
+        monkeypatch.setattr("sys.stderr", err := io.StringIO())
+        with counting("pictures", total) as advance:
+            for _ in range(1000):
+                now[0] += 1
+                advance(1)
+        assert err.getvalue().splitlines() == [f"pictures: {n}{of}" for n in (30, 60, 120, 240, 480, 960)]
 
 
 @pytest.mark.parametrize("text", ["20", "m", "-3m", "0s", "1d", "1e3s", "99999999h", "9" * 400 + "s"])

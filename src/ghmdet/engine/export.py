@@ -127,13 +127,15 @@ def export(
     part = None
     if precision == "int8":  # before the long work
         part = _labelled(detector, run, calibrate, "train", CALIBRATED_ON)
+    say("tracing the network")
     program = trace(detector, raw=raw, dtype=torch.float16 if precision == "fp16" else torch.float32)
     if format == "onnx":
+        say("converting it to ONNX")
         content = to_onnx(program, metadata, raw=raw)
         if part is not None:
+            say(f"calibrating on {many(len(part.records), 'picture')} of {part.root} ({part.split})")
             with counting("pictures calibrated on", len(part.records)) as advance:
                 content = quantize(content, _inputs(part, about, advance))
-            say(f"calibrated on {many(len(part.records), 'picture')} of {part.root} ({part.split})")
         exported = runtime.Detector(content, device="cpu")
         outputs = exported.raw
     else:
@@ -360,6 +362,7 @@ def _say_ap(
 ) -> None:
     """The AP of both on the pictures of `data`."""
     truth, theirs = data.to_coco(), []
+    say("measuring AP, in fp32 too")
     with counting("pictures scored, twice each", 2 * len(data.records)) as advance:
         own = detect(detector.model, data, device=detector.device, advance=advance)
         for record in data.records:
