@@ -186,6 +186,27 @@ def test_a_class_names_no_folder_elsewhere(tmp_path: Path, pictures: Path) -> No
     assert not list(tmp_path.glob("*.jpg"))
 
 
+def test_names_tell_folders_apart_that_only_the_whole_file_system_holds(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("u/pics", "v/pics", "w/b", "w/v/pics"):
+        shutil.copytree(pictures, tmp_path / name)
+
+    def names(*given: str) -> set[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.path.commonpath", lambda paths: "/")
+            found = find_pictures([tmp_path / one for one in given], tmp_path / "out")
+        assert all(file.as_posix().endswith(f"/{name.as_posix()}") for name, file in found.items())
+        return {name.as_posix() for name in found}
+
+    own = {"a.png", "b.png", "below/c.png"}
+    assert names("u/pics", "w/b") == {f"{top}/{one}" for top in ("pics", "b") for one in own}
+    assert names("u/pics", "v/pics") == {f"{top}/pics/{one}" for top in "uv" for one in own}
+    three = names("v/pics", "w/v/pics", "u/pics/below", "v/pics/a.png")
+    assert len(three) == 7 and not any(name.startswith(str(tmp_path)[1:]) for name in three)
+    assert {"w/v/pics/a.png", "u/pics/below/c.png"} < three
+
+
 def test_a_pattern_stands_for_what_fits_it(pictures: Path, tmp_path: Path) -> None:
     for pattern, names in (("*.png", ["a.png", "b.png"]), ("**/[bc].png", ["b.png", "below/c.png"])):
         assert [name.as_posix() for name in find_pictures([pictures / pattern], tmp_path / "out")] == names
@@ -315,6 +336,28 @@ def test_what_a_damaged_video_lost_is_counted_and_said(
     assert "cannot be decoded from frame" in stopped and 0 < left["d.mp4"] < 35
     damaged, absent = map(int, re.findall(r"\d+", lost.removeprefix(f"{videos['d.mp4']}: ")))
     assert absent == 36 - 1 - left["d.mp4"] and damaged <= 2
+
+
+def test_frames_of_which_h264_reports_errors_are_counted_and_those_of_a_sound_video_are_none(
+    tmp_path: Path,
+) -> None:
+    if "libx264" not in pytest.importorskip("av").codecs_available:
+        pytest.skip("this PyAV does not write H.264")
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (240, 320, 3), np.uint8)
+    video, counts = (
+        film(tmp_path / "film.mp4", [np.roll(noise, 3 * i, 1) for i in range(9)], codec="libx264"),
+        [],
+    )
+    content = bytearray(video.read_bytes())
+    for step in (0, 5000):
+        for place in range(5000, len(content) * 9 // 10, step or len(content)):
+            content[place] ^= 0xFF * bool(step)
+        video.write_bytes(content)
+        reader = sources.Reader()
+        assert all(reader.read(sources.Frame(video, number)) for number in range(9))
+        counts.append(reader.damaged[video])
+    assert counts[0] == 0 < counts[1] <= 9
 
 
 def test_a_whole_video_whose_frames_are_shown_again_is_not_called_damaged(

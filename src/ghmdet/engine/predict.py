@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from glob import glob, has_magic
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -61,15 +62,16 @@ def predict(
         checkpoint: A `best.pt` or `last.pt` of a training run, or an ONNX file of `ghmdet export`, which needs no
             PyTorch.
         pictures: Pictures, patterns ('shots/*.jpg'), videos (extra `video`), and folders that are searched for pictures
-            with their subfolders. They are named relative to the folder that holds all of them; a frame of clip.mp4 is
-            clip.mp4/000000.jpg and so on, and its results have its number as `frame`.
+            with their subfolders. They are named relative to the folder that holds all of them or, if that is /, from
+            the ends of the given folders that tell these apart; a frame of clip.mp4 is clip.mp4/000000.jpg and so on,
+            and its results have its number as `frame`.
         out: Folder to write. The drawing of a JPEG (.jpg, .jpeg) has its name, that of another picture gets `.jpg`
             added (a.png.jpg); drawings of an earlier predict are removed.
         annotations: COCO annotations, with boxes or without, whose image and category ids the results should carry,
             matched by file and class name, so that `ghmdet score` can compare them; by default pictures are numbered
             from 1 in order of their names.
         threshold: The least score of a box that is drawn, cropped or written by `--save-txt`; predictions.json keeps
-            them all.
+            them all with their scores, which AP needs: leave out those below it when you read it.
         save_txt: Also write the boxes as YOLO labels, `labels/NAME.txt`, with their `classes.txt`.
         crop: Also write what is in each box as a picture, `crops/CLASS/NAME-1.jpg` and so on.
         batch_size: Pictures at a time.
@@ -146,7 +148,7 @@ def predict(
                     save_jpeg(drawn, drawings[name], quality=92, comment=DRAWN)
                     work.add(name, seen.stamp, coco_results(seen.in_file(), numbers[name], category_ids))
             finished = (one | {"image_id": numbers[name]} for name, rows in work.results() for one in rows)
-            count = write_predictions(out / PREDICTIONS, finished, about)
+            written = write_predictions(out / PREDICTIONS, finished, about)
             sure = sum(one["score"] >= threshold for _, rows in work.results() for one in rows)
             if failed:
                 write_json(out / FAILED, failed)
@@ -159,7 +161,7 @@ def predict(
                     write(
                         out / folder, surer, sources, dict(zip(category_ids, detector.classes, strict=True))
                     )
-    say(f"{many(count, 'box/boxes')}, {sure} of them scored at least {threshold:g} and drawn: {out}")
+    say(f"{many(written, 'box/boxes')}, {sure} of them scored at least {threshold:g} and drawn: {out}")
     for reason in failed.values():
         say(reason)
     if failed:
@@ -287,8 +289,18 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
         found = {_upright(file): file for file in files} | found
     if useless:
         raise DataError(f"{min(useless)}: no picture outside --out {out} fits this pattern: correct it")
-    root = Path(os.path.commonpath([_upright(folder) for folder in folders]))
-    return {place.relative_to(root): found[place] for place in sorted(found)}
+    tops = {_upright(folder) for folder in folders}
+    tops = {top for top in tops if tops.isdisjoint(top.parents)}
+    root = Path(os.path.commonpath(tops))
+    if root != root.parent or root in tops:
+        return {place.relative_to(root): found[place] for place in sorted(found)}
+    top_of = {place: next(top for top in tops if place.is_relative_to(top)) for place in found}
+    for length in count(1):  # only the whole file system holds all
+        ends = {top: Path(*top.parts[1:][-length:]) for top in tops}
+        names = {ends[top] / place.relative_to(top): found[place] for place, top in top_of.items()}
+        if len({*ends.values()}) == len(tops) and len(names) == len(found):
+            break
+    return {name: names[name] for name in sorted(names)}
 
 
 def _matching(path: Path) -> list[Path]:

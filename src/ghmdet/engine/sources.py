@@ -53,14 +53,14 @@ def count_frames(video: Path, say: Callable[[str], None] = lambda line: None) ->
 
 @contextmanager
 def _errors() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg reports of errors in the block, in this thread; else nobody hears of it."""
+    """What FFmpeg reports of errors in the block, its threads' too; else nobody hears of it."""
     from av import logging
 
     before = logging.get_level(), logging.get_skip_repeated()
     logging.set_level(logging.ERROR)
     logging.set_skip_repeated(False)  # the next video may have the same
     try:
-        with logging.Capture() as heard:
+        with logging.Capture(local=False) as heard:
             yield heard
     finally:
         logging.set_level(before[0])
@@ -100,7 +100,7 @@ class Reader:
     def __init__(self) -> None:
         self._video: Path | None = None
         self._next = 0
-        self._rest: Iterator[Any] = iter(())
+        self._rest: Iterator[tuple[Any, bool]] = iter(())
         self._sizes: dict[Path, tuple[int, int]] = {}
         self.damaged = Counter[Path]()
         """Frames by their video of which the decoder had to make up parts."""
@@ -139,9 +139,9 @@ class Reader:
     def _frame(self, frame: Frame) -> NDArray[np.uint8] | None:
         if frame.video != self._video or frame.number < self._next:
             self._video, self._next, self._rest = frame.video, 0, _decode(frame.video)
-        for picture in self._rest:
+        for picture, damaged in self._rest:
             self._next += 1
-            self.damaged[frame.video] += picture.is_corrupt
+            self.damaged[frame.video] += damaged
             if self._next > frame.number:
                 return np.ascontiguousarray(
                     np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
@@ -152,12 +152,18 @@ class Reader:
         return None
 
 
-def _decode(video: Path) -> Iterator[Any]:
+def _decode(video: Path) -> Iterator[tuple[Any, bool]]:
+    """The frames of a video, each with whether it is damaged or its decoder told of errors in the meantime."""
     number = 0
     with _opened(video) as container:
         try:
-            for frame in container.decode(video=0):
-                yield frame
+            frames = container.decode(video=0)
+            while True:
+                with _errors() as errors:
+                    frame = next(frames, None)
+                if frame is None:
+                    return
+                yield frame, bool(frame.is_corrupt or errors)
                 number += 1
         except Exception as error:  # whatever the decoder tripped over
             raise _unreadable(video, f"cannot be decoded from frame {number} on", error) from None
