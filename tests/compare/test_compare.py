@@ -254,16 +254,36 @@ def test_the_number_of_runs_and_their_length_are_said_before_they_begin(
     plan = make_plan(squares, tmp_path / "c", arms=str(tmp_path / "arms.yaml"), grid="0.1,0.2", seeds=3)
     assert plan.describe(1000) == (
         "runs to make: 2 to choose weights, epochs: 1, or about 187 steps each; 6 to judge, epochs: 1 to 9, or about"
-        " 250 to 2250 steps each; more where a best weight lies at the edge of the grid; the time left is said after"
-        " each"
+        " 250 to 2250 steps each; more where a best weight lies at the edge of the grid; the time they take is"
+        " said after the first steps"
     )
     said: list[str] = []
     plan = make_plan(squares, tmp_path / "d", arms="ce", seeds=1)
     judged(plan, "ce", say=said.append)
     runs = [i for i, line in enumerate(said) if line.startswith("[1/1]")]
     assert said.index(
-        "runs to make: 1 to judge, epochs: 1, or about 3 steps each; the time left is said after each"
+        "runs to make: 1 to judge, epochs: 1, or about 3 steps each; the time they take is said after the first steps"
     ) < min(runs)
+
+
+def test_the_first_run_says_how_long_all_will_take(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, said, trained = make_plan(squares, tmp_path / "c", grid="0.1,0.2,0.4"), list[str](), list[Run]()
+
+    def trains(run: Run, stop: StopSignal, show: Any, heard: Callable[[str], None]) -> str:
+        end(run, 0.5 if run.config.cls_weight == 0.2 else 0.1)
+        heard(f"about {('1 min 15 s', '8.2 s', '121 min')[len(trained) % 3]} to go: 9 steps of 8 s, AP after")
+        trained.append(run)
+        return ""
+
+    monkeypatch.setattr(engine, "train_run", trains)
+    assert engine._make_runs(plan, said.append) == {} and len(trained) == 10
+    (line,) = (line for line in said if " to go: " in line)
+    assert line == f"{trained[0]}: about 1 min 15 s to go: 9 steps of 8 s; all 10 runs about 12 min 30 s"
+    for words, whole in (("8.2 s", "33 s"), ("121 min", "484 min")):
+        engine.foretell(trained[0], said.append, f"about {words} to go: 9 steps", runs=4)
+        assert said[-1].endswith(f"; all 4 runs about {whole}")
 
 
 def test_what_is_chosen_for_one_arm_alone_is_said_with_its_name(

@@ -172,7 +172,11 @@ def test_a_detector_that_has_learnt_little_is_told_so_first_with_the_likeliest_m
     assert others and "rising" not in {one["rule"] for one in others}  # it would say again to train longer
     by_time = look(hardly, course=few, arguments={"budget": "2m"})[0]["do"]
     assert by_time == "Train longer: `--budget 27m` makes about the 1,600 steps of a run by default."
-    many = few._replace(steps=1600)
+    grew = look(hardly, course=few._replace(steps=1600), labels=labels, arguments={"epochs": 3})[0]
+    assert grew["do"].startswith(
+        "Train longer: `--epochs 6`, as AP was still rising. Then label more pictures"
+    )
+    many = few._replace(steps=1600, AP=[0.0, 0.016, 0.017])
     assert look(hardly, course=many, labels=labels)[0]["do"].startswith("Label more pictures")
     assert "--size" in look(hardly, course=many, labels={"car": 5000, "bus": 5000})[0]["do"]
     assert look(right, course=few, labels=labels) == []
@@ -337,7 +341,7 @@ def test_advice_follows_the_curves_without_another_pass(squares: Path, tmp_path:
 
 
 LARGE = "The likely reason is steps that are too large: train again with a lower `--lr` (it was 20)"
-FEW = "The likely reason is too few steps (48): train again with more `--epochs`."
+FEW = "The likely reason is too few steps (%s; a run by default has about 1,600): train again with more `--epochs`."
 LABELS = "The likely reason is labels that do not fit their pictures"
 
 
@@ -346,11 +350,12 @@ LABELS = "The likely reason is labels that do not fit their pictures"
     [
         ([0, 0, 0], (2.0, 8.0), 48, 20.0, ["has learnt nothing: AP .000 at", "rose from 2 to 8.", LARGE]),
         ([0, 0, 0.0], (2.0, 1.0), 48, 20.0, ["has learnt nothing: AP .000 at the last validation. ", LARGE]),
-        ([0, 0.004], (2.0, 1.9), 48, 0.002, ["has learnt nothing: AP .004 at", FEW]),
+        ([0, 0.004], (2.0, 1.9), 48, 0.002, ["has learnt nothing: AP .004 at", FEW % 48]),
+        ([0, 0.0], (2.0, 1.9), 799, 0.002, ["has learnt nothing", FEW % 799]),
         (
             [0, 0.0],
             (2.0, 1.9),
-            300,
+            800,
             0.002,
             ["has learnt nothing", LABELS, "`ghmdet data check sets/made-up`"],
         ),

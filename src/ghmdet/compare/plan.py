@@ -182,7 +182,7 @@ class Plan:
                     f"{times * len(runs)} to {what}, epochs: {epochs}, or about {_span(steps)} steps each"
                 )
         grows = "; more where a best weight lies at the edge of the grid" if tuned else ""
-        return f"runs to make: {'; '.join(stages)}{grows}; the time left is said after each"
+        return f"runs to make: {'; '.join(stages)}{grows}; the time they take is said after the first steps"
 
     def commands(self) -> list[str]:
         """The commands that can be run now, in any order; an arm's final runs follow once its grid is done."""

@@ -1,6 +1,7 @@
 """`ghmdet compare`: train several arms alike, judge them alike, and say what differs beyond chance."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from ghmdet.compare.page import summary, write_comparison
 from ghmdet.compare.plan import Outcome, Plan, Run
 from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
+from ghmdet.engine.budget import in_words
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.run_folder import read_rows
@@ -153,7 +155,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             later = len(plan.seeds) * sum(arm.weight is None and not arm.failed for arm in standing)
             run, total = ready[0], done + len(ready) + later
             began = time.monotonic()
-            heard = partial(foretell, run, say) if not done else lambda line: None
+            heard = partial(foretell, run, say, runs=total) if not done else lambda line: None
             reason = train_run(run, stop, partial(show, done / total), heard)
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
@@ -172,9 +174,11 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             say(f"[{done}/{total}] {run}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{more}")
 
 
-def foretell(run: Run, say: Callable[[str], None], line: str, more: str = "") -> None:
-    """Pass on how long a run will take, if that is what it says in this line."""
-    if line.startswith("about "):
+def foretell(run: Run, say: Callable[[str], None], line: str, more: str = "", runs: int = 1) -> None:
+    """Pass on how long a run will take, and so many like it, if that is what it says in this line."""
+    if time_to_go := re.match(r"about (?:(\d+) min ?)?(?:([\d.]+) s )?", line):
+        seconds = runs * (60 * int(time_to_go[1] or 0) + float(time_to_go[2] or 0))
+        more += f"; all {runs} runs about {in_words(seconds)}" if runs > 1 else ""
         say(f"{run}: {line.partition(',')[0]}{more}")
 
 

@@ -22,7 +22,6 @@ FEW_LABELS, FAR_BELOW = 50, 0.15  # labels of a class, and AP below that of the 
 LEARNT = 0.005  # AP: less is none
 RISEN = 2.0  # times the first step's loss; in runs that learn it falls
 LARGE_RATE = 10 * TrainConfig.lr
-FEW_STEPS = 200
 LITTLE, FEW_OBJECTS = 0.1, 1000  # AP below which little is learnt, and labels that are few for a whole set
 STILL_RISING, FALLEN = 0.01, 0.01  # AP
 
@@ -80,16 +79,16 @@ def failure(run: Path) -> str | None:
     risen = course.last_loss > RISEN * course.first_loss
     if AP >= LEARNT and not risen:
         return None
-    likely = "large" if risen or rate > LARGE_RATE else "few" if course.steps < FEW_STEPS else "labels"
+    likely = "large" if risen or rate > LARGE_RATE else "few" if course.steps < STEPS / 2 else "labels"
     best = max(course.AP, default=0.0)
     values = {"AP": AP, "best": best, "learnt": LEARNT, "risen": risen, "likely": likely, "rate": rate}
-    return " ".join(words("failure", course=course, data=arguments.get("data"), **values))
+    return " ".join(words("failure", course=course, data=arguments.get("data"), usual=STEPS, **values))
 
 
 def learnt_little(
     found: Mapping[str, Any], labels: Mapping[str, int], course: Course, arguments: Mapping[str, Any]
 ) -> Gain | None:
-    """The run was short, or the AP is near none, with the likeliest reason: few labels, or else what is labelled.
+    """The run was short, or the AP is near none, with the likeliest reason: steps, few labels, or what is labelled.
 
     The gain is all that is missing.
     """
@@ -97,9 +96,10 @@ def learnt_little(
     short = 0 < course.steps < STEPS / 2
     if AP is None or (AP >= LITTLE and not (short and course.finished)):
         return None
-    longer = _longer(course, arguments, STEPS / course.steps) if short else None
-    values = {"AP": AP, "AP50": AP50, "steps": course.steps, "labels": many, "longer": longer, "usual": STEPS}
-    return 1 - AP50, values | {"little": AP < LITTLE, "few": 0 < many < FEW_OBJECTS}
+    rises = rising(course, arguments)
+    longer = _longer(course, arguments, STEPS / course.steps) if short else rises and rises[1]["more"]
+    values = {"AP": AP, "AP50": AP50, "steps": course.steps, "labels": many, "longer": longer}
+    return 1 - AP50, values | {"little": AP < LITTLE, "few": 0 < many < FEW_OBJECTS, "usual": short and STEPS}
 
 
 def _longer(course: Course, arguments: Mapping[str, Any], times: float) -> str:
