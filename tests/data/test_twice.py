@@ -176,3 +176,56 @@ def test_other_names_are_no_such_classes(tmp_path: Path) -> None:
     ):
         voc_of(tmp_path / str(number), "train", list(names))
         assert read_data(tmp_path / str(number)).problems == ()
+
+
+# --- one part, two files
+
+
+def placed(root: Path, name: str, picture: str) -> None:
+    draw(root / "images" / picture, 60, 40)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(json.dumps(coco([image(1, picture)], [box(1)])))
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train.json", "test/annotations.json"),
+        ("train.json", "valid/_annotations.coco.json"),
+        ("train/labels.json", "val.json"),
+        ("Train/_annotations.coco.json", "dev/annotations/instances.json"),
+        ("train.json", "annotations/instances_val2017.json"),
+        ("training/annotations.json", "annotations/val.json"),
+    ],
+)
+def test_a_file_of_one_part_hides_no_file_of_another(tmp_path: Path, train: str, val: str) -> None:
+    placed(tmp_path, train, "a.jpg")
+    placed(tmp_path, val, "b.jpg")
+    assert found(read_data(tmp_path)) == {"a.jpg": 1}
+    assert found(read_data(tmp_path, "test" if "test" in val else "val")) == {"b.jpg": 1}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train.json", "train/annotations.json"),
+        ("train.json", "train/_annotations.coco.json"),
+        ("val.json", "valid/_annotations.coco.json"),
+        ("valid/_annotations.coco.json", "valid/labels.json"),
+    ],
+)
+def test_two_files_of_one_part_are_refused_by_name(tmp_path: Path, one: str, other: str) -> None:
+    for name in ("train.json", one, other):
+        placed(tmp_path, name, "a.jpg")
+    with pytest.raises(DataError, match="two files of split") as caught:
+        read_data(tmp_path)
+    assert one in str(caught.value) and other in str(caught.value)
+
+
+def test_what_annotations_holds_comes_before_files_of_the_same_part(tmp_path: Path) -> None:
+    for name in ("val.json", "valid/labels.json", "labels.json", "extra/_annotations.coco.json"):
+        placed(tmp_path, name, "b.jpg")
+    for name in ("train2017", "val2017", "train"):
+        placed(tmp_path, f"annotations/{'instances' if '2' in name else 'captions'}_{name}.json", "a.jpg")
+    (problem,) = [p for p in read_data(tmp_path).problems if p.kind == "label file that no split uses"]
+    assert problem.count == 5 and found(read_data(tmp_path, "val")) == {"a.jpg": 1}

@@ -14,7 +14,7 @@ import numpy as np
 from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
 from ghmdet.data.collector import Collector
 from ghmdet.data.layout import MEANT, SPLITS, by_split, checked_classes, meant, read_text, split_called
-from ghmdet.data.records import DetectionData
+from ghmdet.data.records import VALIDATION_NAMES, DetectionData
 from ghmdet.data.tree import PROBES, Tree, below, looks_like_label, readable
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
@@ -26,15 +26,12 @@ LOOKED_FOR = (
 ONE_PART = r"(_annotations\.coco|annotations|instances(_default)?|result|labels)\.json"  # names no split
 SPLIT = f"({'|'.join(SPLITS)})"
 MEANING = rf"({'|'.join((*SPLITS, *MEANT))})([-_ ]?(19|20)\d\d)?"  # of a folder
-FILES = (
-    r"annotations/instances_[^/]*\.json",
-    r"annotations/[^/]*\.json",
-    r"[^/]+/(annotations/)?_annotations\.coco\.json",
-    rf"{MEANING}/(annotations/)?({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)",
-    rf"[^/]*{SPLIT}[^/]*\.json",
-    ONE_PART,
+PARTS = (
+    rf"[^/]+/(annotations/)?_annotations\.coco\.json|[^/]*{SPLIT}[^/]*\.json"
+    rf"|{MEANING}/(annotations/)?({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)"
 )
-"""Where a folder's annotation files lie: the first of these that any file fits."""
+FILES = (r"annotations/instances_[^/]*\.json", r"annotations/[^/]*\.json", PARTS, ONE_PART)
+"""Where a folder's annotation files lie: the first of these that any file fits; PARTS also for the parts it lacks."""
 NAME = re.compile(r'"(file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.)+")')
 
 
@@ -82,22 +79,31 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     inside = tree.folders(tree.root).values()
     folders = [tree.root, *inside, *(tree.at(folder, "annotations") for folder in inside)]
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
-    for pattern in FILES:
-        files = [root / name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
-        if pattern not in (FILES[0], FILES[2]):  # a place for other json files too
-            files = [file for file in files if looks_like_label(str(file))]
-        if files := [file for file in files if readable(file) and not is_labelme(file)]:
-            break
     found: dict[str, Path] = {}
-    for file in files:
-        split = split_name(file, tree.root)
-        other = found.setdefault(split, file)
-        if other != file:
-            raise DataError(
-                f"{root}: two files of split '{split}': {other.relative_to(root)} and "
-                f"{file.relative_to(root)}: give the .json file itself or move one of them away"
-            )
+    for place in FILES:
+        if found and place != PARTS:
+            continue
+        files = [root / name for name in names if re.fullmatch(place, name, re.IGNORECASE)]
+        if place != FILES[0]:  # a place for other json files too
+            own = "_annotations.coco.json"
+            files = [file for file in files if file.name.lower() == own or looks_like_label(str(file))]
+        taken, here = {_one_name(meant(split)) for split in found}, dict[str, Path]()
+        for file in (file for file in files if readable(file) and not is_labelme(file)):
+            split = split_name(file, tree.root)
+            if taken and (meant(split) not in SPLITS or _one_name(meant(split)) in taken):
+                continue
+            other = here.setdefault(_one_name(split), file)
+            if other != file:
+                raise DataError(
+                    f"{root}: two files of split '{split}': {other.relative_to(root)} and "
+                    f"{file.relative_to(root)}: give the .json file itself or move one of them away"
+                )
+            found[split] = file
     return by_split(found)
+
+
+def _one_name(split: str) -> str:
+    return VALIDATION_NAMES[0] if split in VALIDATION_NAMES else split
 
 
 def is_labelme(file: Path | str) -> bool:
