@@ -13,7 +13,7 @@ from ghmdet.data.annotations import read_annotations
 from ghmdet.data.records import Problem
 from ghmdet.errors import DataError
 from ghmdet.evaluation.score import score
-from small_sets import draw
+from small_sets import Picture, draw, voc_xml
 
 
 def written(root: Path, content: object, part: str = "train") -> Path:
@@ -229,3 +229,45 @@ def test_what_annotations_holds_comes_before_files_of_the_same_part(tmp_path: Pa
         placed(tmp_path, f"annotations/{'instances' if '2' in name else 'captions'}_{name}.json", "a.jpg")
     (problem,) = [p for p in read_data(tmp_path).problems if p.kind == "label file that no split uses"]
     assert problem.count == 5 and found(read_data(tmp_path, "val")) == {"a.jpg": 1}
+
+
+# --- one fault, many lines
+
+
+@pytest.mark.parametrize("size", [(20, 20), (40, 60)])  # too small; its sides changed places
+def test_a_wrong_size_is_said_once_a_file_and_not_of_each_box(tmp_path: Path, size: tuple[int, int]) -> None:
+    corners = [(2, 2, 9, 9), (30, 5, 58, 35), (45, 8, 55, 30), (44, 1, 59, 39)]
+    for stem in "ab":
+        picture = Picture(f"{stem}.jpg", 60, 40, [(0, *box) for box in corners])
+        draw(tmp_path / "JPEGImages" / picture.name, 60, 40)
+        picture.width, picture.height = size if stem == "a" else (60, 40)
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / "Annotations" / f"{stem}.xml").write_text(voc_xml(picture))
+    (problem,) = check_data(tmp_path, "train")
+    said = (
+        f"(the file has 60x40 pixels, its annotation says {size[0]}x{size[1]}): left out: correct one of them"
+    )
+    assert str(problem) == f"error: {tmp_path}/Annotations/a.xml: image 'a.jpg': size mismatch {said}"
+    data = read_data(tmp_path)
+    assert found(data) == {"b.jpg": 4} and data.problems == (problem,)
+
+
+def test_a_wrong_size_comes_before_the_boxes_that_coco_rejects_for_it(tmp_path: Path) -> None:
+    boxes = [box(1, 1, 2, 2, 9, 9), box(1, 1, 30, 5, 20, 20), box(1, 1, 40, 8, 9, 9), box(2)]
+    file = written(tmp_path, coco([image(1, "a.jpg", 20, 20), image(2, "b.jpg")], boxes))
+    data = read_data(tmp_path)
+    first, *others = told(data)
+    said = "(the file has 60x40 pixels, its annotation says 20x20): left out: correct one of them"
+    assert str(first) == f"error: {file}: image 'a.jpg': size mismatch {said}"
+    assert [problem.kind for problem in others] == ["box outside the image"] * 2
+    assert found(data) == {"b.jpg": 1}
+
+
+def test_boxes_outside_a_picture_whose_size_is_right_or_unknown_are_said_one_by_one(tmp_path: Path) -> None:
+    for stem in "ab":
+        picture = Picture(f"{stem}.jpg", 60, 40, [(0, 2, 2, 9, 9), (0, 70, 5, 90, 35), (0, 50, 5, 90, 35)])
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / "Annotations" / f"{stem}.xml").write_text(voc_xml(picture))
+    draw(tmp_path / "JPEGImages" / "a.jpg", 60, 40)
+    kinds = ["box outside the image", "box partly outside the image"] * 2
+    assert [problem.kind for problem in read_data(tmp_path).problems] == kinds

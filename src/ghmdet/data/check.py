@@ -189,17 +189,12 @@ def _digest(path: Path) -> bytes:
 
 def _open(record: Record) -> bytes | Problem:
     """The hash of the picture's file, once it was decoded in full; else what is wrong with it."""
+    file, which = str(record.path), f"image id {record.image_id}"
     try:
         load_image(record)
         return _digest(record.path)
     except OSError as error:
-        return _error(
-            "unreadable image",
-            str(record.path),
-            f"image id {record.image_id}",
-            f"({error.strerror})",
-            "allow it",
-        )
+        return _error("unreadable image", file, which, f"({error.strerror})", "allow it")
     except DataError as error:
         kind, _, mend = reason(error, record.path).partition(": ")
-        return _error(kind, str(record.path), f"image id {record.image_id}", "", mend)
+        return _error(kind, file, which, "", mend)

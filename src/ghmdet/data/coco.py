@@ -229,6 +229,8 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
         size = image.get("width"), image.get("height")
         if not collect.add_image(image_id, name, size, f"image '{name}'", rejected):
             continue
+        if rejected:
+            collect.is_missized()  # which may be the reason
         boxes: list[Any] = [column[start:end] for column in columns]
         if not flawed:
             collect.add_sound(*boxes)
@@ -238,5 +240,6 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
             range(start, end), names, *(column.tolist() for column in boxes), strict=True
         ):
             collect.add_box(corners, name, partial(_told, read, row), crowd=crowd, area=area)
+    collect.problems.sort(key=lambda problem: problem.kind != "size mismatch")  # a reason comes first
     where = tree.given if tree.whole else file  # the file given may be that of another split
     return collect.pack(where, "COCO", split, _category_ids(classes, read.categories))

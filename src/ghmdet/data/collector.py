@@ -3,6 +3,7 @@
 import math
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,11 @@ class Collector:
 
     def __init__(self, images: Path, classes: Iterable[str] | None, problems: Iterable[Problem] = ()) -> None:
         self.file: Path | str = images
-        self._faulty: dict[
-            int, Path | str
-        ] = {}  # by the place of an image, the file of its first rejected label
+        self._faulty: dict[int, Path | str] = {}  # by an image's place, the file of its first rejected label
+        self._sized, self._missized = (
+            -1,
+            set[int](),
+        )  # places: of the last image of a known size, of those of another
         self.problems = list(problems)
         self._images, self._all = images, classes is None
         self._labels = {name: label for label, name in enumerate(classes or ())}
@@ -139,7 +142,7 @@ class Collector:
             if any(value not in (None, "") and number(value) != 0 and side(value) is None for value in size):
                 self.report("malformed image size", record, shown(size), "taken from the picture", "warning")
             try:
-                sides = list(image_size(self._images / name))
+                sides, self._sized = list(image_size(self._images / name)), len(self._names)
             except DataError as error:
                 self.report("image without a size", record, "", reason(error, self._images / name))
                 return False
@@ -178,6 +181,8 @@ class Collector:
             return
         label = self._labels.setdefault(name, len(self._labels))
         kind, kept = judge_box(box, *self.size)
+        if kind is not None and "outside" in kind and self.is_missized():
+            return
         if kind is not None:
             record, value = told() if callable(told) else told
             self.report(kind, record, value, MENDS[kind], "error" if kept is None else "warning")
@@ -188,6 +193,17 @@ class Collector:
             self._crowd.append(crowd)
             self._areas.append(area)
             self._ends[-1] += 1
+
+    def is_missized(self) -> bool:
+        """Whether the last image's file has another size than is written, which is said once an image."""
+        place, name, (width, height) = len(self._names) - 1, self._names[-1], self.size
+        with suppress(DataError):  # of a picture that is missing or damaged
+            if self._sized != place and (found := image_size(self._images / name)) != (width, height):
+                self._missized.add(place)
+                said = f"(the file has {found[0]}x{found[1]} pixels, its annotation says {width}x{height})"
+                self.report("size mismatch", f"image '{name}'", said, "left out: correct one of them")
+        self._sized = place
+        return place in self._missized
 
     def add_sound(
         self,
@@ -208,7 +224,8 @@ class Collector:
     ) -> DetectionData:
         """Everything collected as one immutable data set; classes that were not given are in alphabetical order.
 
-        A picture of which every label was rejected is left out: it is no picture without objects.
+        A picture of which every label was rejected is no picture without objects: it is left out, as is one of another
+        size than its file says.
 
         category_ids: the classes' numbers, 1, 2 ... by default. Raises DataError where there is no class.
         """
@@ -231,11 +248,13 @@ class Collector:
             np.array(self._crowd, dtype=np.bool_),
             np.where((area > 0) & (area < inside), area, inside).astype(np.float32),
         )
-        unclear = (np.diff(records.offsets) == 0) & (np.array(self._rejected, dtype=np.int64) > 0)
+        wrong = np.isin(np.arange(len(records)), list(self._missized))
+        unclear = ~wrong & (np.diff(records.offsets) == 0) & (np.array(self._rejected, dtype=np.int64) > 0)
         if unclear.any():
             first = int(unclear.argmax())
             self.file = self._faulty.get(first, self.file)
             self.report(UNCLEAR, "", records.name(first), MENDS[UNCLEAR], count=int(unclear.sum()))
-            records = records.take(np.flatnonzero(~unclear))
+        if (wrong | unclear).any():
+            records = records.take(np.flatnonzero(~wrong & ~unclear))
         numbers = tuple(category_ids or range(1, len(classes) + 1))
         return DetectionData(root, format, split, classes, numbers, records, tuple(self.problems))

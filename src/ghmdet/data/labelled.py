@@ -258,15 +258,8 @@ def parse_voc(file: Path) -> Annotated:
             for box in boxes
             for corner in ("xmin", "ymin", "xmax", "ymax")
         ]
-        objects.append(
-            (
-                f"object {place} '{name}'",
-                name,
-                shown(texts),
-                numbers(texts) if len(boxes) == 1 else None,
-                node.findtext("difficult"),
-            )
-        )
+        record, corners = f"object {place} '{name}'", numbers(texts) if len(boxes) == 1 else None
+        objects.append((record, name, shown(texts), corners, node.findtext("difficult")))
     picture = (root.findtext("filename") or "").strip().replace("\\", "/")
     return Annotated(picture, [root.findtext(f"size/{side}") for side in ("width", "height")], objects)
 

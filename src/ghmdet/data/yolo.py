@@ -322,13 +322,9 @@ def read_split(
             continue  # what is not understood is no picture without objects
         collect.file = picture
         name = os.path.relpath(picture, tree.root)
-        if collect.add_image(
-            image_id,
-            os.path.abspath(picture) if name.startswith(os.pardir) else name,
-            (None, None),
-            "",
-            sum(map(bool, map(str.strip, lines))) - len(boxes),
-        ):
+        place = os.path.abspath(picture) if name.startswith(os.pardir) else name
+        unread = sum(map(bool, map(str.strip, lines))) - len(boxes)
+        if collect.add_image(image_id, place, (None, None), "", unread):
             collect.file = label or picture
             width, height = collect.size
             for (x1, y1, x2, y2), name, record, value in filter(None, boxes):
