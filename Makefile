@@ -11,9 +11,12 @@ demo: .venv/installed
 # wait, and a test of seconds took minutes.
 test test-lowest soak: export OMP_NUM_THREADS ?= 1
 
-# What a CPU computes to the last bit is tested there, also where there is a GPU. A process of tests needs 2 GB.
+# A process of tests needs 2 GB.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+
+# What a CPU computes to the last bit is tested there, also where there is a GPU.
 test: lint
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --ignore tests/test_gpu.py -n auto --maxprocesses 4 --dist worksteal
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --ignore tests/test_gpu.py $(PARALLEL)
 	$(BIN)/python -m pytest tests/test_gpu.py
 
 # Damages small data sets of every layout, checkpoints, detections, spectra and runs, 20,000 times: their readers may refuse them, and never
@@ -52,7 +55,7 @@ docs: .venv/installed
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --editable '.[pretrained,tensorboard,export,video,dev]' --constraint lowest.txt
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python -m pytest $(PARALLEL)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
