@@ -205,8 +205,8 @@ def test_coco_ids(tmp_path: Path) -> None:
     )
     file = edited(tmp_path, lambda content: content["images"][2].update(id=1))
     assert str(problem_of(tmp_path)) == (
-        f"error: {file}: images[2] 'c.jpg': duplicate image id 1: 'a.jpg' has it, too: both are left out with all boxes"
-        " of the id: number each image once"
+        f"error: {file}: images[2] 'c.jpg': duplicate image id 1: 'a.jpg' has it, too: both are left out with all their"
+        " boxes: number each image once"
     )
     edited(tmp_path, lambda content: content["images"][2].update(id="three"))
     assert problem_of(tmp_path).kind == "malformed image record"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ def test_an_image_id_of_two_pictures_says_of_neither_which_boxes_are_its_own(tmp
     data = read_data(tmp_path)
     assert found(data) == {"b.jpg": 1}
     assert list(map(str, told(data))) == [
-        f"error: {file}: images[2] 'c.jpg': duplicate image id 1: 'a.jpg' has it, too: both are left out with all boxes"
-        " of the id: number each image once"
+        f"error: {file}: images[2] 'c.jpg': duplicate image id 1: 'a.jpg' has it, too: both are left out with all their"
+        " boxes: number each image once"
     ]
     assert "1 × duplicate image id" in data.describe()
     results = [{"image_id": i, "category_id": 1, "bbox": [8, 8, 20, 20], "score": 0.5} for i in (1, 2)]
@@ -206,20 +207,26 @@ def test_a_file_of_one_part_hides_no_file_of_another(tmp_path: Path, train: str,
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("parts", "stray"),
     [
-        ("train.json", "train/annotations.json"),
-        ("train.json", "train/_annotations.coco.json"),
-        ("val.json", "valid/_annotations.coco.json"),
-        ("valid/_annotations.coco.json", "valid/labels.json"),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json"), "train_backup.json"),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json"), "validation.json"),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json"), "valid/labels.json"),
+        (("train/annotations.json", "val.json"), "train.json"),
+        (("annotations/train.json", "annotations/val.json"), "my_test_detections.json"),
+        (("annotations/instances_default.json",), "val.json"),
     ],
 )
-def test_two_files_of_one_part_are_refused_by_name(tmp_path: Path, one: str, other: str) -> None:
-    for name in ("train.json", one, other):
-        placed(tmp_path, name, "a.jpg")
-    with pytest.raises(DataError, match="two files of split") as caught:
-        read_data(tmp_path)
-    assert one in str(caught.value) and other in str(caught.value)
+def test_what_lies_beside_a_sound_set_changes_nothing(
+    parts: Sequence[str], stray: str, tmp_path: Path
+) -> None:
+    for part, picture in zip(parts, ("a.jpg", "b.jpg"), strict=False):
+        placed(tmp_path, part, picture)
+    alone = [found(read_data(tmp_path, split)) for split in ("train", "val")[: len(parts)]]
+    placed(tmp_path, stray, "c.jpg")
+    assert [found(read_data(tmp_path, split)) for split in ("train", "val")[: len(parts)]] == alone
+    unused = [p for p in check_data(tmp_path) if p.kind == "label file that no split uses"]
+    assert [stray in str(p) for p in unused] == [True]
 
 
 def test_what_annotations_holds_comes_before_files_of_the_same_part(tmp_path: Path) -> None:
@@ -271,3 +278,12 @@ def test_boxes_outside_a_picture_whose_size_is_right_or_unknown_are_said_one_by_
     draw(tmp_path / "JPEGImages" / "a.jpg", 60, 40)
     kinds = ["box outside the image", "box partly outside the image"] * 2
     assert [problem.kind for problem in read_data(tmp_path).problems] == kinds
+
+
+def test_a_record_goes_with_the_picture_that_is_left_out_and_says_so() -> None:
+    pictures = [image(1, "a.jpg"), image(1, "b.jpg"), image(2, "b.jpg"), image(2, "c.jpg")]
+    said = [str(problem) for problem in read_annotations(coco(pictures, [])).problems]
+    assert "'a.jpg' has it, too" in said[0] and "'b.jpg' has it, too" in said[2]
+    assert "image id 1 has its name, and is left out: so is this" in said[1] and "taken as" not in " ".join(
+        said
+    )

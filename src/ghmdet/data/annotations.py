@@ -264,9 +264,7 @@ def _images(
         if paths.setdefault(image_id, path) != path:
             known = first[image_id]
             left_out |= {image_id, known, named.setdefault(path, known)}
-            said = (
-                f"'{images[known].get('file_name')}' has it, too: both are left out with all boxes of the id"
-            )
+            said = f"'{paths[image_id]}' has it, too: both are left out with all their boxes"
             report("duplicate image id", record, image_id, f"{said}: number each image once")
             continue
         other = first[image_id] = named.setdefault(path, image_id)
@@ -274,8 +272,12 @@ def _images(
             images[image_id], sizes[image_id] = image, size
             continue
         merged.add(other)
+        gone = other in left_out
         left_out |= {image_id} - {other}
-        if size == sizes[other] or math.inf in (*size, *sizes[other]):
+        if gone:
+            mend = f"image id {other} has its name, and is left out: so is this: number each image once"
+            report("image listed twice", record, image_id, mend)
+        elif size == sizes[other] or math.inf in (*size, *sizes[other]):
             mend = f"taken as image id {other}, with the boxes of both, each once"
             report("image listed twice", record, image_id, mend, "warning")
         else:

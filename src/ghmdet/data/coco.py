@@ -26,12 +26,16 @@ LOOKED_FOR = (
 ONE_PART = r"(_annotations\.coco|annotations|instances(_default)?|result|labels)\.json"  # names no split
 SPLIT = f"({'|'.join(SPLITS)})"
 MEANING = rf"({'|'.join((*SPLITS, *MEANT))})([-_ ]?(19|20)\d\d)?"  # of a folder
-PARTS = (
-    rf"[^/]+/(annotations/)?_annotations\.coco\.json|[^/]*{SPLIT}[^/]*\.json"
-    rf"|{MEANING}/(annotations/)?({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)"
+FILES = (
+    r"annotations/instances_[^/]*\.json",
+    r"annotations/[^/]*\.json",
+    r"[^/]+/(annotations/)?_annotations\.coco\.json",
+    rf"{MEANING}/(annotations/)?({ONE_PART}|[^/]*{SPLIT}[^/]*\.json)",
+    rf"[^/]*{SPLIT}[^/]*\.json",
+    ONE_PART,
 )
-FILES = (r"annotations/instances_[^/]*\.json", r"annotations/[^/]*\.json", PARTS, ONE_PART)
-"""Where a folder's annotation files lie: the first of these that any file fits; PARTS also for the parts it lacks."""
+"""Where a folder's annotation files lie: the first of these that any file fits; for a train or val part that
+lacks there, also later ones that name a part."""
 NAME = re.compile(r'"(file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.)+")')
 
 
@@ -81,29 +85,28 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
     found: dict[str, Path] = {}
     for place in FILES:
-        if found and place != PARTS:
-            continue
+        lacking = {SPLITS[0], VALIDATION_NAMES[0]}.difference(map(_meant, found))
+        if found and (place == ONE_PART or not lacking or any(meant(split) not in SPLITS for split in found)):
+            break
         files = [root / name for name in names if re.fullmatch(place, name, re.IGNORECASE)]
-        if place != FILES[0]:  # a place for other json files too
-            own = "_annotations.coco.json"
-            files = [file for file in files if file.name.lower() == own or looks_like_label(str(file))]
-        taken, here = {_one_name(meant(split)) for split in found}, dict[str, Path]()
-        for file in (file for file in files if readable(file) and not is_labelme(file)):
-            split = split_name(file, tree.root)
-            if taken and (meant(split) not in SPLITS or _one_name(meant(split)) in taken):
-                continue
-            other = here.setdefault(_one_name(split), file)
+        if place not in (FILES[0], FILES[2]):  # a place for other json files too
+            files = [file for file in files if looks_like_label(str(file))]
+        here = [
+            (split_name(file, tree.root), file) for file in files if readable(file) and not is_labelme(file)
+        ]
+        for split, file in here if not found else [each for each in here if _meant(each[0]) in lacking]:
+            other = found.setdefault(split, file)
             if other != file:
                 raise DataError(
                     f"{root}: two files of split '{split}': {other.relative_to(root)} and "
                     f"{file.relative_to(root)}: give the .json file itself or move one of them away"
                 )
-            found[split] = file
     return by_split(found)
 
 
-def _one_name(split: str) -> str:
-    return VALIDATION_NAMES[0] if split in VALIDATION_NAMES else split
+def _meant(split: str) -> str:
+    """The split that a name means, by one name for validation."""
+    return VALIDATION_NAMES[0] if meant(split) in VALIDATION_NAMES else meant(split)
 
 
 def is_labelme(file: Path | str) -> bool:
