@@ -56,7 +56,7 @@ def test_a_picture_whose_every_label_is_rejected_is_no_background(tmp_path: Path
         ("c", 1),
         ("d", 0),
     ]
-    assert "1 × picture without a sound label" in data.describe()
+    assert f"1 × picture without a sound label ({tmp_path}/labels/train/b.txt: " in data.describe()
     said = list[str]()
     split(tmp_path, tmp_path.with_name("parts"), say=said.append)
     told = "\n".join(said)

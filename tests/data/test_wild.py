@@ -572,7 +572,9 @@ def test_yolo_rows_that_must_be_corners_are_refused(tmp_path: Path) -> None:
     for file, picture in zip(sorted(labels.iterdir()), sorted(spread(12), key=lambda p: p.name), strict=True):
         _, x1, y1, x2, y2 = picture.boxes[0]
         file.write_text(f"0 {x1 / 60} {y1 / 40} {x2 / 60} {y2 / 40}\n")
-    assert "0.txt: boxes reach far out of their pictures" in refusal(tmp_path)
+    assert f"{labels}/0.txt: boxes reach far out of their pictures" in refusal(tmp_path)
+    (labels / "0.txt").write_text("")
+    assert f"{labels}/1.txt: boxes reach far out of their pictures" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("box", [(-12, 3, 95, 97), (5, 5, 118, 97)])

@@ -122,11 +122,12 @@ class Collector:
     def reject(self, kind: str, record: str, value: str, mend: str) -> None:
         """Keep a problem of a label of the last image that cannot be used."""
         self.report(kind, record, value, mend)
-        self._reject(True)
+        self.count_rejected(1)
 
-    def _reject(self, rejected: bool) -> None:
-        if rejected:
-            self._rejected[-1] += 1
+    def count_rejected(self, labels: int) -> None:
+        """Count labels of the last image that cannot be used; the file being read is theirs."""
+        if labels:
+            self._rejected[-1] += labels
             self._faulty.setdefault(len(self._rejected) - 1, self.file)
 
     def add_image(
@@ -135,7 +136,8 @@ class Collector:
         """Start an image, whose boxes come next; False and a problem where its size cannot be had.
 
         size: width and height as the file writes them. The picture's own are taken where it writes none or 0, and,
-        with a warning, where they are no sides of a picture. rejected: how many of its labels were reported already.
+        with a warning, where they are no sides of a picture. rejected: how many of its labels the file being read was
+        found to have that cannot be used.
         """
         sides = [side(value) for value in size]
         if None in sides:
@@ -150,7 +152,8 @@ class Collector:
         self._ids.append(image_id)
         self._sizes.extend(value for value in sides if value is not None)
         self._ends.append(self._ends[-1])
-        self._rejected.append(rejected)
+        self._rejected.append(0)
+        self.count_rejected(rejected)
         return True
 
     @property
@@ -177,7 +180,7 @@ class Collector:
             near = did_you_mean(name, tuple(self._labels))
             value = f"'{name}' (did you mean '{near}'?)" if near else f"'{name}'"
             self.report("unknown class", (told() if callable(told) else told)[0], value, mend)
-            self._reject(not name)
+            self.count_rejected(not name)
             return
         label = self._labels.setdefault(name, len(self._labels))
         kind, kept = judge_box(box, *self.size)
@@ -186,7 +189,7 @@ class Collector:
         if kind is not None:
             record, value = told() if callable(told) else told
             self.report(kind, record, value, MENDS[kind], "error" if kept is None else "warning")
-            self._reject(kept is None)
+            self.count_rejected(kept is None)
         if kept is not None:
             self._boxes.extend(kept)
             self._box_labels.append(label)
@@ -252,7 +255,7 @@ class Collector:
         unclear = ~wrong & (np.diff(records.offsets) == 0) & (np.array(self._rejected, dtype=np.int64) > 0)
         if unclear.any():
             first = int(unclear.argmax())
-            self.file = self._faulty.get(first, self.file)
+            self.file = self._faulty[first]
             self.report(UNCLEAR, "", records.name(first), MENDS[UNCLEAR], count=int(unclear.sum()))
         if (wrong | unclear).any():
             records = records.take(np.flatnonzero(~wrong & ~unclear))

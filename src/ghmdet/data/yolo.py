@@ -313,7 +313,7 @@ def read_split(
             mend = "they are left out: keep one, or give each a label file of its own"
             collect.report("label file of more than one picture", "", f"({names})", mend)
     found = [pair for pair in found if len(owners[pair[1] or pair[0]]) == 1]
-    few: list[Sequence[float]] = []
+    few: list[tuple[str | None, Sequence[float]]] = []  # the first boxes, and their files
     for image_id, (picture, label) in enumerate(found, start=1):
         collect.file = label or picture
         lines = label_lines(label) if label else []
@@ -324,18 +324,19 @@ def read_split(
         name = os.path.relpath(picture, tree.root)
         place = os.path.abspath(picture) if name.startswith(os.pardir) else name
         unread = sum(map(bool, map(str.strip, lines))) - len(boxes)
-        if collect.add_image(image_id, place, (None, None), "", unread):
+        if collect.add_image(image_id, place, (None, None), ""):
             collect.file = label or picture
+            collect.count_rejected(unread)
             width, height = collect.size
             for (x1, y1, x2, y2), name, record, value in filter(None, boxes):
                 corners = (x1 * width, y1 * height, x2 * width, y2 * height)
                 if len(few) < PROBED and math.isfinite(sum(corners)):
-                    few.append((x1, y1, x2, y2))
+                    few.append((label, (x1, y1, x2, y2)))
                 collect.add_box(corners, name, (record, value))
-    ends = np.array(few).reshape(-1, 4)
+    ends = np.array([box for _, box in few]).reshape(-1, 4)
     start, end = ends[:, :2], ends[:, 2:]
     if must_be_corners(np.hstack([(start + end) / 2, end - start]), ends):
-        where = next(label for _, label in found if label)
+        where = few[int((abs(ends - 0.5) > 0.6).any(axis=1).argmax())][0]
         raise DataError(f"{where}: boxes reach far out of their pictures: these are {CORNERS} cx, cy, w, h")
     if len(own) in rows.classes and 0 not in rows.classes:
         raise DataError(f"{named}: rows of classes 1 to {len(own)} and none of class 0: number them from 0")
