@@ -9,6 +9,7 @@ import timm
 from PIL import Image
 
 from ghmdet import demo as module
+from ghmdet.engine.train import CONTINUES
 from ghmdet.errors import GhmdetError
 from ghmdet.models import weights
 
@@ -28,6 +29,25 @@ def test_demo_does_the_whole_job_and_goes_on_where_it_stopped(
     log = (tmp_path / "demo" / "run" / "log.csv").read_text()
     assert module.demo(out=tmp_path / "demo", say=said.append) == metrics
     assert (tmp_path / "demo" / "run" / "log.csv").read_text() == log
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("train", "stopped in epoch 1 after step 2"), ("validate", "stopped")]
+)
+def test_an_interrupted_demo_names_no_option_that_it_does_not_have(
+    place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*words: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt(f"{said}; {CONTINUES}" if place == "train" else "")
+
+    monkeypatch.setattr(module, "IMAGES", 12)
+    monkeypatch.setattr(module, "EPOCHS", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, place, stop)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            module.demo(out=tmp_path / "demo", say=lambda line: None)
+    assert str(stopped.value) == f"{said}; the same command goes on"
+    module.demo(out=tmp_path / "demo", say=lambda line: None)
 
 
 def test_without_weights_and_a_network_the_demo_draws_nothing_and_names_no_option_of_others(

@@ -1,7 +1,8 @@
 """The main job on a synthetic set: data, training with GHM, AP, pictures, report."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ghmdet.data import read_data
@@ -34,8 +35,9 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
 
     Raises:
         GhmdetError: `out` holds something else, or the pretrained weights are not installed.
+        KeyboardInterrupt: stopped by a signal; what is done is kept.
     """
-    with hold(out):
+    with hold(out), _goes_on():
         if strangers := {file.name for file in out.glob("*")} - {"data", "run", "pictures.jpg", LOCK}:
             raise GhmdetError(f"{out} holds something else ({min(strangers)}): give a new folder")
         config = TrainConfig(size=320, epochs=EPOCHS, val_every=4, seed=seed)
@@ -58,3 +60,13 @@ def demo(*, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Met
         page = write_report([out / "run"], say=lambda line: None)
         say(f"what dominated training and what goes wrong, to open in a browser: {page}")
         return metrics
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Says of what stops the block how to go on: the demo has no --resume, which a training would name."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        where = str(stopped).partition(";")[0] or "stopped"
+        raise KeyboardInterrupt(f"{where}; the same command goes on") from None
