@@ -429,6 +429,39 @@ def test_the_class_options_of_ghm_c_reach_the_function():
 
 
 @pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (partial(GHMC.guarded, 3), partial(GHMC, per_class=True, num_classes=3)),
+        (GHMC.published, partial(GHMC, min_count=0.0)),
+    ],
+)
+def test_the_named_forms_take_the_class_options_too(short, long):
+    options = {"class_weight": torch.tensor([1.0, 0.5, 3.0]), "ignore_index": 2, "label_smoothing": 0.1}
+    logits, labels = labelled(0)
+    torch.testing.assert_close(short(**options)(logits, labels), long(**options)(logits, labels))
+
+
+@pytest.mark.parametrize("make", [GHMC, GHMC.published, partial(GHMC.guarded, 3), partial(SoftmaxGHMC, 3)])
+def test_class_weights_may_be_a_list_of_numbers_and_what_are_none_are_named(make):
+    logits, labels = labelled(0)
+    expected = make(class_weight=torch.tensor([1.0, 2.0, 3.0]))(logits, labels)
+    for weights in ([1, 2, 3.0], (1, 2, 3), torch.tensor([1.0, 2.0, 3.0]).numpy()):
+        torch.testing.assert_close(make(class_weight=weights)(logits, labels), expected)
+    for weights in (["a", "b", "c"], {"car": 2.0}):
+        with pytest.raises(ValueError, match=r"class_weight is .*: give a number for each class"):
+            make(class_weight=weights)
+
+
+@pytest.mark.parametrize("make", [GHMC, GHMC.published, partial(GHMC.guarded, 3), partial(SoftmaxGHMC, 3)])
+def test_a_logit_that_is_no_number_makes_its_loss_none_and_spoils_no_average(make):
+    loss, (logits, labels) = make(), labelled(0)
+    bad = logits.detach().clone()
+    bad[0, 0] = torch.nan
+    assert loss(bad.requires_grad_(), labels.clamp(0)).isnan()
+    assert loss.spectrum.compute().table.isfinite().all() and loss(logits, labels).isfinite()
+
+
+@pytest.mark.parametrize(
     ("call", "named"),
     [
         (

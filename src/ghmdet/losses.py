@@ -12,12 +12,14 @@ from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.functional._arguments import (
     IGNORED,
     Arguments,
+    ClassWeight,
     Levels,
     check_classes,
     check_reduction,
     check_smoothing,
     check_tensors,
     class_arguments,
+    class_weights,
     expand,
     join_levels,
     populations,
@@ -151,7 +153,7 @@ class GHMC(_Harmonized):
     - `per_class`: a density, a number of examples and of positives for each of `num_classes` classes; the mean over
       elements is then the mean over classes.
     - `accumulation_steps`: the number of calls that make one optimizer step.
-    - `class_weight`, `ignore_index`, `label_smoothing`: as in the function.
+    - `class_weight`, `ignore_index`, `label_smoothing`: as in the function; the weights may be a list of numbers.
     - `compat`: "mmdet" gives the numbers of mmdetection 3.3.0, with all that is wrong with them (docs/mmdetection.md).
     - `reduction`: "mean" over the valid elements, "sum" or "none". `impl`: as in the function.
 
@@ -175,7 +177,7 @@ class GHMC(_Harmonized):
         min_count: MinCount | None = None,
         per_class: bool = False,
         num_classes: int | None = None,
-        class_weight: Tensor | None = None,
+        class_weight: ClassWeight = None,
         ignore_index: int = IGNORED,
         label_smoothing: float = 0.0,
         accumulation_steps: int = 1,
@@ -198,7 +200,7 @@ class GHMC(_Harmonized):
             "positives", bins, momentum, normalize, min_count, num_classes, steps, reduction, compat
         )
         self.loss, self.impl = CrossEntropy(), impl
-        self.register_buffer("class_weight", class_weight)
+        self.register_buffer("class_weight", class_weights(class_weight))
         self.ignore_index = ignore_index
         self.label_smoothing = check_smoothing(label_smoothing)
 
@@ -216,16 +218,43 @@ class GHMC(_Harmonized):
         )
 
     @classmethod
-    def published(cls, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
+    def published(
+        cls,
+        *,
+        class_weight: ClassWeight = None,
+        ignore_index: int = IGNORED,
+        label_smoothing: float = 0.0,
+        accumulation_steps: int = 1,
+        reduction: str = "mean",
+    ) -> GHMC:
         """The form of the authors' code, as published: one density, no floor, 30 regions, momentum 0.75."""
-        return cls(min_count=0.0, accumulation_steps=accumulation_steps, reduction=reduction)
+        return cls(
+            min_count=0.0,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            accumulation_steps=accumulation_steps,
+            reduction=reduction,
+        )
 
     @classmethod
-    def guarded(cls, num_classes: int, *, accumulation_steps: int = 1, reduction: str = "mean") -> GHMC:
+    def guarded(
+        cls,
+        num_classes: int,
+        *,
+        class_weight: ClassWeight = None,
+        ignore_index: int = IGNORED,
+        label_smoothing: float = 0.0,
+        accumulation_steps: int = 1,
+        reduction: str = "mean",
+    ) -> GHMC:
         """The form for small and imbalanced data: Σ L_CE / max(R(g), P) for each class, averaged over the classes."""
         return cls(
             per_class=True,
             num_classes=num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
             accumulation_steps=accumulation_steps,
             reduction=reduction,
         )
@@ -266,7 +295,7 @@ class SoftmaxGHMC(_Weighing):
         normalize: str | None = None,
         min_count: MinCount | None = None,
         per_class: bool = False,
-        class_weight: Tensor | None = None,
+        class_weight: ClassWeight = None,
         ignore_index: int = IGNORED,
         label_smoothing: float = 0.0,
         accumulation_steps: int = 1,
@@ -278,7 +307,7 @@ class SoftmaxGHMC(_Weighing):
         super().__init__(guard, bins, momentum, normalize, min_count, rows, accumulation_steps, reduction)
         self.num_classes = num_classes
         self.background = SoftmaxCrossEntropy(background).background_of(num_classes)
-        self.register_buffer("class_weight", class_weight)
+        self.register_buffer("class_weight", class_weights(class_weight))
         self.ignore_index = ignore_index
         self.label_smoothing = check_smoothing(label_smoothing)
 

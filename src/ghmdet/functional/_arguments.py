@@ -12,6 +12,8 @@ REDUCTIONS = ("mean", "sum", "none")
 IGNORED = -100  # as in torch.nn.functional
 Levels = Tensor | Sequence[Tensor]
 """A tensor, or one for each pyramid level: their examples are one population."""
+ClassWeight = Tensor | Sequence[float] | None
+"""A weight for each class, K of them; None for 1 each."""
 Joined = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
@@ -240,6 +242,16 @@ def check_smoothing(smoothing: float) -> float:
     if not 0 <= smoothing < 1:
         raise GhmdetError(f"label_smoothing must lie in [0, 1), not {smoothing!r}")
     return smoothing
+
+
+def class_weights(given: ClassWeight) -> Tensor | None:
+    """The weights of the classes as a tensor; raises for what are no numbers."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    try:
+        return torch.as_tensor(given, dtype=torch.get_default_dtype())
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise GhmdetError(f"class_weight is {given!r:.60}: give a number for each class") from error
 
 
 def check_class_weight(class_weight: Tensor, inputs: Tensor) -> Tensor:
