@@ -18,6 +18,7 @@ IMAGE = ("id", "file_name", "width", "height")
 BOX = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
 EXACT = 1 << 53  # up to which a float holds each whole number
 WHOLE, NO_AREA, ODD, CROWD = (1, 2, 4, 8, 16), 32, 64, 128  # bits of `kinds`
+FLOATS = (float,) * len(WHOLE)
 
 
 class NotPlain(ValueError):
@@ -45,14 +46,11 @@ class Boxes(Sequence[Any]):
             crowd, ignored = record.get("iscrowd", 0), record.get("ignore", 0)
             if not isinstance(box, (list, tuple)):  # a set and a dict have no order, or another
                 raise TypeError
-            values = (*box, 0 if area is None else area)
+            values = (*box, 0.0 if area is None else area)
             kind = (NO_AREA if area is None else 0) | (CROWD if crowd or ignored else 0)
-            for bit, value in zip(WHOLE, values, strict=True):
-                if type(value) is int and -EXACT <= value <= EXACT:
-                    kind |= bit
-                elif type(value) is not float:
-                    raise TypeError
-            if any(type(one) is not int for one in (*ids, crowd, ignored)) or not {crowd, ignored} <= {0, 1}:
+            if tuple(map(type, values)) != FLOATS:
+                kind |= _whole(values)
+            if {*map(type, (*ids, crowd, ignored))} != {int} or not 0 <= crowd <= 1 or not 0 <= ignored <= 1:
                 raise TypeError
             self.ids.extend(ids)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -94,6 +92,17 @@ class Boxes(Sequence[Any]):
         return found
 
 
+def _whole(values: Sequence[Any]) -> int:
+    """Which values are whole numbers, as bits; raises TypeError where one is no number, or not held exactly."""
+    kind = 0
+    for bit, value in zip(WHOLE, values, strict=True):
+        if type(value) is int and -EXACT <= value <= EXACT:
+            kind |= bit
+        elif type(value) is not float:
+            raise TypeError
+    return kind
+
+
 class _Text:
     """The values of a JSON text that is read as they are asked for."""
 
@@ -114,11 +123,13 @@ class _Text:
     def next(self) -> str:
         """The next character that is no space, not yet taken; empty at the end."""
         while True:
-            found = SPACE.match(self.text, self.at)
-            assert found is not None
-            self.at = found.end()
-            if self.at < len(self.text) or not self.more():
-                return self.text[self.at : self.at + 1]
+            if (found := self.text[self.at : self.at + 1]) and found not in " \t\n\r":
+                return found
+            space = SPACE.match(self.text, self.at)
+            assert space is not None
+            self.at = space.end()
+            if self.at == len(self.text) and not self.more():
+                return ""
 
     def take(self, wanted: str) -> str:
         """The next character, which must be one of these."""

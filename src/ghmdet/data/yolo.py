@@ -88,7 +88,9 @@ def _is_labelled(tree: Tree, split: str, place: str) -> bool:
     if tree.has(place):
         with suppress(DataError):  # any other text file may be called so
             pictures = [picture for picture in _listed(tree, split, place) if tree.has(picture)]
-    return any(_label_file(tree, picture) for picture in pictures)
+    homes = {home for each in pictures for home in tree.homes(os.path.dirname(each), IMAGES, LABELS)}
+    some = any(tree.files(home, ".txt") for home in homes)
+    return some and any(_label_file(tree, picture) for picture in pictures)
 
 
 def _names_files(tree: Tree, folder: str) -> list[Path]:
