@@ -40,7 +40,13 @@ def quiet(line: str) -> None:
 
 
 def make_plan(
-    data: Path, out: Path, arms: str = "ce,ghm", seeds: int = 2, grid: str = "none", **other: Any
+    data: Path,
+    out: Path,
+    arms: str = "ce,ghm",
+    seeds: int = 2,
+    grid: str = "none",
+    tune_epochs: int | None = None,
+    **other: Any,
 ) -> Plan:
     """The plan of a comparison, kept in `out`."""
     config = replace(SHORT, **other)
@@ -51,7 +57,7 @@ def make_plan(
         arms=read_arms(arms, config),
         seeds=range(seeds),
         grid=read_grid(grid),
-        tune_epochs=None,
+        tune_epochs=tune_epochs,
     )
     plan.keep(read_data(data, "train"))
     return plan
@@ -74,7 +80,7 @@ def judged(plan: Plan, arms: str = "ce,ghm", grid: str = "none", **other: Any) -
 
 
 def final_runs(plan: Plan, arm: str, weight: float) -> list[Run]:
-    return [plan._run(arm, weight, seed) for seed in plan.seeds]
+    return [plan.run(arm, weight, seed) for seed in plan.seeds]
 
 
 @pytest.fixture
@@ -269,7 +275,8 @@ def test_the_number_of_runs_and_their_length_are_said_before_they_begin(
 def test_the_first_run_says_how_long_all_will_take(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, said, trained = make_plan(squares, tmp_path / "c", grid="0.1,0.2,0.4"), list[str](), list[Run]()
+    plan = make_plan(squares, tmp_path / "c", grid="0.1,0.2,0.4", tune_epochs=2, epochs=60)
+    said, trained = list[str](), list[Run]()
 
     def trains(run: Run, stop: StopSignal, show: Any, heard: Callable[[str], None]) -> str:
         end(run, 0.5 if run.config.cls_weight == 0.2 else 0.1)
@@ -280,10 +287,14 @@ def test_the_first_run_says_how_long_all_will_take(
     monkeypatch.setattr(engine, "train_run", trains)
     assert engine._make_runs(plan, said.append) == {} and len(trained) == 10
     (line,) = (line for line in said if " to go: " in line)
-    assert line == f"{trained[0]}: about 1 min 15 s to go: 9 steps of 8 s; all 10 runs about 12 min 30 s"
-    for words, whole in (("8.2 s", "33 s"), ("121 min", "484 min")):
-        engine.foretell(trained[0], said.append, f"about {words} to go: 9 steps", runs=4)
-        assert said[-1].endswith(f"; all 4 runs about {whole}")
+    # Six of 2 epochs on three quarters of the pictures, and four of 60 on all: 166 times the first.
+    assert line == f"{trained[0]}: about 1 min 15 s to go: 9 steps of 8 s; all 10 runs about 207 min"
+    first, *others = sorted(trained, key=lambda run: run.tuning)
+    for words, whole in (("8.2 s", "34 s"), ("121 min", "502 min")):
+        said.clear()
+        engine.foretell(first, said.append, f"about {words} to go: 9 steps", others=others)
+        assert said[-1].endswith(f"; all 10 runs about {whole}")
+    assert said
 
 
 def test_what_is_chosen_for_one_arm_alone_is_said_with_its_name(

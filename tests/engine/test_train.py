@@ -279,9 +279,14 @@ def test_what_changed_in_the_data_is_named_and_accepted_only_when_asked_for(
     def renamed(truth: dict[str, Any]) -> None:
         truth["images"][0]["file_name"] = "train_0.png"
 
+    def in_another_order(truth: dict[str, Any]) -> None:
+        truth["images"].reverse()
+
+    labelled = "1 with other labels, or the same in another order"
     for part, change, said in (
-        ("train", moved_box, r"pictures of train: 1 with other labels \(train_1\.png\): put it back"),
-        ("val", fewer_labels, r"pictures of val: 1 with other labels \(val_3\.png\): put it back"),
+        ("train", moved_box, rf"pictures of train: {labelled} \(train_1\.png\): put it back"),
+        ("val", fewer_labels, rf"pictures of val: {labelled} \(val_3\.png\): put it back"),
+        ("train", in_another_order, "pictures of train: listed in another order: put it back"),
         ("val", renamed, r"pictures of val: 1 new \(train_0\.png\), 1 gone: put it back"),
     ):
         truth = json.loads(whole[part])

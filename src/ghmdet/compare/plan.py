@@ -56,6 +56,13 @@ class Run:
         assert self.config.epochs is not None
         return self.config.epochs
 
+    @property
+    def left(self) -> float:
+        """Its epochs that are still to train, the one that it is in as a whole, of all the training pictures."""
+        begun = read_rows(self.out / "log.csv")
+        share = 1 - HELD_OUT if self.tuning else 1
+        return share * (self.epochs + 1 - int(begun[-1]["epoch"] if begun else 1))
+
     def outcome(self) -> Outcome | None:
         """What it has come to; None while it is not over."""
         diverged = self.out / DIVERGED
@@ -116,7 +123,7 @@ class Plan:
         tuned = self._tune(arm)
         if tuned.weight is None:
             return tuned
-        runs = tuple(self._run(arm, tuned.weight, seed) for seed in self.seeds)
+        runs = tuple(self.run(arm, tuned.weight, seed) for seed in self.seeds)
         outcomes = {run: run.outcome() for run in runs}
         for run, outcome in outcomes.items():
             if outcome and outcome.failed:
@@ -134,7 +141,7 @@ class Plan:
             return Standing(CLS_LOSSES[config.cls_loss] if config.cls_weight is None else config.cls_weight)
         weights = sorted(self.grid)
         for extended in range(EXTENSIONS + 1):
-            runs = {weight: self._run(arm, weight, self.seeds[0], tuning=True) for weight in weights}
+            runs = {weight: self.run(arm, weight, self.seeds[0], tuning=True) for weight in weights}
             over = {weight: outcome for weight, run in runs.items() if (outcome := run.outcome())}
             if missing := tuple(run for weight, run in runs.items() if weight not in over):
                 return Standing(missing=missing)
@@ -148,7 +155,8 @@ class Plan:
             weights = [weights[0] / 2, *weights] if best == 0 else [*weights, weights[-1] * 2]
         return Standing(weights[best], grid, at_edge=best in (0, len(weights) - 1))
 
-    def _run(self, arm: str, weight: float, seed: int, *, tuning: bool = False) -> Run:
+    def run(self, arm: str, weight: float, seed: int, *, tuning: bool = False) -> Run:
+        """The run of an arm at a weight of its class loss: to be judged, or to choose that weight."""
         config = self.arms[arm]
         epochs = (tuning and self.tune_epochs) or config.epochs
         # Validated once, after the last epoch: no choice among checkpoints is made on the judged pictures.
@@ -170,7 +178,7 @@ class Plan:
             ("judge", self.arms, len(self.seeds)),
         ):
             tuning = what == "choose weights"
-            runs = [self._run(arm, 1.0, self.seeds[0], tuning=tuning) for arm in arms]
+            runs = [self.run(arm, 1.0, self.seeds[0], tuning=tuning) for arm in arms]
             share = 1 - HELD_OUT if tuning else 1
             steps = [
                 run.epochs * (int(share * pictures) // (run.config.batch_size * run.config.accumulate))

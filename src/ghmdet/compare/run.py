@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -145,17 +145,19 @@ def read_grid(given: str) -> tuple[float, ...] | None:
 def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
     """Make every run that is missing; why arms failed whose runs did not merely diverge."""
     failed: dict[str, str] = {}
-    done, epochs, minutes = 0, 0, 0.0
+    done, trained, minutes = 0, 0.0, 0.0
     with StopSignal() as stop, progress_bar(show=True) as show:
         while True:
-            standing = [plan.stand(arm) for arm in plan.arms if arm not in failed]
-            ready = [run for arm in standing for run in arm.missing]
+            standing = {arm: plan.stand(arm) for arm in plan.arms if arm not in failed}
+            ready = [run for arm in standing.values() for run in arm.missing]
             if not ready:
                 return failed
-            later = len(plan.seeds) * sum(arm.weight is None and not arm.failed for arm in standing)
-            run, total = ready[0], done + len(ready) + later
+            untuned = [arm for arm, one in standing.items() if one.weight is None and not one.failed]
+            later = [plan.run(arm, 1.0, seed) for arm in untuned for seed in plan.seeds]
+            run, others = ready[0], [*ready[1:], *later]
+            total, own = done + 1 + len(others), run.left
             began = time.monotonic()
-            heard = partial(foretell, run, say, runs=total) if not done else lambda line: None
+            heard = partial(foretell, run, say, others=others) if not done else lambda line: None
             reason = train_run(run, stop, partial(show, done / total), heard)
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
@@ -167,18 +169,22 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             if outcome.AP is None:
                 say(f"[{done}/{total}] {run}: failed: {outcome.failed}")
                 continue
-            epochs += run.epochs
+            trained += own
             minutes += (time.monotonic() - began) / 60
-            rest = max(1, minutes / epochs * run.epochs * (total - done))
+            rest = max(1, minutes / trained * sum(each.left for each in others))
             more = f"; {total - done} more, about {rest:.0f} min" if done < total else ""
             say(f"[{done}/{total}] {run}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{more}")
 
 
-def foretell(run: Run, say: Callable[[str], None], line: str, more: str = "", runs: int = 1) -> None:
-    """Pass on how long a run will take, and so many like it, if that is what it says in this line."""
+def foretell(
+    run: Run, say: Callable[[str], None], line: str, more: str = "", others: Sequence[Run] = ()
+) -> None:
+    """Pass on how long a run will take, and with it the others, if that is what it says in this line."""
     if time_to_go := re.match(r"about (?:(\d+) min ?)?(?:([\d.]+) s )?", line):
-        seconds = runs * (60 * int(time_to_go[1] or 0) + float(time_to_go[2] or 0))
-        more += f"; all {runs} runs about {in_words(seconds)}" if runs > 1 else ""
+        seconds = 60 * int(time_to_go[1] or 0) + float(time_to_go[2] or 0)
+        if others:
+            seconds *= 1 + sum(each.left for each in others) / run.left
+            more += f"; all {1 + len(others)} runs about {in_words(seconds)}"
         say(f"{run}: {line.partition(',')[0]}{more}")
 
 

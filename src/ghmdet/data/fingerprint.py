@@ -65,7 +65,7 @@ def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
     before = {name: rest for name, *rest in then.tolist()}
     found: dict[str, list[str]] = {
         "new": [],
-        "with other labels": [],
+        "with other labels, or the same in another order": [],
         "whose file has another size or time": [],
     }
     for index, (name, *rest) in enumerate(now.tolist()):
@@ -77,6 +77,9 @@ def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
     for what, names in found.items():
         more = ", ..." if len(names) > NAMED_PROBLEMS else ""
         told += [f"{len(names)} {what} ({', '.join(names[:NAMED_PROBLEMS])}{more})"] if names else []
-    gone = len(before.keys() - set(now[:, 0].tolist()))
+    here = dict.fromkeys(now[:, 0].tolist())
+    gone = len(before.keys() - here.keys())
     told += [f"{gone} gone"] if gone else []
+    in_another_order = [name for name in before if name in here] != [name for name in here if name in before]
+    told += ["listed in another order"] if in_another_order else []
     return f"pictures of {data.split}: {', '.join(told)}" if told else ""
