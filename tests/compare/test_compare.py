@@ -286,14 +286,15 @@ def test_the_first_run_says_how_long_all_will_take(
 
     monkeypatch.setattr(engine, "train_run", trains)
     assert engine._make_runs(plan, said.append) == {} and len(trained) == 10
-    (line,) = (line for line in said if " to go: " in line)
+    line, again = (line for line in said if " to go: " in line)
     # Six of 2 epochs on three quarters of the pictures, and four of 60 on all: 166 times the first.
-    assert line == f"{trained[0]}: about 1 min 15 s to go: 9 steps of 8 s; all 10 runs about 207 min"
+    assert line == f"{trained[0]}: about 1 min 15 s to go: 9 steps of 8 s; all 10 runs to go about 207 min"
     first, *others = sorted(trained, key=lambda run: run.tuning)
+    assert again.startswith(f"{first}: about ") and "; all 7 runs to go about " in again
     for words, whole in (("8.2 s", "34 s"), ("121 min", "502 min")):
         said.clear()
         engine.foretell(first, said.append, f"about {words} to go: 9 steps", others=others)
-        assert said[-1].endswith(f"; all 10 runs about {whole}")
+        assert said[-1].endswith(f"; all 10 runs to go about {whole}")
     assert said
 
 

@@ -57,11 +57,15 @@ class Run:
         return self.config.epochs
 
     @property
+    def work(self) -> float:
+        """How many epochs of all the training pictures it amounts to."""
+        return self.epochs * (1 - HELD_OUT if self.tuning else 1)
+
+    @property
     def left(self) -> float:
-        """Its epochs that are still to train, the one that it is in as a whole, of all the training pictures."""
+        """What of its work is still to do, the epoch that it is in as a whole."""
         begun = read_rows(self.out / "log.csv")
-        share = 1 - HELD_OUT if self.tuning else 1
-        return share * (self.epochs + 1 - int(begun[-1]["epoch"] if begun else 1))
+        return self.work * (1 - (int(begun[-1]["epoch"]) - 1) / self.epochs) if begun else self.work
 
     def outcome(self) -> Outcome | None:
         """What it has come to; None while it is not over."""

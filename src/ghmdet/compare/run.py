@@ -145,7 +145,7 @@ def read_grid(given: str) -> tuple[float, ...] | None:
 def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
     """Make every run that is missing; why arms failed whose runs did not merely diverge."""
     failed: dict[str, str] = {}
-    done, trained, minutes = 0, 0.0, 0.0
+    done, trained, minutes, longest = 0, 0.0, 0.0, 0.0
     with StopSignal() as stop, progress_bar(show=True) as show:
         while True:
             standing = {arm: plan.stand(arm) for arm in plan.arms if arm not in failed}
@@ -155,9 +155,11 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             untuned = [arm for arm, one in standing.items() if one.weight is None and not one.failed]
             later = [plan.run(arm, 1.0, seed) for arm in untuned for seed in plan.seeds]
             run, others = ready[0], [*ready[1:], *later]
-            total, own = done + 1 + len(others), run.left
-            began = time.monotonic()
-            heard = partial(foretell, run, say, others=others) if not done else lambda line: None
+            total = done + 1 + len(others)
+            # A short one's start and validation weigh more, so the first of the long ones says it again.
+            news = run.work > longest
+            heard = partial(foretell, run, say, others=others) if news else lambda line: None
+            longest = max(longest, run.work)
             reason = train_run(run, stop, partial(show, done / total), heard)
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
@@ -169,8 +171,7 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             if outcome.AP is None:
                 say(f"[{done}/{total}] {run}: failed: {outcome.failed}")
                 continue
-            trained += own
-            minutes += (time.monotonic() - began) / 60
+            trained, minutes = trained + run.work, minutes + outcome.minutes
             rest = max(1, minutes / trained * sum(each.left for each in others))
             more = f"; {total - done} more, about {rest:.0f} min" if done < total else ""
             say(f"[{done}/{total}] {run}: AP {outcome.AP:.3f}, {outcome.minutes:.1f} min{more}")
@@ -184,7 +185,7 @@ def foretell(
         seconds = 60 * int(time_to_go[1] or 0) + float(time_to_go[2] or 0)
         if others:
             seconds *= 1 + sum(each.left for each in others) / run.left
-            more += f"; all {1 + len(others)} runs about {in_words(seconds)}"
+            more += f"; all {1 + len(others)} runs to go about {in_words(seconds)}"
         say(f"{run}: {line.partition(',')[0]}{more}")
 
 
