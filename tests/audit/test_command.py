@@ -104,7 +104,7 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
         "Warning: 2 of 2 runs came to nothing. fold 1: This run has learnt nothing: AP .00"
     )
     assert words.startswith("Warning: AP50 0.")
-    assert words.endswith("Train longer (--epochs) or on larger pictures (--size).")
+    assert words.endswith("Train longer, with more `--epochs`, or on larger pictures (`--size`).")
     for warning in (nothing, words):
         assert warning.removeprefix("Warning: ") in html.unescape((out / "review.html").read_text())
     assert not any(line.startswith("Worth a look: ") for line in said)  # they are too weak to say
@@ -117,6 +117,24 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
         write_audit(squares, out=out, folds=2, config=replace(CONFIG, epochs=2))
     with pytest.raises(GhmdetError, match=r"other settings: folds 3 \(there 2\)"):
         write_audit(squares, out=out, config=CONFIG)
+
+
+def test_folds_that_the_budget_ended_are_told_to_have_more_of_it(
+    squares: Path, tmp_path: Path, in_process: list[Fold]
+) -> None:
+    said, out = list[str](), tmp_path / "a"
+    with pytest.raises(PartlyDone):
+        write_audit(
+            squares,
+            out=out,
+            folds=2,
+            config=replace(CONFIG, epochs=None, budget="16s", lr=1e-7),
+            say=said.append,
+        )
+    page = html.unescape((out / "review.html").read_text())
+    assert "--epochs" not in page and "\n".join(said).count("--epochs") == 0
+    assert "train again with a larger `--budget`." in page
+    assert "Train longer, with a larger `--budget`, or on larger pictures" in page
 
 
 def test_commands_for_other_hosts_and_a_shared_budget(squares: Path, tmp_path: Path) -> None:

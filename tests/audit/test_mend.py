@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ghmdet.audit import Label, Suspicion
-from ghmdet.audit.command import write
+from ghmdet.audit.command import WEAK, write
 from ghmdet.cli import main
 from ghmdet.data import DetectionData, read_data
 from small_sets import Picture, write_coco, write_voc, write_yolo
@@ -60,12 +60,14 @@ EXPECTED = [
 ]
 
 
-def audited(root: Path, writer: Writer, given: Path | None = None) -> tuple[Path, dict[str, Any]]:
+def audited(
+    root: Path, writer: Writer, given: Path | None = None, warnings: Sequence[str] = ()
+) -> tuple[Path, dict[str, Any]]:
     """The folder of an audit of such a set in `root`/set, and decisions that accept all but the last."""
     writer(root / "set", pictures())
     data = read_data(given or root / "set")
     about = {"data": str((given or root / "set").absolute()), "judged_by": "a test", "learnt": False}
-    write(root / "audit", data, suspicions(data), about, 0)
+    write(root / "audit", data, suspicions(data), about, 0, warnings)
     told = json.loads((root / "audit" / "audit.json").read_text())
     words = ["accept"] * 5 + ["reject"]
     decisions = [{"id": i, "decision": word} for i, word in enumerate(words, start=1)]
@@ -89,6 +91,13 @@ def rows(data: DetectionData) -> list[tuple[str, str, tuple[float, ...]]]:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_what_the_audit_warned_of_is_said_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audit, decisions = audited(tmp_path, WRITERS["COCO"], warnings=[WEAK.format(0.07, "more")])
+    assert apply(audit, decisions, tmp_path / "mended") == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("Warning: the audit that this rests on said: AP50 0.07 is too little to judge")
 
 
 @pytest.mark.parametrize("name", WRITERS)

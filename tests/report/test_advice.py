@@ -387,6 +387,22 @@ def test_a_run_that_is_no_success_says_so_on_its_page_and_aloud(
     assert ("What would help most" in page) is (not said)
 
 
+@pytest.mark.parametrize(
+    ("budget", "epochs", "more"),
+    [("90s", None, "a larger `--budget`"), ("1.5h", 24, "a larger `--budget`"), ("9h", 2, "more `--epochs`")],
+)
+def test_a_short_run_is_told_to_have_more_of_what_ended_it(
+    tmp_path: Path, budget: str, epochs: int | None, more: str
+) -> None:
+    run = make_run(tmp_path / "run", findings=found())
+    made = json.loads((run / "run.json").read_text())
+    made["arguments"] |= {"budget": budget, "epochs": epochs}
+    (run / "run.json").write_text(json.dumps(made))
+    (run / "log.csv").write_text("step,epoch,loss,classification,bbox_regression\n1,1,2,1,1\n2,2,1,1,1\n")
+    (run / "metrics.csv").write_text("step,epoch,seconds,AP,AP50\n2,2,1,0,0\n")
+    assert (failure(run) or "").endswith(f"train again with {more}.")
+
+
 def test_a_first_batch_without_objects_is_no_loss_to_rise_from(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", findings=found())
     log = ["1,1,0.001,0.001,0", "2,1,2.0,1,1", *[f"{step},1,0.5,.3,.2" for step in range(3, 40)]]

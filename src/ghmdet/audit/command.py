@@ -38,6 +38,7 @@ from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.evaluation.matching import overlaps
 from ghmdet.files import hold, write_atomic
 from ghmdet.progress import counting
+from ghmdet.report.advice import more_training
 from ghmdet.report.summary import script_json, templates
 
 SIDE = 420  # pixels of a crop
@@ -109,10 +110,10 @@ def write_audit(
         raise GhmdetError(f"--{min(given).replace('_', '-')} is for training folds: nothing is trained here")
     if not list_commands:  # other hosts may have other devices
         choose_device(config.device)
-    learnt = failed = ""
+    learnt, failed, judges = "", "", list[Path]()
     with nullcontext() if list_commands else hold(out):
         if checkpoint:
-            how = f"the detector {checkpoint}"
+            how, judges = f"the detector {checkpoint}", [checkpoint.parent]
             part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
         elif results:
             how = f"the detections {results}"
@@ -130,8 +131,8 @@ def write_audit(
                 return []
             train_all(runs, say)
             found, agrees = rank(judge_folds(runs, config.device), part), agreement(runs)
-            failed = unlearnt(runs)
-        warnings = list(filter(None, [learnt, failed, too_weak(found, part, agrees)]))
+            failed, judges = unlearnt(runs), [run.out for run in runs]
+        warnings = list(filter(None, [learnt, failed, too_weak(found, part, agrees, more_training(judges))]))
         about = {"data": str(data.absolute()), "judged_by": how, "learnt": bool(learnt), "AP50": agrees}
         write(out, part, found, about, review, warnings)
     first = [one for one in found if one.likeliest]
@@ -153,13 +154,13 @@ def write_audit(
 
 LITTLE = 0.3
 WEAK = (
-    "AP50 {:.2f} is too little to judge these labels by: most suspicions are the detector's own mistakes. Train longer"
-    " (--epochs) or on larger pictures (--size)."
+    "AP50 {:.2f} is too little to judge these labels by: most suspicions are the detector's own mistakes. Train"
+    " longer, with {}, or on larger pictures (`--size`)."
 )
 """Of a detector that has hardly learnt: its AP50 on the labels it judges is below LITTLE."""
 LOW = (
     "{} of {} labels look wrong (score {} or more): the detector's scores are too low to judge these labels by. Most"
-    " suspicions are its own mistakes. Train longer (--epochs)."
+    " suspicions are its own mistakes. Train longer, with {}."
 )
 """Of a detector that puts its boxes right and scores them low: more than half of the labels look wrong to it."""
 LEARNT = (
@@ -170,13 +171,16 @@ SOME, MOST = 0.7, 0.5
 """Scores that 86 % and 94 % of the planted errors had at least; below the second hardly any suspicion was an error."""
 
 
-def too_weak(found: Sequence[Suspicion], data: DetectionData, agrees: float) -> str:
-    """Why the suspicions say little of the labels; `agrees` is the judges' AP50 on them. Empty for a good judge."""
+def too_weak(found: Sequence[Suspicion], data: DetectionData, agrees: float, more: str) -> str:
+    """Why the suspicions say little of the labels, empty for a good judge.
+
+    agrees: the judges' AP50 on the labels. more: what makes their training longer.
+    """
     if agrees < LITTLE:
-        return WEAK.format(agrees)
+        return WEAK.format(agrees, more)
     doubted = sum(one.likeliest and one.row is not None and one.score >= MOST for one in found)
     labels = int((~data.records.crowd).sum())
-    return LOW.format(doubted, labels, MOST) if doubted > labels / 2 else ""
+    return LOW.format(doubted, labels, MOST, more) if doubted > labels / 2 else ""
 
 
 def how_far(found: Sequence[Suspicion], review: int) -> str:

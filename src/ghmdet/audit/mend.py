@@ -105,6 +105,8 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
         named = ", ".join(map(str, left[:NAMED_PROBLEMS])) + (", ..." if len(left) > NAMED_PROBLEMS else "")
         say(f"not copied: {len(left)} files that no split of the data set uses ({named})")
     say(f"{out}: {len(done)} decisions applied, {len(refused)} refused, listed in {out / MARKER}")
+    for line in told.get("warnings", ()):
+        say(f"Warning: the audit that this rests on said: {line}")
     return int(bool(refused))
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypedDict
@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ghmdet.engine.fitting import STEPS
-from ghmdet.engine.run_folder import DIVERGED
+from ghmdet.engine.run_folder import DIVERGED, read_json
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.report.run_files import Course, read_course, require_run
 from ghmdet.report.summary import words
@@ -24,6 +24,7 @@ RISEN = 2.0  # times the first step's loss; in runs that learn it falls
 LARGE_RATE = 10 * TrainConfig.lr
 LITTLE, FEW_OBJECTS = 0.1, 1000  # AP below which little is learnt, and labels that are few for a whole set
 STILL_RISING, FALLEN = 0.01, 0.01  # AP
+EPOCHS = "more `--epochs`"
 
 
 class Advice(TypedDict):
@@ -82,7 +83,22 @@ def failure(run: Path) -> str | None:
     likely = "large" if risen or rate > LARGE_RATE else "few" if course.steps < STEPS / 2 else "labels"
     best = max(course.AP, default=0.0)
     values = {"AP": AP, "best": best, "learnt": LEARNT, "risen": risen, "likely": likely, "rate": rate}
-    return " ".join(words("failure", course=course, data=arguments.get("data"), usual=STEPS, **values))
+    more = _more(course, arguments)
+    return " ".join(
+        words("failure", course=course, data=arguments.get("data"), usual=STEPS, more=more, **values)
+    )
+
+
+def more_training(runs: Iterable[Path]) -> str:
+    """What makes runs longer, in words: a larger budget where that ended one of them, else more epochs."""
+    each = (
+        _more(read_course(run), (read_json(run / "run.json") or {}).get("arguments") or {}) for run in runs
+    )
+    return next((more for more in each if more != EPOCHS), EPOCHS)
+
+
+def _more(course: Course, arguments: Mapping[str, Any]) -> str:
+    return "a larger `--budget`" if _time_that_ended(course, arguments) else EPOCHS
 
 
 def learnt_little(
@@ -104,11 +120,16 @@ def learnt_little(
 
 def _longer(course: Course, arguments: Mapping[str, Any], times: float) -> str:
     """The option that makes a run so many times as long, rounded up: of its epochs, or of the time that ended it."""
-    last, planned = course.epochs[-1], arguments.get("epochs")
-    time = re.fullmatch(r"([\d.]+)([smh])", str(arguments.get("budget") or "").strip())
-    if time and (not planned or last < planned):
+    if time := _time_that_ended(course, arguments):
         return f"--budget {math.ceil(times * float(time[1]))}{time[2]}"
-    return f"--epochs {math.ceil(times * last)}"
+    return f"--epochs {math.ceil(times * course.epochs[-1])}"
+
+
+def _time_that_ended(course: Course, arguments: Mapping[str, Any]) -> re.Match[str] | None:
+    """The budget's number and unit, if it was the budget that ended the run."""
+    last, planned = course.epochs[-1] if course.epochs else 0, arguments.get("epochs")
+    time = re.fullmatch(r"([\d.]+)([smh])", str(arguments.get("budget") or "").strip())
+    return time if time and (not planned or last < planned) else None
 
 
 def small(found: Mapping[str, Any]) -> Gain | None:
