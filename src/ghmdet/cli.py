@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
 
 from ghmdet.errors import GhmdetError, PartlyDone, unknown_name
 from ghmdet.options import parser
@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         said = str(error)
         if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
             said = f"{error.argument.name} is missing: give it, or look at --help"
+        elif isinstance(error, UnusedCliTokensError):
+            said = _too_much(error, sys.argv[1:] if arguments is None else arguments)
         lines = (" ".join(line.split()) for line in said.splitlines())
         _fail("; ".join(filter(None, lines)), 1 if isinstance(error, PartlyDone) else 2)
     except ImportError as error:
@@ -89,6 +91,17 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stopped:
         _fail(str(stopped) or "stopped", 130)
     _exit(result if isinstance(result, int) else 0)
+
+
+def _too_much(error: UnusedCliTokensError, words: list[str]) -> str:
+    """What a word that belongs to nothing may be: a second value of an option that takes one each time it is given."""
+    word = (error.unused_tokens or ["?"])[0]
+    before = words[: words.index(word)] if word in words else []
+    option = next((each.partition("=")[0] for each in reversed(before) if each.startswith("--")), "")
+    known = error.app.assemble_argument_collection() if error.app else ()
+    if any(option in one.names and "list" in str(one.hint) for one in known):
+        return f"{word}: {option} takes one value each time it is given: write {option} {word}"
+    return f"{word}: one argument too many: leave it out, or look at --help"
 
 
 def _fail(message: str, status: int) -> NoReturn:

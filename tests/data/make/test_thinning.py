@@ -70,6 +70,10 @@ def test_what_goes_with_the_pictures_is_told(coco: Path, tmp_path: Path) -> None
         "dog     20.0%      10       2   20.0%" in table and "emu                10       2   20.0%" in table
     )
     assert "As they were: val (1 picture)" in table
+    went = "Not asked for, but gone with the pictures left out: 8 boxes of emu"
+    assert f"\n{went}: --how erase takes objects out of their pictures instead\n" in table
+    thin(coco, tmp_path / "erased", keep=["dog=0.2"], how="erase", say=said.append)
+    assert told(tmp_path / "erased")["boxes"]["emu"] == [10, 10] and "Not asked for" not in said[1]
 
 
 def test_erasing_takes_the_object_out_of_the_picture_and_leaves_the_rest(coco: Path, tmp_path: Path) -> None:
@@ -244,6 +248,23 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert stopped.value.code == 2
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_two_shares_after_one_option_are_answered_with_how_to_write_them(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (
+            ["data", "thin", str(coco), str(tmp_path / "out"), "--keep", "cat=.5", "dog=.5", "--seed", "1"],
+            "dog=.5: --keep takes one value each time it is given: write --keep dog=.5",
+        ),
+        (["train", str(coco), "more"], "more: one argument too many: leave it out, or look at --help"),
+        (["compare", str(coco), "--out", str(tmp_path / "c"), "more"], "more: one argument too many: "),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(f"ghmdet: {said}")
 
 
 def test_a_class_without_boxes_and_a_missing_picture_are_named(coco: Path, tmp_path: Path) -> None:

@@ -123,6 +123,14 @@ def _table(told: Mapping[str, Any]) -> str:
     for name, (had, has) in told["boxes"].items():
         asked = f"{told['keep'][name]:.1%}" if name in told["keep"] else ""
         lines.append(f"{name:{width}}{asked:>8}{had:8}{has:8}{has / had if had else 1:8.1%}")
+    gone = ", ".join(
+        f"{many(had - has, 'box/boxes')} of {name}"
+        for name, (had, has) in told["boxes"].items()
+        if has < had and name not in told["keep"]
+    )
+    if gone:
+        other = ": --how erase takes objects out of their pictures instead" if told["how"] == "images" else ""
+        lines.append(f"Not asked for, but gone with the pictures left out: {gone}{other}")
     if told["carried_over"]:
         parts = ", ".join(
             f"{name} ({many(count, 'picture')})" for name, count in told["carried_over"].items()
