@@ -113,6 +113,7 @@ def test_arms_by_short_names_and_from_a_file(tmp_path: Path) -> None:
         "ghm": "ghm-c",
         "focal-per-class": "focal-per-class",
     }
+    assert arms["ghm"] == replace(TINY, cls_loss="ghm")  # the same name for `ghmdet train`
     file = tmp_path / "arms.yaml"
     file.write_text(
         "plain: {cls_loss: ce, cls_weight: 0.2}\nflips: {cls_loss: ghm, hflip: 0, scale: [1, 1.5], epochs: 2}\n"

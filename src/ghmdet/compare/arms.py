@@ -65,8 +65,6 @@ def _read_arm(name: str, own: dict[str, Any], base: TrainConfig, where: str) -> 
         raise GhmdetError(f"{where}: name it with letters, digits, '-', '_', '+' and '.'")
     for key in own.keys() & {*SHARED, *REFUSED} - {"cls_loss"}:
         raise GhmdetError(f"{where}: '{key}' must be the same for all arms: leave it out")
-    if own.get("cls_loss") == "ghm":
-        own["cls_loss"] = "ghm-c"
     app = parser()
     app.default(_settings)
     try:

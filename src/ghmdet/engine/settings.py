@@ -34,7 +34,8 @@ class TrainConfig:
     """Longest side of a training picture in pixels; by default the preset's own, or more where many boxes are small.
     The short side keeps the preset's proportion."""
     cls_loss: str = "ghm-c"
-    """Class loss: ce, ohem, focal, each also -per-class; ghm-c, ghm-c-joint, ghm-c-published; qfl, vfl, efl, eql-v2."""
+    """Class loss: ce, ohem, focal, each also -per-class; ghm-c (or ghm), ghm-c-joint, ghm-c-published; qfl, vfl, efl,
+    eql-v2."""
     box_loss: str = "giou"
     """Box loss: giou, ciou, smooth-l1, balanced-l1, asl1, ghm-r or ghm-r-published."""
     cls_weight: Annotated[float | None, Range(0.0, 1e9)] = None
@@ -96,6 +97,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.cls_loss == "ghm":
+            object.__setattr__(self, "cls_loss", "ghm-c")
         if self.budget is not None:
             seconds_of(self.budget)
         if self.optimizer not in OPTIMIZERS:
