@@ -150,6 +150,21 @@ def test_class_that_training_does_not_have(tmp_path: Path) -> None:
     )
 
 
+def test_bad_rows_of_one_file_are_a_line(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    (labels / "a.txt").write_text("".join(f"0 {x} 20 10 10\n" for x in range(30, 35)))
+    (labels / "c.txt").write_text("0 30 20 10 10\n0 .5 .5 0 0\n")
+    many, alone, *others, last = format_problems(check_data(tmp_path, "train")).splitlines()
+    assert many == (
+        f"error: {labels / 'a.txt'}: 5 × box not in fractions (line 1 '0 30 20 10 10'; line 2 '0 31 20 10 10'; line 3"
+        " '0 32 20 10 10'; and 2 more): divide by the picture's width and height"
+    )
+    assert alone.startswith(
+        f"error: {labels / 'c.txt'}: line 1: box not in fractions '0 30 20 10 10': divide"
+    )
+    assert last.startswith("8 errors, ") and len(others) < 6
+
+
 def test_unreadable_sets_and_splits_are_problems_too(tmp_path: Path) -> None:
     (problem,) = check_data(tmp_path / "no")
     assert str(problem) == f"error: {tmp_path / 'no'}: cannot be read: no such file or folder: check the path"

@@ -11,6 +11,7 @@ from test_doubt import box, coco, image
 
 from ghmdet.data import DetectionData, check_data, read_data
 from ghmdet.data.annotations import read_annotations
+from ghmdet.data.layout import apart
 from ghmdet.data.records import Problem
 from ghmdet.errors import DataError
 from ghmdet.evaluation.score import score
@@ -140,7 +141,17 @@ ALIKE = [
     ("no  helmet", "no-helmet"),
     ("café", "cafe\u0301"),
     ("ｃａｒ", "car"),
+    ("rbc", "rbc\u200b"),
+    ("red cell", "red\u00a0cell"),
 ]
+
+
+def test_names_that_look_alike_are_told_apart() -> None:
+    assert [apart(*pair) for pair in ALIKE if "\\" in "".join(apart(*pair))] == [
+        ("'caf\\xe9'", "'cafe\\u0301'"),
+        ("'rbc'", "'rbc\\u200b'"),
+        ("'red cell'", "'red\\xa0cell'"),
+    ]
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
@@ -150,7 +161,8 @@ def test_classes_of_nearly_one_name_are_named_with_their_boxes(tmp_path: Path, o
     data = read_data(tmp_path)
     (problem,) = data.problems
     assert (problem.severity, problem.kind) == ("warning", "classes of nearly one name")
-    assert f"'{one}' (2 boxes)" in problem.value and f"'{other}' (1 box)" in problem.value
+    named = apart(one, other)
+    assert f"{named[0]} (2 boxes)" in problem.value and f"{named[1]} (1 box)" in problem.value
     assert str(problem.value) in data.describe() and problem in check_data(tmp_path)
     assert read_data(tmp_path, "val", classes=data.classes).problems == ()
 
@@ -163,10 +175,11 @@ def test_a_val_class_of_nearly_a_train_class_s_name_is_asked_about(
     voc_of(tmp_path, "val", [other, "dog"])
     (problem,) = [one for one in check_data(tmp_path) if one.severity == "error"]
     assert problem.kind == "unknown class"
-    assert problem.value == f"'{other}' (1 box; did you mean '{one}', of 2 boxes in train?)"
+    own, meant = apart(other, one)
+    assert problem.value == f"{own} (1 box; did you mean {meant}, of 2 boxes in train?)"
     train = read_data(tmp_path)
     val = read_data(tmp_path, "val", classes=train.classes)
-    assert f"'{other}' (did you mean '{one}'?)" in val.describe()
+    assert f"{own} (did you mean {meant}?)" in val.describe()
     with pytest.raises(DataError, match="did you mean"):
         read_data(tmp_path, "val", classes=[one])
 

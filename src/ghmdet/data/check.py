@@ -13,9 +13,9 @@ from typing import get_args
 import numpy as np
 
 from ghmdet.data.images import load_image
-from ghmdet.data.layout import did_you_mean, split_names
+from ghmdet.data.layout import apart, did_you_mean, split_names
 from ghmdet.data.read import DataSet, no_usable_box
-from ghmdet.data.records import DetectionData, Problem, Record, Severity
+from ghmdet.data.records import DetectionData, Problem, Record, Severity, named_first
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 from ghmdet.pictures import reason
@@ -109,7 +109,7 @@ def has_errors(problems: Iterable[Problem]) -> bool:
 
 
 def format_problems(problems: Sequence[Problem]) -> str:
-    """One line a problem, and their number at the end.
+    """A line for each kind of problem of a file with the same mend, and their number at the end.
 
     >>> print(format_problems([Problem("warning", "duplicate box", "a.jpg", "RBC", "[1, 1, 9, 9]", "remove one")]))
     warning: a.jpg: RBC: duplicate box [1, 1, 9, 9]: remove one
@@ -118,7 +118,16 @@ def format_problems(problems: Sequence[Problem]) -> str:
     counts = Counter(problem.severity for problem in problems)
     words: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
     summary = (f"{counts[key]} {word}{'s' * (counts[key] != 1)}" for key, word in words.items())
-    return "\n".join([*map(str, problems), ", ".join(summary)])
+    groups: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.severity, problem.file, problem.kind, problem.mend), []).append(problem)
+    lines = (
+        f"{severity}: {file}: {len(same)} × {kind} ({named_first(each.found for each in same)}): {mend}"
+        if len(same) > 1
+        else str(same[0])
+        for (severity, file, kind, mend), same in groups.items()
+    )
+    return "\n".join([*lines, ", ".join(summary)])
 
 
 def _unreadable(path: Path, error: DataError) -> Problem:
@@ -161,7 +170,8 @@ def _check_classes(read: Sequence[DetectionData]) -> Iterator[Problem]:
                 value, mend = f"'{name}'", f"the training split's classes are {', '.join(trained)}"
                 if near := did_you_mean(name, tuple(trained)):
                     boxes, others = (many(number, "box/boxes") for number in (count, trained[near]))
-                    value += f" ({boxes}; did you mean '{near}', of {others} in train?)"
+                    own, meant = apart(name, near)
+                    value = f"{own} ({boxes}; did you mean {meant}, of {others} in train?)"
                 yield _error("unknown class", root, here, value, mend)
 
 

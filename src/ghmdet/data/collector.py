@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ghmdet.data.layout import checked_classes, did_you_mean
+from ghmdet.data.layout import apart, checked_classes, did_you_mean
 from ghmdet.data.records import DetectionData, Problem, Records, Severity
 from ghmdet.data.values import number, shown, side
 from ghmdet.errors import DataError
@@ -178,7 +178,7 @@ class Collector:
         if name not in self._labels and not (self._all and name):
             mend = "not among the classes asked for" if name else "write the name of its class"
             near = did_you_mean(name, tuple(self._labels))
-            value = f"'{name}' (did you mean '{near}'?)" if near else f"'{name}'"
+            value = "{} (did you mean {}?)".format(*apart(name, near)) if near else f"'{name}'"
             self.report("unknown class", (told() if callable(told) else told)[0], value, mend)
             self.count_rejected(not name)
             return

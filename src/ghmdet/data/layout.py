@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from ghmdet.data.records import VALIDATION_NAMES
 from ghmdet.data.values import shown
@@ -121,14 +121,16 @@ def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...
 
 
 def namesakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of names that differ only in case, plural, blanks or Unicode form; single characters are not compared.
+    """Pairs of names that differ only in case, plural, blanks, Unicode form or signs that nobody sees.
+
+    Single characters are not compared.
 
     >>> list(namesakes(["car", "bus", "traffic light", "Cars", "Traffic_Light"]))
     [('car', 'Cars'), ('traffic light', 'Traffic_Light')]
     """
     singular, plural = dict[str, str](), dict[str, str]()
     for name in names:
-        own = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+        own = re.sub(r"[\s_-]+", " ", _seen("NFKC", name).casefold()).strip()
         if len(own) < 2:
             continue
         many = (f"{own}s", f"{own}es", re.sub("y$", "ies", own))
@@ -137,6 +139,22 @@ def namesakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield other, name
         singular.setdefault(own, name)
         plural.update({form: name for form in many if form not in plural})
+
+
+def _seen(form: Literal["NFC", "NFKC"], name: str) -> str:
+    """A name in a Unicode form, without what nobody sees: signs of format, and which kind of blank one is."""
+    shown = (each for each in unicodedata.normalize(form, name) if unicodedata.category(each) != "Cf")
+    return "".join(" " if each.isspace() else each for each in shown)
+
+
+def apart(one: str, other: str) -> tuple[str, str]:
+    """Two names in quotes; where they look alike, with escapes for what differs.
+
+    >>> apart("car", "Car"), apart("car", "car\u200b")
+    (("'car'", "'Car'"), ("'car'", "'car\\\\u200b'"))
+    """
+    alike = _seen("NFC", one) == _seen("NFC", other)
+    return (ascii(one), ascii(other)) if alike else (f"'{one}'", f"'{other}'")
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
-from ghmdet.data.layout import SPLITS, namesakes, split_called, split_names
+from ghmdet.data.layout import SPLITS, apart, namesakes, split_called, split_names
 from ghmdet.data.others import other_format
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem
 from ghmdet.data.tree import Tree, ending, looks_like_label, readable
@@ -98,7 +98,8 @@ class DataSet:
             except DataError as error:
                 raise DataError(f"{error}{other_format(self.tree, of=str(error))}") from None
             for pair in namesakes(data.classes) if classes is None else ():
-                counts = (f"'{one}' ({many(data.boxes_per_class()[one], 'box/boxes')})" for one in pair)
+                boxes = (many(data.boxes_per_class()[one], "box/boxes") for one in pair)
+                counts = (f"{name} ({count})" for name, count in zip(apart(*pair), boxes, strict=True))
                 mend, where = (
                     "kept apart: give both one name if they are one class",
                     (str(data.root), f"split {name}"),

@@ -36,11 +36,26 @@ class Problem:
     mend: str
     count: int = 1
 
+    @property
+    def found(self) -> str:
+        """The record and the value, of what they say."""
+        return f"{self.record} {self.value}".strip()
+
     def __str__(self) -> str:
         where = f"{self.file}: {self.record}" if self.record else self.file
         what = f"{self.count} × {self.kind}" if self.count > 1 else self.kind
         what += f" {self.value}" if self.value else ""
         return f"{self.severity}: {where}: {what}: {self.mend}"
+
+
+def named_first(said: Iterable[str]) -> str:
+    """The first texts of many, and how many more there are.
+
+    >>> named_first("abcde")
+    'a; b; c; and 2 more'
+    """
+    first, more = "; ".join(islice(said := iter(said), NAMED_PROBLEMS)), sum(1 for _ in said)
+    return f"{first}; and {more} more" if more else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +188,8 @@ class DetectionData:
         for problem in self.problems:
             kinds.setdefault((problem.severity, problem.kind), []).append(problem)
         for (severity, kind), same in kinds.items():
-            where = (": ".join(filter(None, (p.file, f"{p.record} {p.value}".strip()))) for p in same)
-            named = "; ".join(islice(where, NAMED_PROBLEMS))
-            more = f"; and {len(same) - NAMED_PROBLEMS} more" if len(same) > NAMED_PROBLEMS else ""
-            lines.append(f"{verb[severity]}: {sum(p.count for p in same)} × {kind} ({named}{more}).")
+            where = (": ".join(filter(None, (p.file, p.found))) for p in same)
+            lines.append(f"{verb[severity]}: {sum(p.count for p in same)} × {kind} ({named_first(where)}).")
         return "\n".join(lines)
 
     def to_coco(self, *, absolute: bool = False) -> dict[str, Any]:
