@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from engine_cases import TINY
+from ghmdet.engine import train as engine
 from ghmdet.engine.train import train
 
 
@@ -48,7 +49,13 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run on `squares`; tests leave it as it is."""
+    """The folder of a whole run on `squares`, beside it the save before its last; tests leave both as they are."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(squares, out, TINY, say=lambda line: None)
+
+    def move_previous(folder: Path) -> None:
+        (folder / "previous.pt").rename(folder.with_name("previous.pt"))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "drop_previous", move_previous)
+        train(squares, out, TINY, say=lambda line: None)
     return out

@@ -221,10 +221,11 @@ def test_a_new_run_names_those_that_were_interrupted_since_the_last_whole_one(
         shutil.copytree(run, f"{name}-{number}")
     assert not named()
     for number in (1, 10):  # before the validation at the end
-        shutil.copy(run / "previous.pt", f"{name}-{number}/last.pt")
+        shutil.copy(run.with_name("previous.pt"), f"{name}-{number}/last.pt")
     how = "is unfinished, stopped after step 9: to go on with it, give the same command with --out"
     assert named() == [f"{name}-10 {how} {name}-10 --resume"]
-    Path(f"{name}-9/last.pt").unlink()  # what is left is previous.pt
+    Path(f"{name}-9/last.pt").unlink()
+    shutil.copy(run.with_name("previous.pt"), f"{name}-9/previous.pt")
     assert len(named()) == 3
     Path(f"{name}-10/diverged.txt").write_text("step 5")
     assert not named()
@@ -271,13 +272,19 @@ ODD = (
     ("report run --data nothing", 2, "the list 'images' names none: add images"),
     ("val run/best.pt empty", 2, "no data set recognised"),
     ("val run/best.pt empty", 2, "at any depth; looked for COCO: "),
-    ("predict run set --out x", 2, "give the path of a checkpoint, here run/best.pt"),
+    ("predict run set --out x", 0, "drawn: x"),
+    ("predict empty set --out x", 2, "empty: this is a folder: give the path of a checkpoint"),
     ("predict run/best.pt https://a.b/c.jpg set --out x", 2, "ghmdet: https://a.b/c.jpg: an address, "),
     ("val run/best.pt http://a.b/c", 2, "ghmdet: http://a.b/c: no such file or folder"),
     ("val run/best.pt set --split test", 2, "no split 'test'"),
-    ("val run set", 2, "this is a folder: give the path of a checkpoint"),
+    ("val run set", 0, "written: run/val-set/metrics.json"),
+    ("spectrum run set --out x", 0, "written: x/spectrum.npz"),
+    ("export run --out x.onnx", 0, "x.onnx: "),
+    ("audit set --checkpoint run --out x", 0, "to review the first "),
+    ("train set --weights run --out x --epochs 1 --no-report --size 96", 0, "All weights from run/best.pt."),
     ("val cut/best.pt set", 2, "cut/best.pt: not a checkpoint"),
     ("val run/best.onnx set", 2, "run/best.onnx: an exported detector: give the checkpoint"),
+    ("audit set --checkpoint run/best.onnx --out x", 2, "from Python `ghmdet.runtime.Detector` opens it"),
     ("val run/best.pt set --out file", 2, "file: is a file: give a folder"),
     ("predict run/best.pt set --out file", 2, "file: is a file: give a folder"),
     ("predict run/best.pt file --out x", 1, "1 of 1 picture could not be read; no other was given"),
@@ -301,7 +308,7 @@ ODD = (
 def test_an_odd_use_ends_without_a_traceback_and_names_what_is_wrong(
     odd: Path, command: str, expected: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device = [] if command.startswith(("train", "score")) else ["--device=cpu"]
+    device = [] if command.startswith(("train", "score", "export")) else ["--device=cpu"]
     assert status(*command.split(), *device) == expected
     told = capsys.readouterr()
     assert said in told.out + told.err

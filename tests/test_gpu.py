@@ -19,6 +19,7 @@ from engine_cases import TINY
 from ghmdet import GHMC, GHMR, SoftmaxGHMC
 from ghmdet import functional as ghm
 from ghmdet.audit.command import FoldConfig, write_audit
+from ghmdet.engine import train as engine
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import SpectrumLog
@@ -263,9 +264,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_run_trains_resumes_and_its_detector_is_the_same_everywhere(precision, squares, tmp_path):
+def test_a_run_trains_resumes_and_its_detector_is_the_same_everywhere(
+    precision, squares, tmp_path, monkeypatch
+):
     config = replace(ON_GPU, precision=precision, epochs=6, val_every=6)
     said: list[str] = []
+    monkeypatch.setattr(engine, "drop_previous", lambda folder: None)
     train(squares, tmp_path / "whole", config, say=said.append)
     log = rows(tmp_path / "whole" / "log.csv")
     assert len(log) == 18 and all(float(row["loss"]) < 100 for row in log)

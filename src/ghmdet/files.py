@@ -79,6 +79,12 @@ def write_atomic(
     return path
 
 
+def checkpoint_file(path: Path | str) -> Path:
+    """The file that is meant where a checkpoint is asked for: of a run's folder its best.pt."""
+    best = Path(path) / "best.pt"
+    return best if best.is_file() else Path(path)
+
+
 @contextmanager
 def hold(folder: Path | str) -> Iterator[None]:
     """Makes the folder and lets no other process write into it, for the block.

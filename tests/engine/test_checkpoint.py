@@ -22,6 +22,7 @@ from ghmdet.data import read_data
 from ghmdet.data.fingerprint import fingerprint, labelled
 from ghmdet.engine.checkpoint import (
     PREVIOUS,
+    drop_previous,
     load_checkpoint,
     run_arguments,
     save_checkpoint,
@@ -157,12 +158,25 @@ def test_weights_that_are_no_numbers_are_named_wherever_weights_are_loaded(
             load()
 
 
+def test_the_save_before_stays_where_the_last_one_cannot_be_read(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run.with_name(PREVIOUS), tmp_path)
+    content = bytearray((run / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / "last.pt").write_bytes(content)
+    drop_previous(tmp_path)
+    assert (tmp_path / PREVIOUS).exists()
+    shutil.copy(run / "last.pt", tmp_path)
+    drop_previous(tmp_path)
+    assert not (tmp_path / PREVIOUS).exists()
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_alike(
     damage: str, run: Path, squares: Path, tmp_path: Path
 ) -> None:
     last, said = tmp_path / "run" / "last.pt", list[str]()
     shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run.with_name(PREVIOUS), tmp_path / "run")
     before = load_checkpoint(last.with_name(PREVIOUS))["training"]["place"]
     assert before["validated_epoch"] == 0 and before["step"] == 9  # saved before the validation
     content = bytearray(last.read_bytes())
@@ -177,6 +191,7 @@ def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_a
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     # The row of the validation that is made again is there once.
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
+    assert not last.with_name(PREVIOUS).exists()  # the run has ended
     train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
     assert f"resuming {last}" in said
     # Only the second resume had nothing left to do.
@@ -185,17 +200,22 @@ def test_a_run_whose_last_save_is_damaged_goes_on_from_the_one_before_and_ends_a
         f"--weights {last.with_name('best.pt')} --epochs N"
     )
     assert said.count(finished) == 1 and said.index(finished) > said.index(f"resuming {last}")
+    last.with_name(PREVIOUS).write_bytes(b"of a version that kept it")
+    train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
+    assert not last.with_name(PREVIOUS).exists()
     last.write_bytes(b"")
     last.with_name(PREVIOUS).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"previous\.pt"):
         train(squares, tmp_path / "run", TINY, resume=True, say=said.append)
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_means_its_best_checkpoint(run: Path, tmp_path: Path) -> None:
+    assert load_checkpoint(run)["classes"] == load_checkpoint(run / "best.pt")["classes"]
+    assert Detector.load(run, device="cpu").classes == ("red", "blue")
     with pytest.raises(CheckpointError, match=r"this is a folder: give the path of a checkpoint$"):
         load_checkpoint(tmp_path)
-    (tmp_path / "best.pt").touch()
-    with pytest.raises(CheckpointError, match=rf"the path of a checkpoint, here {tmp_path}/best\.pt$"):
+    (tmp_path / "last.pt").touch()  # nothing was found yet
+    with pytest.raises(CheckpointError, match=rf"the path of a checkpoint, here {tmp_path}/last\.pt$"):
         load_checkpoint(tmp_path)
 
 

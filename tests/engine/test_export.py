@@ -480,7 +480,7 @@ def test_where_nothing_is_sure_it_says_that_nothing_was_compared(run: Path, tmp_
     )
     assert said[1] == (
         f"Warning: on 1 picture of {tmp_path / 'grey'} nothing scores 0.3, so nothing was compared:"
-        " give other --pictures"
+        " give --pictures with objects that it knows"
     )
 
 

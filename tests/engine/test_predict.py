@@ -464,7 +464,6 @@ def test_data_is_the_runs_own_however_it_is_named_and_labels_that_were_learnt_ar
     (copy / "annotations" / "instances_train.json").write_text(json.dumps(truth))
     assert learnt(copy, "train")[0].startswith("Warning: 10 of these 12 pictures")
     (own / "last.pt").unlink()
-    (own / "previous.pt").unlink()
     assert not learnt(copy, "train")
 
 
@@ -524,7 +523,7 @@ def test_pictures_that_cannot_be_used_are_named(run: Path, squares: Path, tmp_pa
     with pytest.raises(DataError, match="no such picture or folder"):
         predict(run / "best.pt", tmp_path / "nothing", out=tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: no pictures here"):
+    with pytest.raises(DataError, match=r"empty: no pictures here \(.{,60}\): give a folder of some"):
         predict(run / "best.pt", tmp_path / "empty", out=tmp_path / "out")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
     with pytest.raises(DataError, match="1 of 1 picture could not be read"):

@@ -36,7 +36,7 @@ from ghmdet.engine.run_folder import provenance, read_json, same_data
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.evaluation.matching import overlaps
-from ghmdet.files import hold, write_atomic
+from ghmdet.files import checkpoint_file, hold, write_atomic
 from ghmdet.progress import counting
 from ghmdet.report.advice import more_training
 from ghmdet.report.summary import script_json, templates
@@ -113,6 +113,7 @@ def write_audit(
     learnt, failed, judges = "", "", list[Path]()
     with nullcontext() if list_commands else hold(out):
         if checkpoint:
+            checkpoint = checkpoint_file(checkpoint)
             how, judges = f"the detector {checkpoint}", [checkpoint.parent]
             part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
         elif results:

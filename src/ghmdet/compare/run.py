@@ -119,7 +119,7 @@ def compare(
         result, spectra = judge(plan, part, failed, say)
         say(summary(result))
         say(f"written: {', '.join(map(str, write_comparison(out, result, spectra)))}")
-    bad = [name for name, arm in result["arms"].items() if arm.get("failed") or arm["unlearnt"]]
+    bad = [name for name, arm in result["arms"].items() if arm.get("failed") or arm.get("unlearnt")]
     if bad:
         raise PartlyDone(f"of {', '.join(bad)} it says little: a run came to nothing, as said above")
     return result

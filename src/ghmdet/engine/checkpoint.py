@@ -21,12 +21,22 @@ from ghmdet.models import RetinaNet, model_from_state
 from ghmdet.models.weights import is_model_state, read_state
 
 PREVIOUS = "previous.pt"
-"""The `last.pt` before the last one, of which a run goes on where that one is damaged."""
+"""The `last.pt` before the last one, of which a run that has not ended goes on where that one is damaged."""
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write `state` (tensors and plain values) to `path`; a crash leaves the file that was there, or that at `keep`."""
-    write_atomic(path, lambda file: torch.save(state, file), keep=keep)
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: bool = False) -> None:
+    """Write `state` (tensors and plain values) to `path`; a crash leaves the file that was there.
+
+    keep: whether that file stays, as PREVIOUS beside it.
+    """
+    write_atomic(path, lambda file: torch.save(state, file), keep=path.with_name(PREVIOUS) if keep else None)
+
+
+def drop_previous(out: Path) -> None:
+    """Remove the save before the last one of a run that has ended, unless `last.pt` cannot be read."""
+    with suppress(CheckpointError):
+        load_checkpoint(out / "last.pt")
+        (out / PREVIOUS).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path | str) -> Mapping[str, Any]:

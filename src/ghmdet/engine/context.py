@@ -17,6 +17,7 @@ from ghmdet.engine.checkpoint import as_saved, saved_run
 from ghmdet.engine.device import Device, choose_device, keep_freed_memory
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError, unknown_name
+from ghmdet.files import checkpoint_file
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def begin_run(
     started_at = time.monotonic() if started_at is None else started_at
     data = Path(data)
     out = Path(out)
-    if config.weights not in ("auto", "coco", "none") and not Path(config.weights).is_file():
+    if config.weights not in ("auto", "coco", "none") and not checkpoint_file(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint"))
     if config.tensorboard and find_spec("tensorboard") is None:
         raise GhmdetError(

@@ -46,7 +46,9 @@ class Detector:
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Detector:
-        """The detector in a checkpoint that training wrote (`best.pt` or `last.pt`), to detect: batch norm is folded.
+        """The detector in a checkpoint that training wrote, to detect: batch norm is folded.
+
+        path: a run's folder, which means its `best.pt`, or a `best.pt` or `last.pt`.
 
         Raises:
             CheckpointError: the file is missing or is not such a checkpoint.

@@ -8,7 +8,7 @@ from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
 from ghmdet.evaluation.score import Metrics, score
-from ghmdet.files import hold
+from ghmdet.files import checkpoint_file, hold
 from ghmdet.options import BATCH_SIZE, WORKERS
 from ghmdet.progress import counting
 
@@ -29,7 +29,7 @@ def validate(
     """Score a checkpoint on a part of a data set; writes `metrics.json` and `predictions.json` (COCO results).
 
     Args:
-        checkpoint: A `best.pt` or `last.pt` of a training run.
+        checkpoint: A training run's folder, which means its `best.pt`, or a `best.pt` or `last.pt`.
         data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         split: Part of the data set to score.
         out: Folder to write; by default beside the checkpoint: `SPLIT/` for the data that the run was trained on,
@@ -47,10 +47,11 @@ def validate(
     """
     BATCH_SIZE.check("batch_size", batch_size)
     WORKERS.check("workers", workers)
+    checkpoint = checkpoint_file(checkpoint)
     detector = Detector.load(checkpoint, device=device, precision=precision)
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())
-    out = results_folder(Path(checkpoint).parent, data, part.split) if out is None else Path(out)
+    out = results_folder(checkpoint.parent, data, part.split) if out is None else Path(out)
     with hold(out):  # a wrong name is an error before the work
         with counting("pictures", len(part.records)) as advance:
             results = detect(
@@ -67,7 +68,7 @@ def validate(
         write_predictions(out / "predictions.json", results, truth)
         write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())
-    if learnt := trained_on(Path(checkpoint).parent, part):
+    if learnt := trained_on(checkpoint.parent, part):
         say(f"Warning: {learnt}")
     say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
     return metrics

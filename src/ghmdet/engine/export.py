@@ -26,7 +26,7 @@ from ghmdet.engine.quantize import quantize
 from ghmdet.engine.run_folder import coco_results, read_json
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.evaluation.score import score
-from ghmdet.files import write_atomic
+from ghmdet.files import checkpoint_file, write_atomic
 from ghmdet.models.exportable import Exportable
 from ghmdet.models.preprocess import scale_boxes
 from ghmdet.progress import counting
@@ -79,7 +79,7 @@ def export(
     metadata, with the classes and thresholds.
 
     Args:
-        checkpoint: A `best.pt` or `last.pt` of a training run.
+        checkpoint: A training run's folder, which means its `best.pt`, or a `best.pt` or `last.pt`.
         out: File to write: .onnx, or .pt2 for `torch`.
         format: onnx: needs the extra `export`. torch: what torch.export.load reads.
         raw: The network's outputs, for a postprocessing of your own: logits [1, A, K] and box offsets [1, A, 4]. With
@@ -106,6 +106,7 @@ def export(
         _require_packages()
     elif precision == "int8":
         raise GhmdetError("--precision int8 is of ONNX files: leave --format torch out, or the precision")
+    checkpoint = checkpoint_file(checkpoint)
     detector = Detector.load(checkpoint, device="cpu", precision="fp32")
     run = dict((read_json(checkpoint.parent / "run.json") or {}).get("arguments", {}))
     val = None
@@ -157,7 +158,9 @@ def export(
     compared = many(count, "score" if raw else "detection")
     if not count:
         least = f"scores {limits.least}" if limits.least else "is detected"
-        say(f"Warning: on {on} nothing {least}, so nothing was compared: give other --pictures")
+        say(
+            f"Warning: on {on} nothing {least}, so nothing was compared: give --pictures with objects that it knows"
+        )
     elif precision == "fp32":
         say(f"the same as PyTorch on {on}: {compared} compared, {alike}")
     else:

@@ -24,7 +24,7 @@ from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
 from ghmdet.engine.sources import MOST_SIDE, VIDEOS, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
-from ghmdet.files import LOCK, hold
+from ghmdet.files import LOCK, checkpoint_file, hold
 from ghmdet.options import BATCH_SIZE
 from ghmdet.pictures import EXTENSIONS
 from ghmdet.progress import counting
@@ -59,8 +59,8 @@ def predict(
     the exit status is 1 then. Interrupted, the same command goes on.
 
     Args:
-        checkpoint: A `best.pt` or `last.pt` of a training run, or an ONNX file of `ghmdet export`, which needs no
-            PyTorch.
+        checkpoint: A training run's folder, which means its `best.pt`, or a `best.pt` or `last.pt`; or an ONNX file of
+            `ghmdet export`, which needs no PyTorch.
         pictures: Pictures, patterns ('shots/*.jpg'), videos (extra `video`), and folders that are searched for pictures
             with their subfolders. They are named relative to the folder that holds all of them or, if that is /, from
             the ends of the given folders that tell these apart; a frame of clip.mp4 is clip.mp4/000000.jpg and so on,
@@ -91,12 +91,12 @@ def predict(
     """
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
-    out = Path(out)
+    checkpoint, out = checkpoint_file(checkpoint), Path(out)
     sources = with_frames(find_pictures([Path(picture) for picture in pictures], out), say)
     files = {name: file_of(each) for name, each in sources.items()}
     found = [Path(name) for name in files]
-    opened = stamp(Path(checkpoint))  # before it is read: it may be replaced meanwhile
-    detector = _open(Path(checkpoint), device, precision)
+    opened = stamp(checkpoint)  # before it is read: it may be replaced meanwhile
+    detector = _open(checkpoint, device, precision)
     ids, category_ids = list(range(1, len(files) + 1)), detector.category_ids
     if annotations is not None:
         ids, category_ids = known_ids(annotations, found, detector.classes)
@@ -112,7 +112,7 @@ def predict(
         )
     extracts.check(out, found, [folder for folder, so, _ in asked if so])
     made = {
-        "checkpoint": [str(Path(checkpoint).resolve()), opened],
+        "checkpoint": [str(checkpoint.resolve()), opened],
         "options": [threshold, detector.device.type, detector.device.precision, category_ids],
     }
     about = {
@@ -285,7 +285,9 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
             useless.discard(given)
             folders.append(folder)
         elif not by_pattern:
-            raise DataError(f"{path}: no pictures here ({', '.join(sorted(EXTENSIONS))} are looked for)")
+            raise DataError(
+                f"{path}: no pictures here: give a folder that holds JPEG, PNG or other pictures, or videos"
+            )
         found = {_upright(file): file for file in files} | found
     if useless:
         raise DataError(f"{min(useless)}: no picture outside --out {out} fits this pattern: correct it")

@@ -46,7 +46,7 @@ class TrainConfig:
     """Negative examples that the class losses `ohem` keep for each positive one."""
     weights: str = "auto"
     """Where to start: auto (ImageNet weights for the backbone), coco (torchvision's detector of COCO, for r50 and
-    r50_v2), none (from scratch), or a checkpoint."""
+    r50_v2), none (from scratch), or a checkpoint or run."""
     epochs: Annotated[int | None, Range(1, 10**6)] = None
     """Passes over the training pictures; by default about 1600 steps' worth, at least 12, or as many as fit into
     `budget`. With both, what ends first."""

@@ -22,7 +22,7 @@ from ghmdet.data import DetectionData
 from ghmdet.draw import draw_batch, undrawable
 from ghmdet.engine import symmetry
 from ghmdet.engine.budget import END, Budget, in_words
-from ghmdet.engine.checkpoint import PREVIOUS, Progress, restore, run_arguments, save_checkpoint
+from ghmdet.engine.checkpoint import Progress, drop_previous, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
 from ghmdet.engine.detect import detect
 from ghmdet.engine.device import peak_memory
@@ -117,6 +117,8 @@ def _run(trainer: Trainer, make_report: Callable[[Path], object] | None) -> Prog
     except NonFiniteLoss as error:
         write_atomic(run.folder / DIVERGED, f"{error}\n")
         raise
+    if run.main:
+        drop_previous(run.folder)
     run.say(f"best AP {progress.best_AP:.3f} after epoch {progress.best_epoch}: {run.folder / 'best.pt'}")
     command = f"ghmdet report {shlex.quote(str(run.folder))}"
     if make_report and not trainer.budget.can_report:
@@ -128,9 +130,8 @@ def _run(trainer: Trainer, make_report: Callable[[Path], object] | None) -> Prog
             raise KeyboardInterrupt(f"stopped in the report; to make it: {command}") from None
     if run.config.budget:
         late = ", too late" if run.seconds > trainer.budget.seconds else ""
-        run.say(
-            f"--budget {run.config.budget}: ended after {in_words(run.seconds)}{late}, in epoch {progress.epoch}"
-        )
+        ended = f"ended after {in_words(run.seconds)}{late}, in epoch {progress.epoch}"
+        run.say(f"--budget {run.config.budget}: {ended}")
     return progress
 
 
@@ -437,13 +438,12 @@ class Trainer:
     def _save(self) -> None:
         self.losses.read()
         self.progress.seconds = self.run.seconds
-        about = {"arguments": self.arguments, "place": asdict(self.progress)}
+        about = {"arguments": self.arguments, "place": asdict(self.progress), "rng": torch.get_rng_state()}
         prints = {"fingerprints": self.data.fingerprints, "learnt": self.data.learnt}
         state = about | prints | {name: part.state_dict() for name, part in self.parts.items()}
-        state["rng"] = torch.get_rng_state()
         if self.run.main:
-            last = self.run.folder / "last.pt"
-            save_checkpoint(last, self._detector_state() | {"training": state}, keep=last.with_name(PREVIOUS))
+            whole = self._detector_state() | {"training": state}
+            save_checkpoint(self.run.folder / "last.pt", whole, keep=True)
         self.saved_at = time.monotonic()
 
     def _detector_state(self) -> dict[str, Any]:

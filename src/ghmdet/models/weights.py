@@ -19,6 +19,7 @@ from torchvision.models import Weights
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
 from ghmdet.errors import CheckpointError, GhmdetError
+from ghmdet.files import checkpoint_file
 from ghmdet.models import torchvision_import
 from ghmdet.models.loss import LossConfig
 from ghmdet.models.presets import ModelConfig
@@ -75,15 +76,17 @@ def model_from_state(state: Mapping[str, Any], loss: LossConfig | None = None) -
 def read_state(path: Path) -> Mapping[str, Any]:
     """The dict in a file that torch.save wrote: tensors and plain values only, no code is run.
 
-    Raises CheckpointError naming the file where it is absent or something else.
+    path: a run's folder means its best.pt. Raises CheckpointError naming the file where it is absent or something else.
     """
+    path = checkpoint_file(path)
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
-        best = f", here {path / 'best.pt'}" if (path / "best.pt").is_file() else ""
-        raise CheckpointError(f"{path}: {what}: give the path of a checkpoint{best}")
+        last = f", here {path / 'last.pt'}" if (path / "last.pt").is_file() else ""
+        raise CheckpointError(f"{path}: {what}: give the path of a checkpoint{last}")
     if path.suffix.lower() == ".onnx":
         raise CheckpointError(
-            f"{path}: an exported detector: give the checkpoint that it was made from (`ghmdet predict` takes both)"
+            f"{path}: an exported detector: give the checkpoint that it was made from (`ghmdet predict` takes both, and"
+            " from Python `ghmdet.runtime.Detector` opens it)"
         )
     if path.suffix.lower() == ".pt2":
         raise CheckpointError(

@@ -21,7 +21,7 @@ from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
-from ghmdet.files import hold
+from ghmdet.files import checkpoint_file, hold
 from ghmdet.models import ModelConfig
 from ghmdet.options import WORKERS
 from ghmdet.pictures import resized_size
@@ -61,7 +61,7 @@ def write_spectrum(
     """Show which examples pull at a detector: gradient-norm spectra, figures, and what they say (docs/spectrum.md).
 
     Args:
-        checkpoint: A `best.pt` or `last.pt` of a training run.
+        checkpoint: A training run's folder, which means its `best.pt`, or a `best.pt` or `last.pt`.
         data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         out: Folder to write: spectrum.npz, spectrum.json, and each figure as SVG and PNG.
         split: Part of the data set to measure on.
@@ -74,6 +74,7 @@ def write_spectrum(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
+    checkpoint = checkpoint_file(checkpoint)
     part, _, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
     drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
     if findings.reliability:
