@@ -129,7 +129,7 @@ def load_weights(model: RetinaNet, weights: str | Path) -> str:
         return _load_imagenet(model)
     if weights == "coco":
         return _load_coco(model)
-    path = Path(weights)
+    path = checkpoint_file(weights)
     state = read_state(path)
     try:
         if is_model_state(state):
