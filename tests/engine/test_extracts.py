@@ -424,3 +424,15 @@ def test_without_pyav_a_video_says_what_to_install(
     (tmp_path / "film.mp4").touch()
     with pytest.raises(GhmdetError, match=r"film\.mp4: a video needs PyAV: pip install 'ghmdet\[video\]'"):
         predict(run / "best.pt", tmp_path / "film.mp4", out=tmp_path / "out", **OPTIONS)
+
+
+def test_videos_of_a_folder_are_looked_at_with_its_pictures(run: Path, tmp_path: Path) -> None:
+    deep, out = tmp_path / "both" / "deep", tmp_path / "out"
+    deep.mkdir(parents=True)
+    film(deep / "film.MP4", [np.zeros((40, 60, 3), np.uint8)] * 2, codec="mpeg4")
+    Image.new("RGB", (60, 40)).save(tmp_path / "both" / "a.png")
+    (tmp_path / "both" / "notes.txt").touch()
+    assert [*find_pictures([tmp_path / "both"], out)] == [Path("a.png"), Path("deep/film.MP4")]
+    predict(run / "best.pt", deep, out=out, **OPTIONS)
+    names = sorted(file.name for file in (out / "film.MP4").iterdir())
+    assert names == ["000000.jpg", "000001.jpg"]

@@ -511,6 +511,13 @@ def test_ids_come_from_the_annotations_by_name(tmp_path: Path) -> None:
     for boxes in ({}, {"annotations": None}):  # as for pictures that nobody has labelled
         file.write_text(json.dumps({name: content[name] for name in ("images", "categories")} | boxes))
         assert known_ids(file, names, ["red", "blue"]) == ([7, 8, 9], (30, 40))
+    twice = [{"id": 8, "file_name": "y/1.jpg"}, {"id": 8, "file_name": "z/3.jpg"}]
+    file.write_text(json.dumps(content | {"images": twice}))
+    for name in ("y/1.jpg", "z/3.jpg"):  # its results would be those of another picture
+        with pytest.raises(
+            DataError, match=r"no image of file name .*\(not taken: .*3\.jpg', duplicate image id 8"
+        ):
+            known_ids(file, [Path(name)], ["red"])
     file.write_text("[]")
     with pytest.raises(DataError, match=r"a\.json: a JSON list"):
         known_ids(file, names, [])

@@ -61,7 +61,7 @@ def predict(
     Args:
         checkpoint: A training run's folder, which means its `best.pt`, or a `best.pt` or `last.pt`; or an ONNX file of
             `ghmdet export`, which needs no PyTorch.
-        pictures: Pictures, patterns ('shots/*.jpg'), videos (extra `video`), and folders that are searched for pictures
+        pictures: Pictures, patterns ('shots/*.jpg'), videos (extra `video`), and folders that are searched for both
             with their subfolders. They are named relative to the folder that holds all of them or, if that is /, from
             the ends of the given folders that tell these apart; a frame of clip.mp4 is clip.mp4/000000.jpg and so on,
             and its results have its number as `frame`.
@@ -253,7 +253,7 @@ def _detect(
 def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where each picture is, by its name relative to the folder that holds all that were given.
 
-    Each once: those at `paths` or that fit a pattern there, videos too, and those in folders there and below, in the
+    Each once, a video too: those at `paths` or that fit a pattern there, and those in folders there and below, in the
     order of their names; none of `out`. A path where nothing is counts as a picture if others are there. What a pattern
     fits that is no picture, and holds none, is passed over.
 
@@ -273,9 +273,9 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     for path, given in fitting.items():
         is_folder = os.path.isdir(path)  # noqa: PTH112 - a name too long for a disk is none
         folder, by_pattern = path if is_folder else path.parent, path != given
-        files = [Path(file) for file in Tree(path).pictures(str(path))] if is_folder else [path]
-        if by_pattern and path.suffix.lower() not in EXTENSIONS | VIDEOS and not is_folder:
-            files = []
+        files = [Path(file) for file in Tree(path).walk(str(path))] if is_folder else [path]
+        if is_folder or by_pattern:
+            files = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEOS]
         if Path(os.path.realpath(folder)).is_relative_to(own) and not by_pattern:
             raise GhmdetError(
                 f"--out {out} holds the pictures themselves, which would be overwritten: give another folder"
@@ -383,19 +383,21 @@ def known_ids(
     """
     truth = read_annotations(annotations, boxes=False)
     images: dict[Path | str, list[int]] = {}
+    told = [problem for problem in truth.problems if problem.severity == "error"]
     for image_id, image in truth.images.items():
+        if image_id in truth.left_out:
+            continue
         path = Path(str(image.get("file_name")))
         images.setdefault(path, []).append(image_id)
         images.setdefault(path.name, []).append(image_id)
     ids = [images.get(name) or images.get(name.name, []) for name in names]
     for name, found in zip(names, ids, strict=True):
         if len(found) != 1:
-            what = f"{len(found)} images" if found else "no image"
-            mend = (
-                "give the folder that the file names begin at"
-                if found
-                else "add it there, or leave the picture out"
-            )
+            what, mend = f"{len(found)} images", "give the folder that the file names begin at"
+            if not found:
+                what, mend = "no image", "add it there, or leave the picture out"
+                for problem in sorted(told, key=lambda problem: name.name not in problem.record)[:1]:
+                    mend += f" (not taken: {problem.record}, {problem.kind} {problem.value}: {problem.mend})"
             raise DataError(f"{annotations}: has {what} of file name {name.name}, wanted for {name}: {mend}")
     categories = {label: category_id for category_id, label in truth.categories.items()}
     for label in classes:

@@ -173,7 +173,9 @@ def _opened(video: Path) -> Any:
     try:
         import av
     except ImportError:
-        raise GhmdetError(f"{video}: a video needs PyAV: pip install 'ghmdet[video]'") from None
+        raise GhmdetError(
+            f"{video}: a video needs PyAV: pip install 'ghmdet[video]', or leave it out"
+        ) from None
     try:
         container = av.open(str(video), metadata_errors="ignore")  # a title may be in any encoding
         if container.streams.video:
