@@ -13,7 +13,16 @@ import numpy as np
 
 from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
 from ghmdet.data.collector import Collector
-from ghmdet.data.layout import MEANT, SPLITS, by_split, checked_classes, meant, read_text, split_called
+from ghmdet.data.layout import (
+    MEANT,
+    SPLITS,
+    by_split,
+    checked_classes,
+    meant,
+    part_of,
+    read_text,
+    split_called,
+)
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData
 from ghmdet.data.tree import PROBES, Tree, below, looks_like_label, readable
 from ghmdet.data.values import shown
@@ -85,7 +94,7 @@ def find_splits(tree: Tree) -> dict[str, Path]:
     names = [os.path.relpath(file, root) for folder in folders for file in tree.files(folder, ".json")]
     found: dict[str, Path] = {}
     for place in FILES:
-        lacking = {SPLITS[0], VALIDATION_NAMES[0]}.difference(map(_meant, found))
+        lacking = {SPLITS[0], VALIDATION_NAMES[0]}.difference(map(part_of, found))
         if found and (place == ONE_PART or not lacking or any(meant(split) not in SPLITS for split in found)):
             break
         files = [root / name for name in names if re.fullmatch(place, name, re.IGNORECASE)]
@@ -94,7 +103,7 @@ def find_splits(tree: Tree) -> dict[str, Path]:
         here = [
             (split_name(file, tree.root), file) for file in files if readable(file) and not is_labelme(file)
         ]
-        for split, file in here if not found else [each for each in here if _meant(each[0]) in lacking]:
+        for split, file in here if not found else [each for each in here if part_of(each[0]) in lacking]:
             other = found.setdefault(split, file)
             if other != file:
                 raise DataError(
@@ -102,11 +111,6 @@ def find_splits(tree: Tree) -> dict[str, Path]:
                     f"{file.relative_to(root)}: give the .json file itself or move one of them away"
                 )
     return by_split(found)
-
-
-def _meant(split: str) -> str:
-    """The split that a name means, by one name for validation."""
-    return VALIDATION_NAMES[0] if meant(split) in VALIDATION_NAMES else meant(split)
 
 
 def is_labelme(file: Path | str) -> bool:

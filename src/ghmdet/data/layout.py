@@ -39,6 +39,15 @@ def meant(folder: str) -> str:
     return MEANT.get(word, word if word in SPLITS else folder)
 
 
+def part_of(split: str) -> str:
+    """The part that a split's name means, by one name for validation; the name itself where it means none.
+
+    >>> [part_of(name) for name in ("Train2017", "valid", "dev", "minival")]
+    ['train', 'val', 'val', 'minival']
+    """
+    return VALIDATION_NAMES[0] if meant(split) in VALIDATION_NAMES else meant(split)
+
+
 def by_split(places: Mapping[str, T]) -> dict[str, T]:
     """Places by the split that each one is named after or, where none is and no two mean one, that its name means.
 

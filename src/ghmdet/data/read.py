@@ -97,17 +97,20 @@ class DataSet:
                 data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
             except DataError as error:
                 raise DataError(f"{error}{other_format(self.tree, of=str(error))}") from None
+            told, where = list(data.problems), (str(data.root), f"split {name}")
+            for place, folder in self.tree.elsewhere.pop(name, {}).items():
+                mend = "taken, as no other has its name: correct the list if its boxes are not this one's"
+                said = where[0], place, f"(listed in {folder}/)"
+                told.append(Problem("warning", "picture in another folder", *said, mend))
             for pair in namesakes(data.classes) if classes is None else ():
                 boxes = (many(data.boxes_per_class()[one], "box/boxes") for one in pair)
-                counts = (f"{name} ({count})" for name, count in zip(apart(*pair), boxes, strict=True))
-                mend, where = (
-                    "kept apart: give both one name if they are one class",
-                    (str(data.root), f"split {name}"),
+                counts = (f"{one} ({count})" for one, count in zip(apart(*pair), boxes, strict=True))
+                mend = "kept apart: give both one name if they are one class"
+                told.append(
+                    Problem("warning", "classes of nearly one name", *where, " and ".join(counts), mend)
                 )
-                told = Problem("warning", "classes of nearly one name", *where, " and ".join(counts), mend)
-                data = dataclasses.replace(data, problems=(*data.problems, told))
             if name != next(iter(self.splits)) and name in (*VALIDATION_NAMES, "test"):
-                return data
+                return dataclasses.replace(data, problems=tuple(told))
             for split in self.splits.keys() - {name}:
                 with suppress(DataError):  # said where it is asked for
                     self.tree.used.update(reader.files(self.tree, split, self.splits[split]))
@@ -118,7 +121,7 @@ class DataSet:
                 if os.path.isdir(folder) and Path(os.path.abspath(folder)) not in above
             ]
             left = self.tree.left_over([self.tree.root] if self.tree.whole else folders)
-        return dataclasses.replace(data, problems=(*data.problems, *left))
+        return dataclasses.replace(data, problems=(*told, *left))
 
 
 @contextmanager

@@ -4,21 +4,32 @@ import filecmp
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.layout import MEANT, SPLITS, by_split, meant, split_names
+from ghmdet.data.layout import SPLITS, by_split, meant, part_of
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
 
 FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
-WORDS = re.compile(r"[a-z]+")  # of a folder's name: train2017, val_images
+BESIDE = {
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "jpegimages",
+    "pictures",
+    "photos",
+    "data",
+    "set",
+    "obj",
+}  # words of no meaning
 LABELS = {
     ".txt": re.compile(rb"\s*[\d.]+([ \t]+[-+.\deE]+){4}"),
     ".xml": re.compile(rb"<(\w+:)?(annotations?|object)\b", re.IGNORECASE),
@@ -90,6 +101,16 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def folder_part(name: str) -> str:
+    """The part that the one word of a folder's name means, beside numbers, letters and words such as images; else "".
+
+    >>> [folder_part(name) for name in ("train2017", "Eval_a", "val_images", "obj_Train_data", "dev-board", "1")]
+    ['train', 'val', 'val', 'train', '', '']
+    """
+    words = [word for word in re.findall("[a-z]{2,}", name.lower()) if word not in BESIDE]
+    return part_of(words[0]) if len(words) == 1 and meant(words[0]) in SPLITS else ""
+
+
 class Folder(NamedTuple):
     """What lies in a folder: the names to walk, in order; which are folders; its files by stem; the hidden ones."""
 
@@ -115,6 +136,9 @@ class Tree:
         self.linked = False  # whether any link was seen
         self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
+        self.elsewhere: dict[
+            str, dict[str, str]
+        ] = {}  # by split, pictures and the other folders they are listed in
         self.parsed: dict[Path, dict[str, Any]] = {}  # what files that readers parse say
         self._folders: dict[str, Folder] = {}
         self._homes: dict[tuple[str, Sequence[str]], list[str]] = {}
@@ -253,29 +277,38 @@ class Tree:
     ) -> list[str | None]:
         """The picture that each listed name means: the one at its path (`exact`), else one below `top`.
 
-        That is the only picture with the name, or the one whose folders agree with most of the listed path. It is
-        neither another record's nor in the folder of another split, unless the listed path names that folder. Where
-        other names are found at their paths, only names of elsewhere (foreign separators, drives, URLs, absolute paths)
-        are looked for, as others are missing.
+        That is the only picture with the name, or the one whose folders agree with most of the listed path; of names
+        that mean one picture, the one that agrees most. It is neither another record's nor in the folder of another
+        part, unless the listed path names that folder and the part's own has no such picture. Where other names are
+        found at their paths, only names of elsewhere (foreign separators, drives, URLs, absolute paths) are looked for,
+        as others are missing. Pictures whose folder the listed one contradicts are kept in `elsewhere`.
         """
         lost = dict.fromkeys(name for name, path in zip(names, exact, strict=True) if path is None)
         if not lost:
             return list(exact)
         if any(exact):
             lost = {name: None for name in lost if FOREIGN.search(name) or not name.isascii()}
-        taken, own = set(exact), set(split_names(split))
-        own |= {word for word, part in MEANT.items() if part in own}
-        there: dict[str, list[tuple[list[str], str, int]]] = defaultdict(list)
+        taken, there = set(exact), defaultdict[str, list[Candidate]](list)
         for path in self.pictures(top) if lost else ():
             parts = _composed(os.path.relpath(path, top).casefold()).split(os.sep)
-            splits = [{*WORDS.findall(part)}.intersection((*SPLITS, *MEANT)) for part in parts[:-1]]
-            first = next((at for at, words in enumerate(splits) if words), len(parts))
+            of = list(map(folder_part, parts[:-1]))
+            first = next((at for at, part in enumerate(of) if part), len(parts))
             if path not in taken:
-                named = len(parts) - first if own.isdisjoint(set[str]().union(*splits)) else 0
-                there[parts[-1]].append((parts, path, named))
-        found = {name: _meant(name, there) for name in lost}
-        times = Counter(found.values())
-        found = {name: path for name, path in found.items() if times[path] == 1}
+                own = part_of(split) in of
+                there[parts[-1]].append(Candidate(parts, path, own, 0 if own else len(parts) - first))
+        claims: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for name in lost:
+            if (claim := _meant(name, there)) is not None:
+                claims[claim[1]].append((claim[0], name))
+        found = dict[str, str]()
+        for path, claimed in claims.items():
+            (most, name), *less = sorted(claimed, reverse=True)
+            if not less or most > less[0][0]:
+                found[name] = path
+        others = {
+            os.path.relpath(path, self.root): _contradicted(name, path, top) for name, path in found.items()
+        }
+        self.elsewhere[split] = {path: folder for path, folder in others.items() if folder}
         return [path or found.get(name) for name, path in zip(names, exact, strict=True)]
 
     def left_over(self, tops: Iterable[str]) -> list[Problem]:
@@ -335,21 +368,47 @@ def _hidden(path: str) -> Iterator[str]:
     yield from (file for file in inside or [path] if ending(file) in {*EXTENSIONS, *LABELS})
 
 
-def _meant(name: str, there: dict[str, list[tuple[list[str], str, int]]]) -> str | None:
-    """The one picture that a name of elsewhere can mean, by the longest end of its path; None where there are more.
+class Candidate(NamedTuple):
+    """A picture that a record may mean: the parts of its path below the top, its path, whether it lies in the folder of
+    the record's own part, and how many of the last parts the record must name, as they are another part's."""
 
-    there: of each picture's name, the parts of its path, the path, and how many of the last parts must be named.
-    """
+    parts: list[str]
+    path: str
+    own: bool
+    least: int
+
+
+def _meant(name: str, there: dict[str, list[Candidate]]) -> tuple[int, str] | None:
+    """The one picture that a name of elsewhere can mean, by the longest end of its path, and how many parts that end
+    has; None where there are more. there: by the picture's name."""
     for text in (name, unquote(name)):
         parts = [part for part in SEPARATORS.split(_composed(text.casefold())) if part]
         while parts and ending(parts[-1]) not in EXTENSIONS:
             parts.pop()
-        candidates = there.get(parts[-1] if parts else "", ())
-        ends = ((_common_end(parts, own), path, least) for own, path, least in candidates)
-        agreed = sorted((end, path) for end, path, least in ends if end >= least)
+        alike = there.get(parts[-1] if parts else "", [])
+        alike = [each for each in alike if not each.least or not any(other.own for other in alike)]
+        ends = ((_common_end(parts, each.parts), each) for each in alike)
+        agreed = sorted((end, each.path) for end, each in ends if end >= each.least)
         if agreed:
-            return agreed[-1][1] if len(agreed) == 1 or agreed[-1][0] > agreed[-2][0] else None
+            return agreed[-1] if len(agreed) == 1 or agreed[-1][0] > agreed[-2][0] else None
     return None
+
+
+def _contradicted(name: str, path: str, top: str) -> str:
+    """The folder of a listed path that another one stands for at the picture's place; empty where none does, as where
+    the path is of another machine, or only folders of parts and such as images/ come in between."""
+    listed, found = (
+        [part for part in SEPARATORS.split(_composed(text))[:-1] if part.lower() not in {".", *BESIDE}]
+        for text in (name, os.path.relpath(path, top))
+    )
+    if FOREIGN.search(name.replace("\\", "/")):
+        return ""
+    listed, found = ([part for part in parts if not folder_part(part)] for parts in (listed, found))
+    known = {part.casefold() for part in listed}, {part.casefold() for part in found}
+    apart = (
+        listed and found and listed[-1].casefold() not in known[1] and found[-1].casefold() not in known[0]
+    )
+    return listed[-1] if apart else ""
 
 
 def _common_end(a: list[str], b: list[str]) -> int:
