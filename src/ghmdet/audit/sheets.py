@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from ghmdet.data import yolo
+from ghmdet.data import rows, yolo
 from ghmdet.data.annotations import box_of, crowd_of, load_json, read_annotations
 from ghmdet.data.labelled import VOC
 from ghmdet.data.layout import read_text
@@ -298,17 +298,19 @@ class _Yolo(Sheet):
                 folder, name = os.path.split(picture)
                 home = own.homes(folder, yolo.IMAGES, yolo.LABELS)[0]
                 self.of[_own(picture)] = Path(home, f"{Path(name).stem}.txt")
-        self.kind = yolo.Rows(own, place.names[0], [label for _, label in found if label])
+        self.kind = rows.Rows(
+            yolo.load(own, place.names[0]), place.names[0], [label for _, label in found if label]
+        )
         self.lines: dict[Path, list[list[str]]] = {}
 
     def rows(self, picture: Record) -> list[Any]:
         file = self.of[_own(picture.path)]
         if file not in self.lines:
-            self.lines[file] = [[line] for line in yolo.label_lines(str(file))] if file.exists() else []
+            self.lines[file] = [[line] for line in rows.label_lines(str(file))] if file.exists() else []
         return self.lines[file]
 
     def look(self, row: Any, picture: Record) -> Seen | None:
-        read = yolo.row_numbers(row[0])
+        read = rows.row_numbers(row[0])
         if (
             read is None
             or len(read) < 5
@@ -318,7 +320,7 @@ class _Yolo(Sheet):
             return None
         if (
             read[0] not in range(len(self.names))
-            or max(read[1:5] if self.kind.points else read[1:]) > yolo.OUTSIDE
+            or max(read[1:5] if self.kind.points else read[1:]) > rows.OUTSIDE
         ):
             return None
         sides = (picture.width, picture.height) * 2

@@ -1,6 +1,6 @@
 """Reader of YOLO txt: data.yaml with names and train/val/test, or images/{split} and labels/{split} with classes.txt.
 
-A row is `class cx cy w h`, fractions of the picture's size; of longer ones see `Rows`.
+A row is `class cx cy w h`, fractions of the picture's size; of longer ones see `rows`.
 """
 
 import math
@@ -8,9 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from glob import glob, iglob
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +16,9 @@ import numpy as np
 import yaml
 
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
-from ghmdet.data.layout import SPLITS, UTF16, checked_classes, meant, read_lines, read_text
+from ghmdet.data.layout import SPLITS, checked_classes, meant, read_lines, read_text
 from ghmdet.data.records import DetectionData
+from ghmdet.data.rows import Rows, boxes_of, label_lines
 from ghmdet.data.tree import UNREADABLE, Tree, below, ending, readable, surrounds
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
@@ -29,14 +28,10 @@ LOOKED_FOR = (
     "data.yaml with names and train/val/test, CVAT's obj.data, or classes.txt with images/{split} and labels/{split}, "
     "{split}/images and {split}/labels, or label files beside the pictures"
 )
-ROWS = 1000  # how many decide what the rows are
-POLYGONS = 0.15  # of the long rows: so many can be nothing else in a set of polygons, and hardly one in a set of poses
-SLACK = 0.02  # of the picture: how far a box of a pose or a track may stick out
 FOLDERS = (("images", ""), ("", "images"), ("",))  # of a split's pictures; the empty name is the split's own
 KEYED = (".data", ".yaml", ".yml")
 NOTHING = ("", "~", "null", "none")
 IMAGES, LABELS = ("images",), ("labels",)  # a folder of pictures, and its place for their labels
-OUTSIDE = 2.0  # fractions beyond this are no rounding or sticking out: they must be pixels
 
 
 class YoloSplit(NamedTuple):
@@ -111,12 +106,12 @@ def _config(tree: Tree) -> Path | None:
     data = Path(below(tree.root, "data.yaml"))
     if (there := tree.has(str(data))) and not readable(data):
         tree.skipped[UNREADABLE][str(data)] = None
-    elif there and "names" in _load(tree, data):
+    elif there and "names" in load(tree, data):
         return data
     found: dict[Path, list[Any]] = {}
     for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
-            content = _load(tree, file) if file != data else {}
+            content = load(tree, file) if file != data else {}
             if "names" in content and not content.keys().isdisjoint(SPLITS):
                 found[file] = [content.get(key) for key in ("names", *SPLITS)]
     for file, said in found.items():
@@ -126,7 +121,7 @@ def _config(tree: Tree) -> Path | None:
     return next(iter(found), data if there and not readable(data) else None)
 
 
-def _load(tree: Tree, file: Path) -> dict[str, Any]:
+def load(tree: Tree, file: Path) -> dict[str, Any]:
     """What a file of the endings KEYED says, which is parsed once; nothing for any other."""
     if file not in tree.parsed:
         tree.parsed[file] = _parsed(file) if file.suffix.lower() in KEYED else {}
@@ -153,7 +148,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 
 def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
-    content = _load(tree, config)
+    content = load(tree, config)
     written = content.get("path")
     base = config.parent / (written if isinstance(written, str) else "")
     if not base.is_dir():
@@ -191,7 +186,7 @@ def _place(base: Path, entry: str) -> str:
 
 def names_file(tree: Tree, file: Path) -> Path:
     """The file that holds the names of the classes: `file` itself, or the one that an obj.data or a yaml names."""
-    listed = _load(tree, file).get("names")
+    listed = load(tree, file).get("names")
     try:
         place = Path(_place(file.parent, listed)) if isinstance(listed, str) else file
         return place if place.is_file() and place.suffix.lower() not in KEYED else file
@@ -201,7 +196,7 @@ def names_file(tree: Tree, file: Path) -> Path:
 
 def class_names(tree: Tree, file: Path) -> tuple[str, ...]:
     """The classes that a data.yaml, an obj.data or a list of names gives; raises DataError where it names none."""
-    content = _load(tree, file)
+    content = load(tree, file)
     if (listed := names_file(tree, file)) != file:
         return _counted(file, content, class_names(tree, listed))
     if file.suffix.lower() == ".data":
@@ -304,7 +299,7 @@ def read_split(
         collect.file = file
         collect.report("unreadable annotation", "", "", "mend its link or its permissions, or remove it")
     found = [pair for pair in found if Path(pair[1] or "") not in closed]
-    rows = Rows(tree, named, [label for _, label in found if label])
+    rows = Rows(load(tree, named), named, [label for _, label in found if label])
     owners: dict[str, list[str]] = {}
     for picture, label in dict.fromkeys(found):
         owners.setdefault(label or picture, []).append(picture)
@@ -319,7 +314,7 @@ def read_split(
     for image_id, (picture, label) in enumerate(found, start=1):
         collect.file = label or picture
         lines = label_lines(label) if label else []
-        boxes = list(_boxes(collect, lines, own, rows))
+        boxes = list(boxes_of(collect, lines, own, rows))
         if None in boxes:
             continue  # what is not understood is no picture without objects
         collect.file = picture
@@ -350,100 +345,3 @@ def read_split(
         mend = "read as a picture without objects: an empty label file says so on purpose"
         collect.report("picture without a label file", "", f"({tried})", mend, "warning", len(bare))
     return collect.pack(tree.given, "YOLO", split)
-
-
-def label_lines(label: str) -> list[str]:
-    """The rows of a label file."""
-    raw = Path(label).read_bytes()
-    return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig", errors="replace").splitlines()
-
-
-class Rows:
-    """What the rows of a split's label files are that have more than five numbers: none is guessed from its length.
-
-    Key points where data.yaml declares `kpt_shape`; polygons where it declares `task: segment` or `task: obb`. Without
-    either they are polygons if at least POLYGONS of them (of the first ROWS) can be nothing else: their first four
-    numbers are no box inside the picture that holds what follows, as that of a pose or of a tracker's row would.
-    """
-
-    def __init__(self, tree: Tree, names: Path, labels: Sequence[str]) -> None:
-        content = _load(tree, names)
-        self.classes: set[float] = set()
-        self.points = None
-        if "kpt_shape" in content:
-            shape = content["kpt_shape"]
-            sides = [whole(side) or 0 for side in shape] if isinstance(shape, list) else []
-            if len(sides) != 2 or min(sides) < 1:
-                raise DataError(f"{names}: kpt_shape is {shown(shape)}: write [number of key points, 2 or 3]")
-            self.points = sides[0] * sides[1]
-        self._declared = content.get("task") in ("segment", "obb")
-        self._labels = labels
-
-    @cached_property
-    def are_polygons(self) -> bool:
-        """Looked at when the first such row comes."""
-        read = (row_numbers(line) for label in self._labels for line in label_lines(label))
-        long = list(islice((row for row in read if row is not None and len(row) >= 7 and len(row) % 2), ROWS))
-        # Polygons round the picture's middle can mostly be boxes with points, too; of poses hardly one cannot.
-        nothing_else = sum(not _box_and_more(row[1:]) for row in long)
-        return self._declared or nothing_else >= max(1, POLYGONS * len(long))
-
-    def box(self, row: list[float]) -> tuple[float, ...] | None:
-        """The corners x1 y1 x2 y2 of a row, in fractions; None where it is no box, polygon or declared pose."""
-        rest = len(row) - 5
-        if rest == 0 or (self.points is not None and rest == self.points):
-            cx, cy, w, h = row[1:5]
-            return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-        if self.points is not None or rest < 2 or rest % 2 or not self.are_polygons:
-            return None
-        xs, ys = row[1::2], row[2::2]
-        return min(xs), min(ys), max(xs), max(ys)
-
-
-def _box_and_more(row: Sequence[float]) -> bool:
-    """Whether numbers can be a box cx cy w h inside the picture, and key points in it or a tracker's score and id."""
-    cx, cy, w, h, *more = row
-    if min(w, h) <= 0 or max(abs(cx - 0.5) + w / 2, abs(cy - 0.5) + h / 2) > 0.5 + SLACK:
-        return False
-
-    def held(xs: Sequence[float], ys: Sequence[float]) -> bool:
-        points = zip(xs, ys, strict=True)
-        return all(
-            (x, y) == (0, 0) or (abs(x - cx) <= 0.75 * w and abs(y - cy) <= 0.75 * h) for x, y in points
-        )
-
-    seen = len(more) % 3 == 0 and {0, 1, 2}.issuperset(more[2::3])
-    return len(more) == 2 or (seen and held(more[0::3], more[1::3])) or held(more[0::2], more[1::2])
-
-
-def row_numbers(line: str) -> list[float] | None:
-    """The numbers of a row; None where a word is none, or where there are none."""
-    try:
-        return [float(word) for word in line.split()] or None
-    except ValueError:
-        return None
-
-
-def _boxes(
-    collect: Collector, lines: Sequence[str], names: Sequence[str], rows: Rows
-) -> Iterator[tuple[Sequence[float], str, str, str] | None]:
-    """Corners in fractions, class, record and value of each sound row; None for one of another kind."""
-    for number, line in enumerate(lines, start=1):
-        row, record = row_numbers(line), f"line {number}"
-        rows.classes.update((row or ())[:1])
-        corners = rows.box(row) if row else None
-        if row is None or len(row) < 5 or (corners is None and len(row) % 2 == 0):
-            if line.strip():
-                mend = "write five numbers: class cx cy w h"
-                collect.report("malformed box", record, shown(line.strip()), mend)
-        elif corners is None:
-            mend = "say in data.yaml what it is: kpt_shape (key points), task: segment or obb (polygons); or keep five"
-            collect.report(f"row of {len(row)} numbers", record, shown(line.strip()), mend)
-            yield None
-        elif row[0] not in range(len(names)):
-            collect.report("unknown class", record, shown(line.strip()), f"classes are 0 to {len(names) - 1}")
-        elif max(row[1:5] if rows.points else row[1:]) > OUTSIDE:
-            mend = "divide by the picture's width and height"
-            collect.report("box not in fractions", record, shown(line.strip()), mend)
-        else:
-            yield corners, names[int(row[0])], record, shown(line.strip())
