@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ghmdet.data import DetectionData, read_data
-from small_sets import Picture, coco_content, draw
+from ghmdet.data import DetectionData, check_data, read_data
+from ghmdet.errors import DataError
+from small_sets import Picture, coco_content, draw, voc_xml
 
 BOX = (0, 5, 5, 25, 35)
 
@@ -76,3 +77,111 @@ def test_what_only_comes_before_or_between_contradicts_no_folder(tmp_path: Path,
     coco(tmp_path / "train.json", listed)
     data = read_data(tmp_path)
     assert data.problems == () and data.records[0].path.is_file()
+
+
+# --- parts by the names of lists, keys and folders
+
+NAMES = [("Train", "Val"), ("train2017", "val2017"), ("training", "dev"), ("TRAIN", "validation_2017")]
+
+
+def yolo(root: Path, *places: str, text: str = "0 .5 .5 .4 .4\n", end: str = ".txt") -> None:
+    """A picture 0.jpg at each place below images/, and its label file below labels/."""
+    root.mkdir(exist_ok=True)
+    (root / "classes.txt").write_text("cat\n")
+    for place in places:
+        draw(root / "images" / place / "0.jpg", 60, 40, seed=len(place))
+        label = (root / "labels" / place / "0").with_suffix(end)
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text(text)
+
+
+@pytest.mark.parametrize(("train", "val"), NAMES)
+def test_lists_are_told_by_their_names_as_folders_are(tmp_path: Path, train: str, val: str) -> None:
+    yolo(tmp_path / "yolo", "a", "b")
+    yolo(tmp_path / "voc", "a", "b", text=voc_xml(Picture("0.jpg", boxes=[BOX])), end=".xml")
+    (tmp_path / "voc" / "classes.txt").unlink()
+    for part, place in ((train, "a"), (val, "b")):
+        (tmp_path / "yolo" / f"{part}.txt").write_text(f"images/{place}/0.jpg\n")
+        (tmp_path / "voc" / f"{part}.txt").write_text(f"{place}/0\n")
+    for kind in ("yolo", "voc"):
+        parts = found(tmp_path / kind), found(tmp_path / kind, "val")
+        assert parts == (["images/a/0.jpg"], ["images/b/0.jpg"])
+
+
+def test_a_text_file_that_lists_nothing_is_no_part(tmp_path: Path) -> None:
+    yolo(tmp_path / "yolo", "")
+    yolo(tmp_path / "voc", "", text=voc_xml(Picture("0.jpg", boxes=[BOX])), end=".xml")
+    for kind in ("yolo", "voc"):
+        (tmp_path / kind / "eval.txt").write_text("AP 0.5\nAR 0.6\n")
+        assert found(tmp_path / kind) == ["images/0.jpg"]
+
+
+@pytest.mark.parametrize(("train", "val"), NAMES)
+@pytest.mark.parametrize("file", ["data.yaml", "obj.data"])
+def test_keys_are_told_by_their_names_as_folders_are(tmp_path: Path, file: str, train: str, val: str) -> None:
+    yolo(tmp_path, "a", "b")
+    (tmp_path / "classes.txt").rename(tmp_path / "obj.names")
+    sign = ":" if file == "data.yaml" else " ="
+    said = {train: "images/a", val: "images/b", "names": "obj.names"}
+    (tmp_path / file).write_text("".join(f"{key}{sign} {value}\n" for key, value in said.items()))
+    for given in (tmp_path, tmp_path / file):
+        assert [read_data(given, part).records[0].path.parent.name for part in ("train", "val")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"), [(("val", "valid"), "val"), (("val", "eval"), "val"), (("dev", "eval"), "none")]
+)
+@pytest.mark.parametrize("kind", ["yolo", "voc", "coco"])
+def test_of_names_that_mean_one_part_what_is_not_read_is_told(
+    tmp_path: Path, kind: str, names: tuple[str, str], taken: str
+) -> None:
+    if kind == "coco":
+        for part in ("train", *names):
+            draw(tmp_path / part / "0.jpg", 60, 40)
+            coco(tmp_path / part / "annotations.json", "0.jpg")
+    elif kind == "yolo":
+        yolo(tmp_path, "train", *names)
+    else:
+        yolo(tmp_path, "train", *names, text=voc_xml(Picture("0.jpg", boxes=[BOX])), end=".xml")
+    if taken != "none":
+        assert warned(read_data(tmp_path, "val")) == {
+            "part of more than one name": f"split val {', '.join(names)}"
+        }
+    else:
+        with pytest.raises(DataError, match=f"{names[0]} and {names[1]} mean val: name one so"):
+            read_data(tmp_path, "val")
+    (told,) = [problem for problem in check_data(tmp_path) if problem.kind == "part of more than one name"]
+    assert f"of these {taken} is read as val" in told.mend
+
+
+def test_two_keys_of_one_folder_are_no_two_parts(tmp_path: Path) -> None:
+    yolo(tmp_path, "a", "b")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/a\nval: images/b\nvalid: images/b\n")
+    assert warned(read_data(tmp_path, "val")) == {}
+
+
+@pytest.mark.parametrize("more", [("val", "extra"), ("val", "eval"), ("extra",), ("extra", "test2017")])
+def test_folders_of_parts_among_others_are_the_parts(tmp_path: Path, more: tuple[str, ...]) -> None:
+    for part in ("train", *more):
+        draw(tmp_path / "images" / part / "0.jpg", 60, 40, seed=len(part))
+        file = tmp_path / "annotations" / part / "0.xml"
+        file.parent.mkdir(parents=True)
+        file.write_text(voc_xml(Picture("0.jpg", boxes=[BOX])))
+    assert found(tmp_path) == ["images/train/0.jpg"]
+    told = warned(read_data(tmp_path)).get("label file that no split uses")
+    assert told == ("annotations/extra/0.xml" if "extra" in more else None)
+
+
+@pytest.mark.parametrize("end", [".xml", ".json"])
+def test_label_files_of_another_kind_in_labels_make_no_yolo_set(tmp_path: Path, end: str) -> None:
+    shape = {"label": "cat", "points": [[5, 5], [25, 35]], "shape_type": "rectangle"}
+    text = json.dumps({"shapes": [shape], "imagePath": "0.jpg", "imageWidth": 60, "imageHeight": 40})
+    yolo(
+        tmp_path,
+        "train",
+        "val",
+        text=text if end == ".json" else voc_xml(Picture("0.jpg", boxes=[BOX])),
+        end=end,
+    )
+    assert read_data(tmp_path, "val").format == {".xml": "VOC", ".json": "LabelMe"}[end]
+    assert found(tmp_path) == ["images/train/0.jpg"]

@@ -25,6 +25,7 @@ from ghmdet.pictures import EXTENSIONS
 
 FOLDERS = ("annotations", "annotation", "xml", "xmls", "json", "labels")  # of annotation files
 PICTURES = ("JPEGImages", "images", "imgs", "img", "")  # in the place of such a folder
+LISTS = (*SPLITS, "trainval")
 # No objects are in these.
 HEAD = ("folder", "filename", "path", "source", "owner", "size", "imagesize", "segmented")
 
@@ -66,41 +67,38 @@ class OneFileEach:
         for name, folder in inside.items():
             if name.lower() in FOLDERS and self._below(tree, folder):
                 places = [Place(folder, Path(file)) for file in _lists(tree)]
-                lists = {
-                    at.listing.stem: at for at in places if at.listing and not self._of_one_class(tree, at)
-                }
-                below = {part: at for part, at in tree.folders(folder).items() if self._below(tree, at)}
-                parts = by_split(below)
+                lists = {at.listing.stem: at for at in places if at.listing and self._lists_files(tree, at)}
                 if lists:
                     return by_split(lists)
-                if not parts or not set(parts) <= set(SPLITS) or tree.files(folder, self.ending):
-                    tree.one_part(folder, (self.ending,))
-                    return {"train": Place(folder)}
-                return {part: Place(place) for part, place in parts.items()}
+                below = {part: at for part, at in tree.folders(folder).items() if self._below(tree, at)}
+                parts = {part: Place(at) for part, at in below.items() if meant(part) in SPLITS}
+                told_apart = len(parts) == len(below) or "train" in map(meant, parts)
+                if parts and told_apart and not tree.files(folder, self.ending):
+                    return by_split(parts)
+                tree.one_part(folder, (self.ending,))
+                return {"train": Place(folder)}
         labelled = {name: self._own(tree.files(folder, self.ending)) for name, folder in inside.items()}
         there = {
             name: folder
             for name, folder in inside.items()
             if labelled[name] or (meant(name) in SPLITS and self._below(tree, folder))
         }
-        found = {
-            split: Place(folder)
-            for name, (split, folder) in zip(there, by_split(there).items(), strict=True)
-            if labelled[name] or split in SPLITS
-        }
+        found = {split: Place(folder) for split, folder in by_split(there).items()}
         return found or ({"train": Place(tree.root)} if self._own(tree.files(tree.root, self.ending)) else {})
 
-    def _of_one_class(self, tree: Tree, place: Place) -> bool:
-        """Whether a list is one of VOC's for one class (aeroplane_train.txt), with a last column of -1, 0 and 1.
-
-        None is where a whole line names an annotation file: the picture may be called "cat 1".
+    def _lists_files(self, tree: Tree, place: Place) -> bool:
+        """Whether a text file is the list of a split. A whole line of it names an annotation file, or its place or its
+        name says so and it is none of VOC's for one class (aeroplane_train.txt), whose last column is -1, 0 and 1: the
+        picture may be called "cat 1".
         """
         listing = str(place.listing)
         text = Path(listing).read_text(encoding="utf-8-sig", errors="replace") if readable(listing) else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if any(tree.has(self._listed(tree, place, line)) for line in lines[:PROBES]):
+            return True
         column = all(line.split()[1:] and line.split()[-1] in ("-1", "0", "1") for line in lines)
-        whole = (self._listed(tree, place, line) for line in lines[:PROBES])
-        return bool(lines) and column and not any(map(tree.has, whole))
+        named = Path(listing).stem in LISTS or os.path.dirname(listing) == _main(tree)
+        return named and not (lines and column)
 
     def _below(self, tree: Tree, folder: str) -> bool:
         return any(ending(path) == self.ending and self._own([path]) for path in tree.walk(folder))
@@ -207,11 +205,16 @@ class OneFileEach:
 
 def _lists(tree: Tree) -> Iterator[str]:
     """The files that list the pictures of a split: those in ImageSets/Main, last, and in ImageSets or at the root."""
-    sets = tree.at(tree.root, "ImageSets")
-    main = tree.at(sets, "Main")
-    for file in (file for place in (tree.root, sets, main) for file in tree.files(place, ".txt")):
-        if os.path.dirname(file) == main or Path(file).stem in (*SPLITS, "trainval"):
+    main = _main(tree)
+    for file in (
+        file for place in (tree.root, os.path.dirname(main), main) for file in tree.files(place, ".txt")
+    ):
+        if os.path.dirname(file) == main or meant(Path(file).stem) in LISTS:
             yield file
+
+
+def _main(tree: Tree) -> str:
+    return tree.at(tree.root, "ImageSets", "Main")
 
 
 def _only(alike: Sequence[Sequence[str]], taken: Container[str | None] = ()) -> str | None:

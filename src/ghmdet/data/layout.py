@@ -49,12 +49,13 @@ def part_of(split: str) -> str:
 
 
 def by_split(places: Mapping[str, T]) -> dict[str, T]:
-    """Places by the split that each one is named after or, where none is and no two mean one, that its name means.
+    """Places by the split that each one is named after or, where none is and no two mean one, that its name means;
+    train, val and test come first.
 
-    >>> by_split({"Training": 1, "val2014": 2, "val2017": 3})
+    >>> by_split({"val2014": 2, "Training": 1, "val2017": 3})
     {'train': 1, 'val2014': 2, 'val2017': 3}
     >>> by_split({"Train": 1, "train2017": 2, "valid": 3, "dev": 4})
-    {'train': 1, 'train2017': 2, 'valid': 3, 'dev': 4}
+    {'train': 1, 'valid': 3, 'train2017': 2, 'dev': 4}
     """
     named, likely = Counter(map(split_called, places)), Counter(map(meant, places))
 
@@ -64,7 +65,8 @@ def by_split(places: Mapping[str, T]) -> dict[str, T]:
             return own if named[own] == 1 else name
         return other if likely[other] == 1 and not any(one in named for one in split_names(other)) else name
 
-    return {called(name): place for name, place in places.items()}
+    found = {called(name): place for name, place in places.items()}
+    return {split: found[split] for split in dict.fromkeys((*SPLITS, *found)) if split in found}
 
 
 def split_names(split: str) -> tuple[str, ...]:

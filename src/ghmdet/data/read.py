@@ -11,7 +11,7 @@ from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
-from ghmdet.data.layout import SPLITS, apart, namesakes, split_called, split_names
+from ghmdet.data.layout import SPLITS, apart, namesakes, part_of, split_called, split_names
 from ghmdet.data.others import other_format
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem
 from ghmdet.data.tree import Tree, ending, looks_like_label, readable
@@ -81,10 +81,17 @@ class DataSet:
             if name in self.splits:
                 return name
         there = ", ".join(sorted(self.splits)) + (f" (or {self.called})" if self.called else "")
-        mend = "choose one of them"
+        twins = self._sharing(split)
+        mend = f"{' and '.join(twins)} mean {part_of(split)}: name one so, or " if twins else ""
+        mend += "choose one of them"
         if split_called(split) in VALIDATION_NAMES and "train" in self.splits:
             mend += f", or make one: ghmdet data split {shlex.quote(str(self.path))} NEW-FOLDER"
         raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}{_unread(self.tree)}")
+
+    def _sharing(self, split: str) -> list[str]:
+        """The names here that mean one part with a split, where they stand for different places."""
+        places = {name: place for name, place in self.splits.items() if part_of(name) == part_of(split)}
+        return list(places) if len(set(places.values())) > 1 else []
 
     def read(self, name: str, classes: Sequence[str] | None = None) -> DetectionData:
         """A split by the name it has here, maybe without a box; else raises as `read_data` does.
@@ -102,6 +109,12 @@ class DataSet:
                 mend = "taken, as no other has its name: correct the list if its boxes are not this one's"
                 said = where[0], place, f"(listed in {folder}/)"
                 told.append(Problem("warning", "picture in another folder", *said, mend))
+            if twins := self._sharing(name):
+                part = part_of(name)
+                taken = next((one for one in split_names(part) if one in twins), "none")
+                mend = f"of these {taken} is read as {part}: join them, or move the others away"
+                named = (str(self.path), f"split {part}", ", ".join(twins))
+                told.append(Problem("warning", "part of more than one name", *named, mend))
             for pair in namesakes(data.classes) if classes is None else ():
                 boxes = (many(data.boxes_per_class()[one], "box/boxes") for one in pair)
                 counts = (f"{one} ({count})" for one, count in zip(apart(*pair), boxes, strict=True))

@@ -183,14 +183,10 @@ class Tree:
             path = there.get(name) or next(alike, below(path, name))
         return path
 
-    def part(self, path: str, split: str) -> str:
-        """The path of the folder in another one whose name means a split."""
-        likely = {
-            name: folder
-            for name, folder in self.folders(path).items()
-            if meant(name) in SPLITS and any(ending(file) in EXTENSIONS for file in self.walk(folder))
-        }
-        return by_split(likely).get(split) or self.at(path, split)
+    def parts(self, path: str) -> dict[str, str]:
+        """The folders with pictures in a folder whose names mean splits, by these."""
+        likely = {name: folder for name, folder in self.folders(path).items() if meant(name) in SPLITS}
+        return by_split({name: folder for name, folder in likely.items() if any(self._pictures(folder))})
 
     def one_part(self, top: str, endings: Container[str]) -> None:
         """Make sure that all files below a folder with one of the endings can be one split.
@@ -270,7 +266,10 @@ class Tree:
 
     def pictures(self, top: str) -> list[str]:
         """Every picture below a folder, in the order of their names."""
-        return [path for path in self.walk(top) if ending(path) in EXTENSIONS]
+        return list(self._pictures(top))
+
+    def _pictures(self, top: str) -> Iterator[str]:
+        return (path for path in self.walk(top) if ending(path) in EXTENSIONS)
 
     def match(
         self, names: Sequence[str], exact: Sequence[str | None], split: str, top: str

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
-from ghmdet.data.layout import SPLITS, checked_classes, meant, read_lines, read_text
+from ghmdet.data.layout import SPLITS, by_split, checked_classes, meant, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.rows import Rows, boxes_of, label_lines
 from ghmdet.data.tree import UNREADABLE, Tree, below, ending, readable, surrounds
@@ -28,7 +28,7 @@ LOOKED_FOR = (
     "data.yaml with names and train/val/test, CVAT's obj.data, or classes.txt with images/{split} and labels/{split}, "
     "{split}/images and {split}/labels, or label files beside the pictures"
 )
-FOLDERS = (("images", ""), ("", "images"), ("",))  # of a split's pictures; the empty name is the split's own
+FOLDERS = (("images",), ()), ((), ("images",)), ((), ())  # above and below a split's own
 KEYED = (".data", ".yaml", ".yml")
 NOTHING = ("", "~", "null", "none")
 IMAGES, LABELS = ("images",), ("labels",)  # a folder of pictures, and its place for their labels
@@ -48,36 +48,36 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
         return splits
     if not tree.whole:
         raise DataError(f"{tree.given}: names no pictures: give train, val or test a folder")
-    layouts = [
-        *({split: _folder(tree, split, names) for split in SPLITS} for names in FOLDERS),
-        {split: below(tree.root, f"{split}.txt") for split in SPLITS},
-        {"train": tree.at(tree.root, "images")},
-        {"train": tree.root},
-    ]
-    for layout in layouts:
+    for layout in _layouts(tree):
         found = {
             split: YoloSplit((place,), (*filter(None, [config]), *_names_files(tree, place)))
             for split, place in layout.items()
             if _is_labelled(tree, split, place)
         }
         if found:
-            if len(layout) == 1 and found["train"].names:
-                tree.one_part(layout["train"], EXTENSIONS)
+            ((place, *_), names), *more = found.values()
+            if not more and names and place in (tree.root, tree.at(tree.root, "images")):
+                tree.one_part(place, EXTENSIONS)
             return found
     return {}
 
 
-def _folder(tree: Tree, split: str, names: Sequence[str]) -> str:
-    path = tree.root
-    for name in names:
-        path = tree.at(path, name) if name else tree.part(path, split)
-    return path
+def _layouts(tree: Tree) -> Iterator[dict[str, str]]:
+    """Where the pictures of each split may lie, the likeliest first: in folders, in lists, in no folder of a split."""
+    for above, under in FOLDERS:
+        parts = tree.parts(tree.at(tree.root, *above))
+        yield {split: tree.at(folder, *under) for split, folder in parts.items()}
+    lists = {Path(file).stem: file for file in tree.files(tree.root, ".txt")}
+    likely = {name: file for name, file in lists.items() if meant(name) in SPLITS}
+    yield by_split({name: file for name, file in likely.items() if _is_labelled(tree, meant(name), file)})
+    yield {"train": tree.at(tree.root, "images")}
+    yield {"train": tree.root}
 
 
 def _is_labelled(tree: Tree, split: str, place: str) -> bool:
     """Whether a folder or list of pictures has label files in labels/ in the place of images/, or beside them."""
     *labels, _ = tree.homes(place, IMAGES, LABELS)
-    if any(tree.files(folder, ".txt") or tree.folders(folder) for folder in labels):
+    if any(ending(file) == ".txt" for folder in labels for file in tree.walk(folder)):
         return bool(tree.folder(place).names)
     pictures = tree.pictures(place)
     if tree.has(place):
@@ -112,8 +112,8 @@ def _config(tree: Tree) -> Path | None:
     for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
             content = load(tree, file) if file != data else {}
-            if "names" in content and not content.keys().isdisjoint(SPLITS):
-                found[file] = [content.get(key) for key in ("names", *SPLITS)]
+            if "names" in content and (parts := _entries(content)):
+                found[file] = [content["names"], parts]
     for file, said in found.items():
         if said != next(iter(found.values())):
             both = f"{next(iter(found)).name} and {file.name}"
@@ -147,6 +147,11 @@ def _parsed(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _entries(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of the endings KEYED says of each split, by the split that its key means."""
+    return by_split({key: entry for key, entry in content.items() if meant(key) in SPLITS})
+
+
 def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
     content = load(tree, config)
     written = content.get("path")
@@ -154,8 +159,8 @@ def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
     if not base.is_dir():
         base = config.parent  # `path` is often the place on the machine that wrote it
     splits = {}
-    for split in SPLITS:
-        entries = content.get(split) or []
+    for split, entry in _entries(content).items():
+        entries = entry or []
         entries = entries if isinstance(entries, list) else [entries]
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{config}: {split} is {shown(entries)}: give a folder, a list file or several")
