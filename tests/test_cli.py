@@ -27,7 +27,12 @@ def status(*arguments: str) -> int:
     [
         (["train", "x", "--out", "y", "--cls-loss", "gmh-c"], "did you mean 'ghm-c'?"),
         (["train", "x", "--out", "y", "--cls-los", "ce"], "Did you mean --cls-loss?"),
-        (["predict", "x", "y"], "--out is missing: give it, or look at --help"),
+        (["predict", "x", "y"], "--out is missing: give it (Folder to write), or look at --help"),
+        (
+            ["export", "x"],
+            "--out is missing: give it (File to write: .onnx, or .pt2 for `torch`), or look at --help",
+        ),
+        (["val"], "CHECKPOINT is missing: give it (A training run's folder"),
         (["trian", "x"], "unknown command 'trian': did you mean 'train'?"),
         (["val", "x", "y", "--say", "z"], "Unknown option: --say"),
         (["data", "chek", "x"], "unknown command 'chek': did you mean 'check'?"),

@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (GhmdetError, CycloptsError) as error:
         said = str(error)
         if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
-            said = f"{error.argument.name} is missing: give it, or look at --help"
+            what = _help_of(error.argument.name, error.app)
+            said = f"{error.argument.name} is missing: give it{what}, or look at --help"
         elif isinstance(error, UnusedCliTokensError):
             said = _too_much(error, sys.argv[1:] if arguments is None else arguments)
         lines = (" ".join(line.split()) for line in said.splitlines())
@@ -91,6 +92,13 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stopped:
         _fail(str(stopped) or "stopped", 130)
     _exit(result if isinstance(result, int) else 0)
+
+
+def _help_of(name: str, app: App | None) -> str:
+    """The first sentence of an option's help in brackets, if there is one."""
+    known = app.assemble_argument_collection(parse_docstring=True) if app else ()
+    said = next((one.parameter.help for one in known if one.name == name), None)
+    return f" ({said.partition('. ')[0].removesuffix('.')})" if said else ""
 
 
 def _too_much(error: UnusedCliTokensError, words: list[str]) -> str:
