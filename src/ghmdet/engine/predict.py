@@ -285,8 +285,9 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
             useless.discard(given)
             folders.append(folder)
         elif not by_pattern:
+            kinds = ".jpg, .png, .tif, .webp and what else Pillow reads"
             raise DataError(
-                f"{path}: no pictures here: give a folder that holds JPEG, PNG or other pictures, or videos"
+                f"{path}: no pictures here ({kinds}): give a folder of some, or a video by its name"
             )
         found = {_upright(file): file for file in files} | found
     if useless:
