@@ -2,10 +2,11 @@
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from glob import has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,19 @@ def _endings() -> frozenset[str]:
 EXTENSIONS = _endings()
 CHECK = "list every such image with 'ghmdet data check'"
 MEND = f"remove its record; {CHECK}"
+
+
+def beginning(path: str) -> str:
+    """The longest beginning of a path that is there; empty where there is none."""
+    while path and not os.path.lexists(path):
+        path = os.path.dirname(path)  # noqa: PTH120 - not "." where nothing is left
+    return path
+
+
+def fitting(pattern: str) -> list[str]:
+    """The paths that fit a pattern (`*`, `?`, `[...]`, `**`), in order; what is there of it stands for itself."""
+    there = beginning(pattern)
+    return sorted(glob(escape(there) + pattern[len(there) :], recursive=True))  # noqa: PTH207 - of any root
 
 
 @contextmanager

@@ -319,7 +319,7 @@ def test_yolo_places(tmp_path: Path) -> None:
     config = tmp_path / "data.yaml"
     config.write_text("train: images/no\nnames: [cat, dog, emu]\n")
     place = tmp_path / "images" / "no"
-    assert failure(tmp_path) == f"{place}: no such folder or list of pictures: correct its entry in data.yaml"
+    assert failure(tmp_path) == f"{place}: no such folder, list or picture: correct its entry in data.yaml"
     place.mkdir()
     assert failure(tmp_path) == f"{place}: an empty data set: no pictures there: add some or correct the path"
     config.write_text("names: [cat]\n")

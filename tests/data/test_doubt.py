@@ -357,7 +357,7 @@ def test_a_pattern_in_a_data_yaml_is_the_pictures_that_fit_it(tmp_path: Path, en
     assert names(data) == ["a.jpg", "b.jpg", "c.jpg"]
     assert kinds(data) == {"picture that no split uses": 1}
     write(tmp_path / "data.yaml", "train: images/train/*.gif\nnames: [cat, dog, emu]\n")
-    with pytest.raises(DataError, match=r"images/train/\*.gif: an empty data set"):
+    with pytest.raises(DataError, match=r"images/train/\*.gif: no such folder, list or picture"):
         read_data(tmp_path)
 
 

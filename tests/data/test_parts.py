@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ghmdet.data import DetectionData, check_data, read_data
+from ghmdet.engine.predict import find_pictures
 from ghmdet.errors import DataError
 from small_sets import Picture, coco_content, draw, voc_xml
 
@@ -185,3 +186,45 @@ def test_label_files_of_another_kind_in_labels_make_no_yolo_set(tmp_path: Path, 
     )
     assert read_data(tmp_path, "val").format == {".xml": "VOC", ".json": "LabelMe"}[end]
     assert found(tmp_path) == ["images/train/0.jpg"]
+
+
+# --- entries of data.yaml
+
+ABSENT = r"no such folder, list or picture: correct its entry in data\.yaml"
+
+
+@pytest.mark.parametrize("listed", ["/home/me/{}/images", "C:\\work\\{}\\images"])
+def test_a_folder_of_a_user_is_no_part_of_the_set(tmp_path: Path, listed: str) -> None:
+    yolo(tmp_path, "")
+    for word, there in (
+        ("dev", True),
+        ("testing", True),
+        ("eval2017", True),
+        ("val", False),
+        ("training", False),
+    ):
+        (tmp_path / "data.yaml").write_text(f"names: [cat]\ntrain: {listed.format(word)}\n")
+        if there:
+            assert found(tmp_path) == ["images/0.jpg"]
+        else:
+            with pytest.raises(DataError, match=ABSENT):
+                read_data(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["set [v2]", "set*", "[0-9]"])
+@pytest.mark.parametrize(
+    "entry", ["images/train/*.jpg", "images/*/?.jpg", "images/[s-u]*/0.jpg", "**/[0].jpg"]
+)
+def test_signs_of_patterns_in_the_path_of_a_set_are_none(tmp_path: Path, name: str, entry: str) -> None:
+    yolo(tmp_path / name, "train")
+    (tmp_path / name / "data.yaml").write_text(f"names: [cat]\ntrain: '{entry}'\n")
+    assert found(tmp_path / name) == ["images/train/0.jpg"]
+    assert list(find_pictures([tmp_path / name / entry], tmp_path / "out")) == [Path("0.jpg")]
+
+
+@pytest.mark.parametrize("entry", ["images/train/?.png", "../*/photos", "images/tr*"])
+def test_a_pattern_that_no_picture_fits_is_told_with_its_file(tmp_path: Path, entry: str) -> None:
+    yolo(tmp_path / "set", "train")
+    (tmp_path / "set" / "data.yaml").write_text(f"names: [cat]\ntrain: '{entry}'\n")
+    with pytest.raises(DataError, match=ABSENT):
+        read_data(tmp_path / "set")

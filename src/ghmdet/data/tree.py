@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
+from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from urllib.parse import unquote
 from ghmdet.data.layout import SPLITS, by_split, meant, part_of
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
-from ghmdet.pictures import EXTENSIONS
+from ghmdet.pictures import EXTENSIONS, beginning
 
 FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
@@ -65,10 +66,12 @@ def surrounds(place: Path, *folders: str | Path) -> bool:
     """Whether a path, or a pattern of any depth, takes in what lies beside each of the folders too: it is above them,
     or the root of the file system, which takes minutes to look through.
     """
-    head, star, deeper = os.path.abspath(place).partition("*")
-    start = Path(os.path.dirname(head) if star else head)
+    path = os.path.abspath(place)
+    there = beginning(path)
+    deeper = path[len(there) :] if has_magic(path[len(there) :]) else ""
+    start = Path(there if deeper else path)
     above = all(start in Path(os.path.abspath(folder)).parents for folder in folders)
-    return (above or start == start.parent) and (not star or deeper.startswith(("*", f"{os.sep}**")))
+    return (above or start == start.parent) and (not deeper or "**" in deeper.strip(os.sep).split(os.sep)[:2])
 
 
 def ending(path: str) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from glob import glob, iglob
+from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ import numpy as np
 import yaml
 
 from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
-from ghmdet.data.layout import SPLITS, by_split, checked_classes, meant, read_lines, read_text
+from ghmdet.data.layout import SPLITS, by_split, checked_classes, meant, part_of, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.rows import Rows, boxes_of, label_lines
 from ghmdet.data.tree import UNREADABLE, Tree, below, ending, readable, surrounds
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
-from ghmdet.pictures import EXTENSIONS
+from ghmdet.pictures import EXTENSIONS, fitting
 
 LOOKED_FOR = (
     "data.yaml with names and train/val/test, CVAT's obj.data, or classes.txt with images/{split} and labels/{split}, "
@@ -166,27 +166,35 @@ def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
             raise DataError(f"{config}: {split} is {shown(entries)}: give a folder, a list file or several")
         if wide := next((each for each in entries if surrounds(base / each, base, tree.root)), None):
             raise DataError(f"{config}: {split} is {wide}, which the data set lies in: give it a folder")
-        if places := tuple(_place(base, entry) for entry in entries if entry.lower() not in NOTHING):
+        named = (_place(base, entry, split) for entry in entries if entry.lower() not in NOTHING)
+        if places := tuple(place for one in named for place in _pictures(one) or [one]):
             splits[split] = YoloSplit(places, (config, *_names_files(tree, places[0])))
     return splits
 
 
-def _place(base: Path, entry: str) -> str:
+def _place(base: Path, entry: str, split: str = "") -> str:
     """The path of an entry. One that is not there may be of another machine: its longest end that is below the base.
 
-    Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt. The name of a split is
-    not left out before images/ alone, which may hold all of them.
+    Roboflow writes ../train/images for what lies beside its data.yaml, and CVAT data/train.txt. The name of a part is
+    not left out before images/ alone, which may hold all of them; another word for one (/home/me/dev/images) only
+    where it means another part than the entry's.
     """
     parts = [part for part in re.split(r"[\\/]+", entry) if part not in ("", ".", "..")]
-    named = [at for at, part in enumerate(parts) if meant(os.path.splitext(part)[0]) in SPLITS]
+    words = (os.path.splitext(part)[0] for part in parts)
+    named = [at for at, word in enumerate(words) if word.lower() in SPLITS or part_of(word) == part_of(split)]
     after = {part.lower() for part in parts[named[-1] + 1 :]} if named else set[str]()
     last = named[-1] if named and after <= {*IMAGES} else len(parts)
     starts = range(min(last + 1, len(parts)))
     places = (base / entry, *(base.joinpath(*parts[start:]) for start in starts))
-    there = (
-        path for path in places if path.exists() or ("*" in entry and any(iglob(str(path), recursive=True)))
+    return os.path.normpath(
+        next((path for path in places if path.exists() or _pictures(str(path))), places[0])
     )
-    return os.path.normpath(next(there, places[0]))
+
+
+def _pictures(pattern: str) -> list[str]:
+    """The pictures that fit a pattern; none where it is none, or is there itself."""
+    fit = fitting(pattern) if has_magic(pattern) and not os.path.lexists(pattern) else ()
+    return [path for path in fit if ending(path) in EXTENSIONS]
 
 
 def names_file(tree: Tree, file: Path) -> Path:
@@ -239,12 +247,10 @@ def pairs(tree: Tree, split: str, source: YoloSplit) -> list[tuple[str, str | No
     for place in source.images:
         if os.path.isdir(place):
             pictures += tree.pictures(place)
-        elif "*" in place:
-            pictures += (each for each in sorted(glob(place, recursive=True)) if ending(each) in EXTENSIONS)
+        elif not os.path.exists(place) and (has_magic(place) or ending(place) not in EXTENSIONS):
+            raise DataError(f"{place}: no such folder, list or picture: correct its entry in data.yaml")
         elif ending(place) in EXTENSIONS:
             pictures.append(place)
-        elif not os.path.exists(place):
-            raise DataError(f"{place}: no such folder or list of pictures: correct its entry in data.yaml")
         else:
             pictures += _listed(tree, split, place)
     return [(picture, _label_file(tree, picture)) for picture in pictures]

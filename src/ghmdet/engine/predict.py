@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from glob import glob, has_magic
+from glob import has_magic
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -26,7 +26,7 @@ from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.files import LOCK, checkpoint_file, hold
 from ghmdet.options import BATCH_SIZE
-from ghmdet.pictures import EXTENSIONS
+from ghmdet.pictures import EXTENSIONS, fitting
 from ghmdet.progress import counting
 from ghmdet.words import many
 
@@ -310,7 +310,7 @@ def _matching(path: Path) -> list[Path]:
     """The path, or what is there of a pattern, which a shell leaves alone between quotes."""
     if os.path.lexists(path) or not has_magic(str(path)):
         return [path]
-    found = [Path(one) for one in sorted(glob(str(path), recursive=True))]  # noqa: PTH207 - of any root
+    found = [Path(one) for one in fitting(str(path))]
     if not found:
         raise DataError(f"{path}: nothing fits this pattern: correct it")
     return found
