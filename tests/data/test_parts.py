@@ -228,3 +228,46 @@ def test_a_pattern_that_no_picture_fits_is_told_with_its_file(tmp_path: Path, en
     (tmp_path / "set" / "data.yaml").write_text(f"names: [cat]\ntrain: '{entry}'\n")
     with pytest.raises(DataError, match=ABSENT):
         read_data(tmp_path / "set")
+
+
+# --- COCO files
+
+
+@pytest.mark.parametrize("folder", ["dev", "test", "eval", "val", "Val2017"])
+@pytest.mark.parametrize("file", ["result.json", "annotations/instances_default.json", "annotations.json"])
+def test_the_folder_of_a_set_names_no_part_of_it(tmp_path: Path, folder: str, file: str) -> None:
+    draw(tmp_path / folder / "images" / "0.jpg", 60, 40)
+    coco(tmp_path / folder / file, "0.jpg")
+    assert found(tmp_path / folder) == ["images/0.jpg"]
+    with pytest.raises(DataError, match="no split 'val'"):
+        read_data(tmp_path / folder, "val")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train.json", "dev.json"),
+        ("train_coco.json", "dev_coco.json"),
+        ("train/train.json", "dev/dev.json"),
+        ("training.json", "my-eval.json"),
+        ("pets_training.json", "pets_validation.json"),
+        ("train/annotations/boxes_training.json", "eval/annotations/boxes_eval.json"),
+    ],
+)
+def test_any_word_for_a_part_is_one_in_a_coco_file_s_name(tmp_path: Path, files: tuple[str, str]) -> None:
+    for number, file in enumerate(files):
+        draw(tmp_path / "images" / f"{number}.jpg", 60, 40)
+        coco(tmp_path / file, f"{number}.jpg")
+    assert (found(tmp_path), found(tmp_path, "val")) == (["images/0.jpg"], ["images/1.jpg"])
+
+
+@pytest.mark.parametrize("stray", ["device.json", "evaluated.json", "train_dev_kit.json"])
+def test_a_file_whose_name_only_holds_such_a_word_is_no_part(tmp_path: Path, stray: str) -> None:
+    for number, file in enumerate(("train.json", "val.json", stray)):
+        draw(tmp_path / "images" / f"{number}.jpg", 60, 40)
+        coco(tmp_path / file, f"{number}.jpg")
+    if stray != "train_dev_kit.json":
+        assert (found(tmp_path), found(tmp_path, "val")) == (["images/0.jpg"], ["images/1.jpg"])
+    else:
+        with pytest.raises(DataError, match="two files of split 'train'"):
+            read_data(tmp_path)

@@ -33,7 +33,7 @@ LOOKED_FOR = (
     "{split}/annotations.json, {split}/annotations/instances.json, {split}.json or result.json"
 )
 ONE_PART = r"(_annotations\.coco|annotations|instances(_default)?|result|labels)\.json"  # names no split
-SPLIT = f"({'|'.join(SPLITS)})"
+SPLIT = rf"({'|'.join(SPLITS)}|(?<![a-z])({'|'.join(MEANT)})(?![a-z]))"
 MEANING = rf"({'|'.join((*SPLITS, *MEANT))})([-_ ]?(19|20)\d\d)?"  # of a folder
 FILES = (
     r"annotations/instances_[^/]*\.json",
@@ -51,24 +51,26 @@ NAME = re.compile(r'"(file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.)+")')
 def split_name(file: Path, root: str | None = None) -> str:
     """The split that a COCO file holds, from its name or, where that tells none, from its folder's.
 
-    root: the set's folder, where it is known: what is directly in its `annotations` is no split by its name.
+    root: the set's folder, where it is known: of what lies in it or its `annotations` it is no split by its name.
 
     >>> names = "instances_val2017.json", "valid/_annotations.coco.json", "test/annotations/instances.json"
     >>> [split_name(Path(name)) for name in names]
     ['val', 'valid', 'test']
     """
     home = _home(file)
-    folder = split_called(file.parent.name if root and home == Path(root).absolute() else home.name)
+    in_the_set = not root or home != Path(root).absolute()
+    folder = split_called(home.name if in_the_set else file.parent.name)
     if file.name.lower() == "_annotations.coco.json":
         return folder
     plain = re.sub(r"(19|20)\d\d$", "", re.sub("^instances_", "", file.stem, flags=re.IGNORECASE)).rstrip(
         "_-"
     )
-    words = [word for word in re.split(r"[_\-. ]", plain.lower()) if word in SPLITS]
-    if len(words) == 1:
-        return words[0]
+    words = re.split(r"[_\-. ]", plain.lower())
+    for known in (SPLITS, MEANT) if root else (SPLITS,):  # a file given alone need not be a part
+        if len(said := [word for word in words if word in known]) == 1:
+            return said[0]
     tells_none = re.fullmatch(ONE_PART, file.name, re.IGNORECASE)
-    own = folder if tells_none and re.fullmatch(MEANING, folder, re.IGNORECASE) else ""
+    own = folder if in_the_set and tells_none and re.fullmatch(MEANING, folder, re.IGNORECASE) else ""
     return own or plain or file.stem
 
 
