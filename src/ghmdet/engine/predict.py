@@ -285,10 +285,8 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
             useless.discard(given)
             folders.append(folder)
         elif not by_pattern:
-            kinds = ".jpg, .png, .tif, .webp and what else Pillow reads"
-            raise DataError(
-                f"{path}: no pictures here ({kinds}): give a folder of some, or a video by its name"
-            )
+            kinds = ".jpg, .png, .tif, .webp and what else Pillow reads, or videos"
+            raise DataError(f"{path}: no pictures here ({kinds}): give a folder of some")
         found = {_upright(file): file for file in files} | found
     if useless:
         raise DataError(f"{min(useless)}: no picture outside --out {out} fits this pattern: correct it")
