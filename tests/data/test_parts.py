@@ -188,6 +188,14 @@ def test_label_files_of_another_kind_in_labels_make_no_yolo_set(tmp_path: Path, 
     assert found(tmp_path) == ["images/train/0.jpg"]
 
 
+@pytest.mark.parametrize("text", ['{"categories": [{"id": 0, "name": "cat"}], "info": {}}', '{"images": []}'])
+def test_the_notes_of_label_studio_are_no_label_file(tmp_path: Path, text: str) -> None:
+    yolo(tmp_path, "train")
+    (tmp_path / "notes.json").write_text(text)
+    told = "label file that no split uses" in warned(read_data(tmp_path))
+    assert told == ("images" in text)
+
+
 # --- entries of data.yaml
 
 ABSENT = r"no such folder, list or picture: correct its entry in data\.yaml"

@@ -41,7 +41,15 @@ def test_pictures_that_lie_elsewhere_are_found_where_no_usual_folder_is(tmp_path
 
 
 @pytest.mark.parametrize(
-    "row", ["0 .5 .5 .3 .2 .9", "0,.5,.5,.3,.2", "0 .5 .5 nan .2", "7 .5 .5 .3 .2", "0 .5 .5 .3 .2 # sure"]
+    "row",
+    [
+        "0 .5 .5 .3 .2 .9",
+        "0,.5,.5,.3,.2",
+        "0 .5 .5 nan .2",
+        "7 .5 .5 .3 .2",
+        "0_1 .5 .5 .3 .2",
+        "0 .5 .5 .3 .2 # sure",
+    ],
 )
 def test_a_picture_whose_every_label_is_rejected_is_no_background(tmp_path: Path, row: str) -> None:
     for name, rows in (("a", ROW), ("b", row), ("c", ROW + row), ("d", "")):

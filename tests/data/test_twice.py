@@ -143,6 +143,10 @@ ALIKE = [
     ("ｃａｒ", "car"),
     ("rbc", "rbc\u200b"),
     ("red cell", "red\u00a0cell"),
+    ("traffic light", "trafficlight"),
+    ("TrafficLight", "traffic_light"),
+    ("x-ray", "xray"),
+    ("level 1", "level1"),
 ]
 
 
@@ -165,6 +169,12 @@ def test_classes_of_nearly_one_name_are_named_with_their_boxes(tmp_path: Path, o
     assert f"{named[0]} (2 boxes)" in problem.value and f"{named[1]} (1 box)" in problem.value
     assert str(problem.value) in data.describe() and problem in check_data(tmp_path)
     assert read_data(tmp_path, "val", classes=data.classes).problems == ()
+
+
+@pytest.mark.parametrize(("one", "other"), [("-10", "10"), ("1-0", "10"), ("1_0", "10"), ("a1", "a-10")])
+def test_numbers_that_a_sign_tells_apart_are_no_nearly_one_name(tmp_path: Path, one: str, other: str) -> None:
+    voc_of(tmp_path, "train", [one, other])
+    assert read_data(tmp_path).problems == ()
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
@@ -272,8 +282,9 @@ def test_a_wrong_size_is_said_once_a_file_and_not_of_each_box(tmp_path: Path, si
     assert found(data) == {"b.jpg": 4} and data.problems == (problem,)
 
 
-def test_a_wrong_size_comes_before_the_boxes_that_coco_rejects_for_it(tmp_path: Path) -> None:
-    boxes = [box(1, 1, 2, 2, 9, 9), box(1, 1, 30, 5, 20, 20), box(1, 1, 40, 8, 9, 9), box(2)]
+@pytest.mark.parametrize("inside", [1, 0])
+def test_a_wrong_size_comes_before_the_boxes_that_coco_rejects_for_it(tmp_path: Path, inside: int) -> None:
+    boxes = [*[box(1, 1, 2, 2, 9, 9)] * inside, box(1, 1, 30, 5, 20, 20), box(1, 1, 40, 8, 9, 9), box(2)]
     file = written(tmp_path, coco([image(1, "a.jpg", 20, 20), image(2, "b.jpg")], boxes))
     data = read_data(tmp_path)
     first, *others = told(data)

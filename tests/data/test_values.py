@@ -18,8 +18,8 @@ from small_sets import three_pictures, write_coco, write_voc, write_yolo
 
 HUGE = 10**400
 NOT_NUMBERS = [HUGE, -HUGE, math.inf, -math.inf, math.nan, "1e999", "wide", True, [1], {"a": 1}]
-WRONG_SIZES = [3e9, 3 * 10**9, 2**31, 2**63, -64, 1.5, *NOT_NUMBERS]
-WRONG_IDS = [2**63, -(2**63) - 1, 1.5, None, "", *NOT_NUMBERS]
+WRONG_SIZES = ["6_0", 3e9, 3 * 10**9, 2**31, 2**63, -64, 1.5, *NOT_NUMBERS]
+WRONG_IDS = [2**63, -(2**63) - 1, 1.5, None, "", "1_0", *NOT_NUMBERS]
 
 
 def edited_coco(root: Path, edit: Callable[[dict[str, Any]], object]) -> Path:

@@ -52,7 +52,7 @@ class CocoAnnotations:
     crowd region; plain: whether nothing at all is to be said of it (not all such are marked). Of each image, rejected:
     how many of its annotations could not be read. first: the id that each id of an image stands for, another one's
     where both records name one picture. left_out: the ids of images that count for nothing: further records of a
-    picture, and pictures of which no annotation makes sense.
+    picture, and those in `unclear`, pictures of which no annotation makes sense.
     """
 
     file: str
@@ -68,6 +68,7 @@ class CocoAnnotations:
     rejected: NDArray[np.int64]
     first: Mapping[int | None, int]
     left_out: set[int]
+    unclear: set[int]
     problems: list[Problem]
 
 
@@ -185,6 +186,7 @@ def read_annotations(source: Path | str | Mapping[str, Any], *, boxes: bool = Tr
         np.array([rejected[image_id] for image_id in images], dtype=np.int64),
         first,
         left_out.union(unclear),
+        set(unclear),
         problems,
     )
 
@@ -256,7 +258,12 @@ def _images(
     for place, image in enumerate(records):
         image_id = whole(image.get("id")) if isinstance(image, Mapping) else None
         if image_id is None:
-            report("malformed image record", f"images[{place}]", image, "give it an id and a file_name")
+            report(
+                "malformed image record",
+                f"images[{place}]",
+                image,
+                "give it a whole number as its id, and a file_name",
+            )
             continue
         name, size = image.get("file_name"), [side(image.get(key)) or math.inf for key in ("width", "height")]
         record = f"images[{place}] '{name}'"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ghmdet.data.annotations import CocoAnnotations, corners_of, name_of, read_annotations
-from ghmdet.data.collector import Collector
+from ghmdet.data.collector import UNCLEAR, Collector
 from ghmdet.data.layout import (
     MEANT,
     SPLITS,
@@ -211,10 +211,11 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
     named = {image_id: name for image_id, image in read.images.items() if (name := name_of(image))}
     home, places = _find_pictures(tree, split, file, list(named.values()))
     tree.used.update([str(file), *filter(None, places)])
-    collect = Collector(Path(home), classes, read.problems)
+    # Whether a picture's labels are unclear is told after its size, which may be the reason.
+    collect = Collector(Path(home), classes, (each for each in read.problems if each.kind != UNCLEAR))
     collect.file = file
     for image_id in read.images.keys() - named.keys():
-        mend = "give it an id and a file_name"
+        mend = "give it a whole number as its id, and a file_name"
         collect.report("malformed image record", f"image id {image_id}", shown(read.images[image_id]), mend)
     labels = {name: label for label, name in enumerate(classes)}
     known = np.array([labels.get(name, -1) for name in read.categories.values()], dtype=np.int32)
@@ -226,12 +227,13 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
     about = zip(
         read.images, itertools.pairwise(starts.tolist()), read.rejected.tolist(), told.tolist(), strict=True
     )
+    left_out = read.left_out - read.unclear
     columns, found = (corners_of(read.box), label, read.crowd, read.area), iter(places)
     for image_id, (start, end), rejected, flawed in about:
         if image_id not in named:
             continue
         name, place, image = named[image_id], next(found), read.images[image_id]
-        if image_id in read.left_out:
+        if image_id in left_out:
             continue
         if place is not None and place != below(home, name):
             name = os.path.relpath(place, home)
@@ -239,7 +241,7 @@ def read_split(tree: Tree, split: str, file: Path, classes: Sequence[str] | None
         if not collect.add_image(image_id, name, size, f"image '{name}'", rejected):
             continue
         if rejected:
-            collect.is_missized()  # which may be the reason
+            collect.is_missized()
         boxes: list[Any] = [column[start:end] for column in columns]
         if not flawed:
             collect.add_sound(*boxes)

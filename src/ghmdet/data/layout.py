@@ -134,14 +134,15 @@ def checked_classes(names: Iterable[object], file: Path | str) -> tuple[str, ...
 def namesakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs of names that differ only in case, plural, blanks, Unicode form or signs that nobody sees.
 
-    Single characters are not compared.
+    Single characters are not compared; what stands before a number, and after none or another one, is no blank.
 
-    >>> list(namesakes(["car", "bus", "traffic light", "Cars", "Traffic_Light"]))
-    [('car', 'Cars'), ('traffic light', 'Traffic_Light')]
+    >>> list(namesakes(["car", "bus", "traffic light", "Cars", "TrafficLight", "10", "-10", "1_0"]))
+    [('car', 'Cars'), ('traffic light', 'TrafficLight')]
     """
     singular, plural = dict[str, str](), dict[str, str]()
     for name in names:
-        own = re.sub(r"[\s_-]+", " ", _seen("NFKC", name).casefold()).strip()
+        own = re.sub(r"[\s_-]+", " ", _seen("NFKC", name).casefold())
+        own = re.sub(r"(?<=[^\W\d_]) | (?!\d)", "", own)
         if len(own) < 2:
             continue
         many = (f"{own}s", f"{own}es", re.sub("y$", "ies", own))

@@ -83,7 +83,7 @@ def _box_and_more(row: Sequence[float]) -> bool:
 def row_numbers(line: str) -> list[float] | None:
     """The numbers of a row; None where a word is none, or where there are none."""
     try:
-        return [float(word) for word in line.split()] or None
+        return ([float(word) for word in line.split()] or None) if "_" not in line else None
     except ValueError:
         return None
 

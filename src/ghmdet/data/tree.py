@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import lru_cache
 from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
@@ -94,6 +95,10 @@ def looks_like_label(path: str) -> bool:
             head = file.read(HEAD)
             if b'"imageData"' in head:  # LabelMe's, with the picture before the shapes
                 return True
+            if (
+                len(head) < HEAD and ending(path) == ".json"
+            ):  # the categories of nothing, as Label Studio's notes.json
+                head = re.sub(rb'"categories"\s*:', b"", head)
             return bool((pattern.match if ending(path) == ".txt" else pattern.search)(head))
     except OSError:
         return False
@@ -104,6 +109,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+@lru_cache
 def folder_part(name: str) -> str:
     """The part that the one word of a folder's name means, beside numbers, letters and words such as images; else "".
 

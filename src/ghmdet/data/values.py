@@ -13,12 +13,12 @@ FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": 
 def number(value: object) -> float | None:
     """A number, or the one that a text spells, infinite beyond the range of a float; None for anything else.
 
-    >>> number("12.5"), number(10**400), number(True), number("wide")
-    (12.5, inf, None, None)
+    >>> number("12.5"), number(10**400), number(True), number("wide"), number("1_0")
+    (12.5, inf, None, None, None)
     """
     if type(value) is float:  # as nearly always: the test below is slow
         return value
-    if isinstance(value, bool) or not isinstance(value, (Real, str)):
+    if isinstance(value, bool) or not isinstance(value, (Real, str)) or _is_python(value):
         return None
     try:
         return float(value)
@@ -26,6 +26,11 @@ def number(value: object) -> float | None:
         return math.inf
     except ValueError:
         return None
+
+
+def _is_python(value: object) -> bool:
+    """Whether a text spells its number as only Python does: 1_000."""
+    return isinstance(value, str) and "_" in value
 
 
 def numbers(values: object) -> list[float] | None:
@@ -43,7 +48,8 @@ def whole(value: object) -> int | None:
     (1152921504606846977, 7, 3, None, None, None)
     """
     try:
-        exact = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+        plain = not isinstance(value, bool) and not _is_python(value)
+        exact = int(value) if plain and isinstance(value, (int, str)) else None
     except ValueError:
         exact = None
     if exact is None:
