@@ -95,6 +95,8 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_what_the_audit_warned_of_is_said_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audit, decisions = audited(tmp_path, WRITERS["COCO"], warnings=[WEAK.format(0.07, "more")])
+    page = (tmp_path / "audit" / "review.html").read_text(encoding="utf-8")
+    assert "larger pictures (<code>--size</code>)" in page
     assert apply(audit, decisions, tmp_path / "mended") == 0
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("Warning: the audit that this rests on said: AP50 0.07 is too little to judge")
