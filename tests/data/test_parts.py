@@ -117,6 +117,14 @@ def test_a_text_file_that_lists_nothing_is_no_part(tmp_path: Path) -> None:
         assert found(tmp_path / kind) == ["images/0.jpg"]
 
 
+@pytest.mark.parametrize("name", ["train", "Train"])
+def test_a_list_of_files_that_are_not_there_hides_no_part(tmp_path: Path, name: str) -> None:
+    yolo(tmp_path, "", text=voc_xml(Picture("0.jpg", boxes=[BOX])), end=".xml")
+    (tmp_path / f"{name}.txt").write_text("1\n2\n")
+    with pytest.raises(DataError, match="'1': unreadable annotation"):
+        read_data(tmp_path)
+
+
 @pytest.mark.parametrize(("train", "val"), NAMES)
 @pytest.mark.parametrize("file", ["data.yaml", "obj.data"])
 def test_keys_are_told_by_their_names_as_folders_are(tmp_path: Path, file: str, train: str, val: str) -> None:

@@ -97,7 +97,7 @@ class OneFileEach:
         if any(tree.has(self._listed(tree, place, line)) for line in lines[:PROBES]):
             return True
         column = all(line.split()[1:] and line.split()[-1] in ("-1", "0", "1") for line in lines)
-        named = Path(listing).stem in LISTS or os.path.dirname(listing) == _main(tree)
+        named = Path(listing).stem.lower() in LISTS or os.path.dirname(listing) == _main(tree)
         return named and not (lines and column)
 
     def _below(self, tree: Tree, folder: str) -> bool:

@@ -313,10 +313,10 @@ class Tree:
             (most, name), *less = sorted(claimed, reverse=True)
             if not less or most > less[0][0]:
                 found[name] = path
-        others = {
-            os.path.relpath(path, self.root): _contradicted(name, path, top) for name, path in found.items()
+        others = {path: _contradicted(name, path, top) for name, path in found.items()}
+        self.elsewhere[split] = {
+            os.path.relpath(path, self.root): folder for path, folder in others.items() if folder
         }
-        self.elsewhere[split] = {path: folder for path, folder in others.items() if folder}
         return [path or found.get(name) for name, path in zip(names, exact, strict=True)]
 
     def left_over(self, tops: Iterable[str]) -> list[Problem]:
@@ -405,12 +405,12 @@ def _meant(name: str, there: dict[str, list[Candidate]]) -> tuple[int, str] | No
 def _contradicted(name: str, path: str, top: str) -> str:
     """The folder of a listed path that another one stands for at the picture's place; empty where none does, as where
     the path is of another machine, or only folders of parts and such as images/ come in between."""
+    if FOREIGN.search(name.replace("\\", "/")):
+        return ""
     listed, found = (
         [part for part in SEPARATORS.split(_composed(text))[:-1] if part.lower() not in {".", *BESIDE}]
         for text in (name, os.path.relpath(path, top))
     )
-    if FOREIGN.search(name.replace("\\", "/")):
-        return ""
     listed, found = ([part for part in parts if not folder_part(part)] for parts in (listed, found))
     known = {part.casefold() for part in listed}, {part.casefold() for part in found}
     apart = (
