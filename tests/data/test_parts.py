@@ -277,6 +277,13 @@ def test_any_word_for_a_part_is_one_in_a_coco_file_s_name(tmp_path: Path, files:
     assert (found(tmp_path), found(tmp_path, "val")) == (["images/0.jpg"], ["images/1.jpg"])
 
 
+@pytest.mark.parametrize("name", ["pets_eval.json", "device-testing.json"])
+def test_a_file_alone_need_not_mean_the_part_that_a_word_of_its_name_does(tmp_path: Path, name: str) -> None:
+    draw(tmp_path / "images" / "0.jpg", 60, 40)
+    coco(tmp_path / "annotations" / name, "0.jpg")
+    assert found(tmp_path) == ["images/0.jpg"]
+
+
 @pytest.mark.parametrize("stray", ["device.json", "evaluated.json", "train_dev_kit.json"])
 def test_a_file_whose_name_only_holds_such_a_word_is_no_part(tmp_path: Path, stray: str) -> None:
     for number, file in enumerate(("train.json", "val.json", stray)):

@@ -48,10 +48,11 @@ lacks there, also later ones that name a part."""
 NAME = re.compile(r'"(file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.)+")')
 
 
-def split_name(file: Path, root: str | None = None) -> str:
+def split_name(file: Path, root: str | None = None, *, alone: bool = True) -> str:
     """The split that a COCO file holds, from its name or, where that tells none, from its folder's.
 
     root: the set's folder, where it is known: of what lies in it or its `annotations` it is no split by its name.
+    alone: whether no other file is there; then a word such as eval in its name (pets_eval.json) need not mean a part.
 
     >>> names = "instances_val2017.json", "valid/_annotations.coco.json", "test/annotations/instances.json"
     >>> [split_name(Path(name)) for name in names]
@@ -66,7 +67,7 @@ def split_name(file: Path, root: str | None = None) -> str:
         "_-"
     )
     words = re.split(r"[_\-. ]", plain.lower())
-    for known in (SPLITS, MEANT) if root else (SPLITS,):  # a file given alone need not be a part
+    for known in (SPLITS,) if alone else (SPLITS, MEANT):
         if len(said := [word for word in words if word in known]) == 1:
             return said[0]
     tells_none = re.fullmatch(ONE_PART, file.name, re.IGNORECASE)
@@ -103,7 +104,9 @@ def find_splits(tree: Tree) -> dict[str, Path]:
         if place not in (FILES[0], FILES[2]):  # a place for other json files too
             files = [file for file in files if looks_like_label(str(file))]
         here = [
-            (split_name(file, tree.root), file) for file in files if readable(file) and not is_labelme(file)
+            (split_name(file, tree.root, alone=len(names) == 1), file)
+            for file in files
+            if readable(file) and not is_labelme(file)
         ]
         for split, file in here if not found else [each for each in here if part_of(each[0]) in lacking]:
             other = found.setdefault(split, file)
