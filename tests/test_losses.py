@@ -450,6 +450,9 @@ def test_class_weights_may_be_a_list_of_numbers_and_what_are_none_are_named(make
     for weights in (["a", "b", "c"], {"car": 2.0}):
         with pytest.raises(ValueError, match=r"class_weight is .*: give a number for each class"):
             make(class_weight=weights)
+    for weights in ([1, 2, -3.0], torch.tensor([1.0, torch.nan, 2.0]), [10**400, 1, 1]):
+        with pytest.raises(ValueError, match=r"class_weight is .*: give a number for each class"):
+            make(class_weight=weights)
 
 
 @pytest.mark.parametrize("make", [GHMC, GHMC.published, partial(GHMC.guarded, 3), partial(SoftmaxGHMC, 3)])

@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         full = ": make room and give the same command again (train: with --resume)"
         mend = full if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        mend = ": give a folder to write that is elsewhere (--out)" if error.errno == errno.EROFS else mend
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}{mend}", 2)
     except KeyboardInterrupt as stopped:
         _fail(str(stopped) or "stopped", 130)
@@ -98,7 +99,7 @@ def _help_of(name: str, app: App | None) -> str:
     """The first sentence of an option's help in brackets, if there is one."""
     known = app.assemble_argument_collection(parse_docstring=True) if app else ()
     said = next((one.parameter.help for one in known if one.name == name), None)
-    return f" ({said.partition('. ')[0].removesuffix('.')})" if said else ""
+    return f" ({' '.join(said.split()).partition('. ')[0].removesuffix('.')})" if said else ""
 
 
 def _too_much(error: UnusedCliTokensError, words: list[str]) -> str:

@@ -98,13 +98,14 @@ def synth(out: Path, /, *, config: Annotated[make.SynthConfig | None, Parameter(
     print(make.synthesize(out, config))
 
 
-def check(data: Path, /, *, split: str | None = None) -> int:
-    """List every problem of a data set; exits with 1 if any is an error.
+def check(data: Path, /, *, split: str | None = None, each: bool = False) -> int:
+    """List the problems of a data set; exits with 1 if any is an error.
 
     Args:
         data: Folder of the data set, or its COCO .json or YOLO data.yaml.
         split: The one part to check; all parts by default.
+        each: A line for each record that is wrong, not one for all of a file that are wrong alike.
     """
     problems = check_data(data, split, say=print)
-    print(format_problems(problems))
+    print(format_problems(problems, each=each))
     return int(has_errors(problems))

@@ -163,6 +163,11 @@ def test_bad_rows_of_one_file_are_a_line(tmp_path: Path) -> None:
         f"error: {labels / 'c.txt'}: line 1: box not in fractions '0 30 20 10 10': divide"
     )
     assert last.startswith("8 errors, ") and len(others) < 6
+    each = format_problems(check_data(tmp_path, "train"), each=True).splitlines()
+    assert (
+        each[-1] == last
+        and sum("line 5 '0 34 20 10 10'" in line or "0 34 20 10 10" in line for line in each) == 1
+    )
 
 
 def test_unreadable_sets_and_splits_are_problems_too(tmp_path: Path) -> None:

@@ -105,7 +105,17 @@ def test_a_file_that_is_no_checkpoint_is_one_line_wherever_a_checkpoint_is_read(
             assert stopped.value.code == 2
             said = capsys.readouterr().err
             assert said.startswith(f"ghmdet: {file}: ") and said.count("\n") == 1
-            assert "not a checkpoint" in said or "not a dict" in said or "no detector" in said
+            words = (
+                "not a checkpoint",
+                "not a dict",
+                "no detector",
+                "an empty file",
+                "cut off: copy it again",
+            )
+            assert any(each in said for each in words)
+            assert ("an empty file" in said) == (name == "empty") and ("cut off" in said) <= (
+                "zip" in name or "first" in name
+            )
 
 
 def test_no_damage_to_a_file_ends_in_another_error(tmp_path: Path) -> None:
@@ -249,6 +259,21 @@ def test_bare_weights_are_told_where_to_go(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pt"):
         load_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_a_run_without_a_save_is_not_begun_again_over_its_best_checkpoint(
+    squares: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(squares, out, replace(TINY, epochs=2, val_every=1), say=lambda line: None)
+    whole = (out / "last.pt").read_bytes()
+    (out / "last.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"cut off.*no other save is here: begin in another folder"):
+        train(squares, out, replace(TINY, epochs=2, val_every=1), resume=True)
+    (out / "last.pt").unlink()
+    if (out / "best.pt").exists():
+        with pytest.raises(GhmdetError, match=r"its last\.pt is gone.*--weights .*best\.pt"):
+            train(squares, out, replace(TINY, epochs=2, val_every=1), resume=True)
 
 
 def test_a_run_made_before_a_setting_was_there_is_resumed_with_its_default(tmp_path: Path) -> None:

@@ -436,3 +436,31 @@ def test_videos_of_a_folder_are_looked_at_with_its_pictures(run: Path, tmp_path:
     predict(run / "best.pt", deep, out=out, **OPTIONS)
     names = sorted(file.name for file in (out / "film.MP4").iterdir())
     assert names == ["000000.jpg", "000001.jpg"]
+
+
+def test_a_video_of_a_folder_keeps_no_picture_from_being_looked_at(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(squares / "images", tmp_path / "both")
+    film(tmp_path / "both" / "film.mp4", [np.zeros((40, 60, 3), np.uint8)] * 2, codec="mpeg4")
+    said: list[str] = []
+    options = OPTIONS | {"say": said.append}
+    truth = squares / "annotations" / "instances_val.json"
+    names = [image["file_name"] for image in json.loads(truth.read_text())["images"]]
+    for file in (tmp_path / "both").glob("*.png"):
+        if file.name not in names:
+            file.unlink()
+    predict(run / "best.pt", tmp_path / "both", out=tmp_path / "a", annotations=truth, **options)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    predict(run / "best.pt", tmp_path / "both", out=tmp_path / "b", **options)
+    told = [line for line in said if "a video, passed over" in line]
+    assert [line.partition("over: ")[2] for line in told] == [
+        "its frames have no annotations",
+        "pip install 'ghmdet[video]'",
+    ]
+
+
+def test_a_training_run_is_no_place_for_drawings(run: Path, squares: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(GhmdetError, match="is the folder of a training"):
+        predict(run / "best.pt", squares / "images", out=tmp_path / "run", **OPTIONS)

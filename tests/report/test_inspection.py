@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,9 @@ from ghmdet.data import read_data
 from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.evaluate import validate
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
+from ghmdet.report import inspection
 from ghmdet.report.inspection import inspect_run
+from ghmdet.report.page import write_report
 from ghmdet.report.summary import words
 from ghmdet.spectrum import SpectrumCounts
 
@@ -79,6 +82,23 @@ def test_a_sure_detector_of_nothing_is_told_with_crops(squares: Path, tmp_path: 
     (run / "best.pt").rename(tmp_path / "kept.pt")
     make_detector_run(run, squares, bias=-20.0)
     assert len(quiet(run)["hardest"]) == len(list((out / "crops").iterdir())) == 8
+
+
+def test_a_run_that_may_not_be_written_is_reported_from_what_it_keeps(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_detector_run(tmp_path / "run", squares, bias=-1.0)
+    kept = quiet(run)
+
+    def closed(folder: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(folder))
+
+    monkeypatch.setattr(inspection, "hold", closed)
+    monkeypatch.setattr(inspection, "write_json", closed)
+    assert quiet(run) == kept
+    (run / "inspection" / "findings.json").unlink()
+    write_report([run], out=tmp_path / "page.html", say=lambda line: None)
+    assert "cannot be written, and holds no findings" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_figures_are_those_of_val(squares: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
         raise GhmdetError(f"{audit}: no audit.json: give the folder of an audit that has ended")
     accepted = _accepted(given, told, decisions, audit / "review.html")
     data, split = Path(told["data"]), told["split"]
+    if not data.exists():
+        raise DataError(f"{data}: the data set of this audit is not there: put it back")
     source = DataSet(data)
     if source.format not in SHEETS:
         raise DataError(

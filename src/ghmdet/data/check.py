@@ -108,8 +108,8 @@ def has_errors(problems: Iterable[Problem]) -> bool:
     return any(problem.severity == "error" for problem in problems)
 
 
-def format_problems(problems: Sequence[Problem]) -> str:
-    """A line for each kind of problem of a file with the same mend, and their number at the end.
+def format_problems(problems: Sequence[Problem], *, each: bool = False) -> str:
+    """A line for each kind of problem of a file with the same mend, or for `each` one, and their number at the end.
 
     >>> print(format_problems([Problem("warning", "duplicate box", "a.jpg", "RBC", "[1, 1, 9, 9]", "remove one")]))
     warning: a.jpg: RBC: duplicate box [1, 1, 9, 9]: remove one
@@ -118,6 +118,8 @@ def format_problems(problems: Sequence[Problem]) -> str:
     counts = Counter(problem.severity for problem in problems)
     words: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
     summary = (f"{counts[key]} {word}{'s' * (counts[key] != 1)}" for key, word in words.items())
+    if each:
+        return "\n".join([*map(str, problems), ", ".join(summary)])
     groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.severity, problem.file, problem.kind, problem.mend), []).append(problem)

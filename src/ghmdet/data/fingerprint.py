@@ -60,8 +60,11 @@ def _hash(*parts: bytes) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
-    """In words what differs between a data set's fingerprint and an earlier one; empty where nothing does."""
+def differences(data: DetectionData, now: Tensor, then: Tensor, ordered: bool) -> str:
+    """In words what differs between a data set's fingerprint and an earlier one; empty where nothing does.
+
+    ordered: whether the order of the pictures counts.
+    """
     before = {name: rest for name, *rest in then.tolist()}
     found: dict[str, list[str]] = {
         "new": [],
@@ -81,5 +84,5 @@ def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
     gone = len(before.keys() - here.keys())
     told += [f"{gone} gone"] if gone else []
     in_another_order = [name for name in before if name in here] != [name for name in here if name in before]
-    told += ["listed in another order"] if in_another_order else []
+    told += ["listed in another order"] if ordered and in_another_order else []
     return f"pictures of {data.split}: {', '.join(told)}" if told else ""

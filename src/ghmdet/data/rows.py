@@ -98,7 +98,7 @@ def boxes_of(
         corners = rows.box(row) if row else None
         if row is None or len(row) < 5 or (corners is None and len(row) % 2 == 0):
             if line.strip():
-                mend = "write five numbers: class cx cy w h"
+                mend = "write five numbers: class cx cy w h" + ", with decimal points" * ("," in line)
                 collect.report("malformed box", record, shown(line.strip()), mend)
         elif corners is None:
             mend = "say in data.yaml what it is: kpt_shape (key points), task: segment or obb (polygons); or keep five"

@@ -13,7 +13,7 @@ import torch
 
 from ghmdet.data import DetectionData
 from ghmdet.data.fingerprint import count_known, labelled
-from ghmdet.engine.run_folder import DIVERGED
+from ghmdet.engine.run_folder import DIVERGED, read_rows
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import hold, write_atomic
@@ -127,6 +127,12 @@ def saved_run(
     if not resume and (can_resume(out) or (out / "run.json").exists()):
         raise GhmdetError(f"{out} holds a run already: add --resume to continue it, or give another --out")
     if not can_resume(out):
+        # Killed in its first validation, a run has none yet.
+        if len(read_rows(out / "metrics.csv")) > 1 and (best := out / "best.pt").exists():
+            raise GhmdetError(
+                f"{out}: its last.pt is gone, without which the run cannot go on: train on from what it found best in"
+                f" another folder: --weights {best}"
+            )
         return None
     checkpoint, last = _last_save(out, say)
     training: dict[str, Any] | None = checkpoint.get("training")
@@ -169,7 +175,8 @@ def _last_save(out: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Any]
         return load_checkpoint(last), last
     except CheckpointError as error:
         if not previous.exists():
-            raise
+            best = f", from --weights {out / 'best.pt'}" if (out / "best.pt").exists() else ""
+            raise CheckpointError(f"{error}; no other save is here: begin in another folder{best}") from error
         say(f"Warning: {error}. The run goes on from the save before it, {previous}")
         return load_checkpoint(previous), previous
 

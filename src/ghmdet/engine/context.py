@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,9 @@ def begin_run(
     started_at = time.monotonic() if started_at is None else started_at
     data = Path(data)
     out = Path(out)
-    if config.weights not in ("auto", "coco", "none") and not checkpoint_file(config.weights).is_file():
+    if config.weights not in ("auto", "coco", "none"):
+        config = replace(config, weights=str(checkpoint_file(config.weights)))
+    if config.weights not in ("auto", "coco", "none") and not Path(config.weights).is_file():
         raise unknown_name("weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint"))
     if config.tensorboard and find_spec("tensorboard") is None:
         raise GhmdetError(

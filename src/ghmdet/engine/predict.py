@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from glob import has_magic
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -92,7 +93,14 @@ def predict(
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
     checkpoint, out = checkpoint_file(checkpoint), Path(out)
-    sources = with_frames(find_pictures([Path(picture) for picture in pictures], out), say)
+    if (out / "run.json").is_file():
+        raise GhmdetError(
+            f"--out {out} is the folder of a training: give another, as drawings can replace its files"
+        )
+    given = [Path(picture) for picture in pictures]
+    sources = with_frames(find_pictures(given, out), given, say, passed_over=annotations is not None)
+    if not sources:
+        raise DataError(f"{given[0]}: only videos, and all were passed over: give pictures")
     files = {name: file_of(each) for name, each in sources.items()}
     found = [Path(name) for name in files]
     opened = stamp(checkpoint)  # before it is read: it may be replaced meanwhile
@@ -395,7 +403,8 @@ def known_ids(
             what, mend = f"{len(found)} images", "give the folder that the file names begin at"
             if not found:
                 what, mend = "no image", "add it there, or leave the picture out"
-                for problem in sorted(told, key=lambda problem: name.name not in problem.record)[:1]:
+                its = re.compile(rf"['/\\]{re.escape(name.name)}'")
+                for problem in islice((one for one in told if its.search(f"{one.record} {one.mend}")), 1):
                     mend += f" (not taken: {problem.record}, {problem.kind} {problem.value}: {problem.mend})"
             raise DataError(f"{annotations}: has {what} of file name {name.name}, wanted for {name}: {mend}")
     categories = {label: category_id for category_id, label in truth.categories.items()}

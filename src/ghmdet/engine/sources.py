@@ -1,8 +1,9 @@
 """What `ghmdet predict` looks at: picture files, and the frames of videos, one after the other, by PyAV."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +79,25 @@ def file_of(source: Source) -> Path:
     return source.video if isinstance(source, Frame) else source
 
 
-def with_frames(found: Mapping[Path, Path], say: Callable[[str], None]) -> dict[str, Source]:
+def with_frames(
+    found: Mapping[Path, Path],
+    given: Collection[Path],
+    say: Callable[[str], None],
+    *,
+    passed_over: bool = False,
+) -> dict[str, Source]:
     """Pictures by their names, with the frames of each video in its place: NAME/000000.jpg and so on.
 
-    say: told of each video that is damaged. Raises GhmdetError where there is a video and PyAV is not installed.
+    given: what the user named; a video that is not, but lies in a folder, is passed over without PyAV. passed_over:
+    whether it is in any case. say: told of each such video, and of each that is damaged. Raises GhmdetError where a
+    video was named and PyAV is not installed.
     """
     sources: dict[str, Source] = {}
     for name, file in found.items():
+        if file.suffix.lower() in VIDEOS and file not in given and (passed_over or find_spec("av") is None):
+            why = "its frames have no annotations" if passed_over else "pip install 'ghmdet[video]'"
+            say(f"{file}: a video, passed over: {why}")
+            continue
         sources[name.as_posix()] = file
         if file.suffix.lower() in VIDEOS:
             with suppress(DataError):  # it is named where it is read

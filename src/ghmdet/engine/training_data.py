@@ -113,7 +113,7 @@ class TrainingData:
                 f" {', '.join(saved['classes'])}): train on from its weights in another folder, --weights"
             )
         parts, then = (self.train, self.val), saved["fingerprints"].values()
-        found = map(differences, parts, self.fingerprints.values(), then)
+        found = map(differences, parts, self.fingerprints.values(), then, (True, False))
         return [what for what in found if what]
 
     def file_names(self, ids: list[int]) -> list[str]:

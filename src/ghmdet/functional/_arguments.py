@@ -245,13 +245,17 @@ def check_smoothing(smoothing: float) -> float:
 
 
 def class_weights(given: ClassWeight) -> Tensor | None:
-    """The weights of the classes as a tensor; raises for what are no numbers."""
-    if given is None or isinstance(given, Tensor):
-        return given
+    """The weights of the classes as a tensor; raises for what are no numbers of 0 or more."""
+    if given is None:
+        return None
+    told = f"class_weight is {given!r:.60}: give a number for each class"
     try:
-        return torch.as_tensor(given, dtype=torch.get_default_dtype())
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise GhmdetError(f"class_weight is {given!r:.60}: give a number for each class") from error
+        weights = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.get_default_dtype())
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise GhmdetError(told) from error
+    if not weights.is_meta and not (weights >= 0).all():
+        raise GhmdetError(f"{told}, 0 or more")
+    return weights
 
 
 def check_class_weight(class_weight: Tensor, inputs: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """One pass of a trained detector over a data set, and what it finds: for `ghmdet spectrum`, and for a report."""
 
+import errno
 import hashlib
 import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -123,12 +125,23 @@ def inspect_run(
     """
     choose_device(device)
     require_run(run)
-    with hold(run / "inspection"):
-        return _inspect(run, data, split, device, say)
+    try:
+        with hold(run / "inspection"):
+            return _inspect(run, data, split, device, say)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return _inspect(run, data, split, device, say, read_only=True)
 
 
 def _inspect(
-    run: Path, data: Path | str | None, split: str | None, device: str, say: Callable[[str], None]
+    run: Path,
+    data: Path | str | None,
+    split: str | None,
+    device: str,
+    say: Callable[[str], None],
+    *,
+    read_only: bool = False,
 ) -> Inspection:
     checkpoint, out = run / "best.pt", run / "inspection"
     made = require_run(run)
@@ -145,9 +158,10 @@ def _inspect(
         "split": split,
     }
     kept = _kept(out, made_of)
+    advised = partial(_advised, run=run, made=made, read_only=read_only)
     if not Path(where).exists():
         if kept:
-            return _advised(kept, run, made)._replace(
+            return advised(kept)._replace(
                 note=f"These findings were kept: their data, {where}, is no longer there."
             )
         if data is None:
@@ -156,7 +170,11 @@ def _inspect(
     learnt = trained_on(run, now) or ""
     made_of["labels"] = _digest(json.dumps(now.to_coco()).encode())
     if kept and kept.findings["made_of"] == made_of:
-        return _advised(kept, run, made)._replace(note=learnt)
+        return advised(kept)._replace(note=learnt)
+    if read_only:
+        raise GhmdetError(
+            f"{out}: cannot be written, and holds no findings of best.pt and {where}: copy the run"
+        )
 
     part, config, measured, found, summary = _look(checkpoint, where, split, device, 0, say)
     hard = find_hardest(part, measured.results, measured.seen)
@@ -187,16 +205,17 @@ def _inspect(
         "unlabelled": sum(one.kind == NOTHING and one.score >= VERY_SURE for one in hard),
         "made": provenance(about),
     }
-    return _advised(Inspection(findings, measured.spectrum, learnt), run, made)
+    return advised(Inspection(findings, measured.spectrum, learnt))
 
 
-def _advised(inspection: Inspection, run: Path, made: dict[str, Any]) -> Inspection:
+def _advised(inspection: Inspection, run: Path, made: dict[str, Any], read_only: bool) -> Inspection:
     """With the advice that follows from it and from how the run went; written where it was not there yet."""
     found = inspection.findings
     advice = advise(found, made["training_boxes"], read_course(run), made["arguments"])
     if found.get("advice") != advice:
         found["advice"] = advice
-        write_json(run / "inspection" / "findings.json", found)
+        if not read_only:
+            write_json(run / "inspection" / "findings.json", found)
     return inspection
 
 

@@ -1,9 +1,9 @@
 """A synthetic detection data set whose imbalances are dials: COCO layout, the same bytes for the same dials."""
 
-import io
 import json
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.make.scene import CLASSES, SynthConfig, draw_scene
 from ghmdet.data.make.spoil import KINDS, WRONG, Kind, Labels, box_of, spoil_labels
+from ghmdet.files import write_atomic
 from ghmdet.words import many
 
 MARKER = "synth.json"
@@ -39,9 +40,8 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
                 picture, things = draw_scene(config, np.random.default_rng((config.seed, stream, i)))
                 image = {"id": first + i, "file_name": f"{split}_{i:05d}.jpg"}
                 images.append(image | {"width": width, "height": height})
-                jpeg = io.BytesIO()  # Pillow takes a full disk for success where it writes to the file itself
-                picture.save(jpeg, "JPEG", quality=90)
-                (folder / "images" / f"{image['file_name']}").write_bytes(jpeg.getvalue())
+                jpeg = partial(picture.save, format="JPEG", quality=90)
+                write_atomic(folder / "images" / f"{image['file_name']}", jpeg)
                 for name, (x0, y0, x1, y1), hard in things:
                     label = {"id": len(labels) + 1, "image_id": image["id"]}
                     label["category_id"] = names.index(name) + 1

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
+from ghmdet.files import write_atomic
 from ghmdet.progress import counting
 from ghmdet.words import many
 
@@ -232,7 +234,8 @@ def _write(
         name = source.name if stems[source.stem] == 1 else f"{index:07d}_{source.name}"
         if own.any():
             name = Path(name).with_suffix(".png").name
-            to_pil_image(erase(load_image(record), record.boxes[own], record.boxes[~own])).save(folder / name)
+            picture = to_pil_image(erase(load_image(record), record.boxes[own], record.boxes[~own]))
+            write_atomic(folder / name, partial(picture.save, format="PNG"))
             for label, box in zip(record.labels[own], record.boxes[own], strict=True):
                 erased.append({"file_name": name, "class": part.classes[label], "corners": box.tolist()})
         else:
