@@ -163,6 +163,42 @@ def test_of_names_that_mean_one_part_what_is_not_read_is_told(
     assert f"of these {taken} is read as val" in told.mend
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval: true",
+        "eval: coco",
+        "eval:",
+        "training: {epochs: 3}",
+        "testing: [1, 2]",
+        "dev: 0",
+        "dev: ''",
+        "eval: ..",
+        "testing: " + 99 * "long ",
+        "eval: images/a",
+    ],
+)
+@pytest.mark.parametrize("file", ["data.yaml", "obj.data"])
+def test_a_key_that_names_nothing_there_or_a_part_again_is_no_part(
+    tmp_path: Path, file: str, line: str
+) -> None:
+    yolo(tmp_path, "a", "b")
+    (tmp_path / "classes.txt").rename(tmp_path / "obj.names")
+    text = f"train: images/a\nval: images/b\nnames: obj.names\n{line}\n"
+    (tmp_path / file).write_text(text.replace(":", " =") if file == "obj.data" else text)
+    assert (found(tmp_path), found(tmp_path, "val")) == (["images/a/0.jpg"], ["images/b/0.jpg"])
+    assert not [problem for problem in check_data(tmp_path) if problem.severity == "error"]
+    assert warned(read_data(tmp_path, "val")) == {}
+
+
+@pytest.mark.parametrize("line", ["eval: true", "training: {epochs: 3}"])
+def test_a_yaml_file_of_other_settings_names_no_part(tmp_path: Path, line: str) -> None:
+    yolo(tmp_path, "train", "val")
+    (tmp_path / "a.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/val\n")
+    (tmp_path / "cfg.yaml").write_text(f"names: [dog]\n{line}\n")
+    assert found(tmp_path) == ["images/train/0.jpg"]
+
+
 def test_two_keys_of_one_folder_are_no_two_parts(tmp_path: Path) -> None:
     yolo(tmp_path, "a", "b")
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/a\nval: images/b\nvalid: images/b\n")

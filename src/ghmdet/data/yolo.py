@@ -112,7 +112,7 @@ def _config(tree: Tree) -> Path | None:
     for file in map(Path, tree.files(tree.root, ".yaml", ".yml", ".data")):
         with suppress(DataError):  # any other yaml file may lie there
             content = load(tree, file) if file != data else {}
-            if "names" in content and (parts := _entries(content)):
+            if "names" in content and (parts := _entries(file, content)):
                 found[file] = [content["names"], parts]
     for file, said in found.items():
         if said != next(iter(found.values())):
@@ -147,19 +147,36 @@ def _parsed(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _entries(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of the endings KEYED says of each split, by the split that its key means."""
-    return by_split({key: entry for key, entry in content.items() if meant(key) in SPLITS})
+def _base(config: Path, content: Mapping[str, Any]) -> Path:
+    """The folder that a config's entries are named from."""
+    written = content.get("path")
+    base = config.parent / (written if isinstance(written, str) else "")
+    return base if base.is_dir() else config.parent  # `path` is often the place on the machine that wrote it
+
+
+def _entries(config: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of the endings KEYED says of each split, by the split that its key means: a split's own name, or
+    another word that tells where a part is that is not there by such a name."""
+    base = _base(config, content)
+    named = {part_of(key) for key in content if key.lower() in SPLITS}
+
+    def is_split(key: str, entry: Any) -> bool:
+        if meant(key) not in SPLITS or part_of(key) in named or not isinstance(entry, str):
+            return key.lower() in SPLITS
+        if entry.lower() in NOTHING or surrounds(base / entry, base):
+            return False
+        with suppress(OSError):  # a text that is too long for a name
+            place = _place(base, entry, key)
+            return os.path.exists(place) or bool(_pictures(place))
+        return False
+
+    return by_split({key: entry for key, entry in content.items() if is_split(key, entry)})
 
 
 def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
     content = load(tree, config)
-    written = content.get("path")
-    base = config.parent / (written if isinstance(written, str) else "")
-    if not base.is_dir():
-        base = config.parent  # `path` is often the place on the machine that wrote it
-    splits = {}
-    for split, entry in _entries(content).items():
+    base, splits = _base(config, content), {}
+    for split, entry in _entries(config, content).items():
         entries = entry or []
         entries = entries if isinstance(entries, list) else [entries]
         if not all(isinstance(entry, str) for entry in entries):
