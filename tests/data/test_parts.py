@@ -44,7 +44,85 @@ def test_a_picture_of_the_part_s_own_folder_comes_before_one_of_another_part(
     assert found(tmp_path) == ["train/0.jpg"]
 
 
-@pytest.mark.parametrize("folder", ["dev-board", "test bench", "unit test", "latest", "device"])
+def both(root: Path, *folders: str, number: int = 4) -> None:
+    for folder in folders:
+        for index in range(number):
+            draw(root / folder / f"{index}.jpg", 60, 40, seed=index + 10 * len(folder))
+
+
+@pytest.mark.parametrize("listed", ["/content/ds/images/", "data/", "C:\\ds\\"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["val/0", "val/1", "train/2", "train/3"],
+        [f"{part}/{index}" for part in ("train", "val") for index in range(4)],
+        [f"{part}/{index}" for part in ("test", "val") for index in range(4)],
+    ],
+)
+def test_a_list_of_pictures_of_several_parts_gets_those_that_it_names(
+    tmp_path: Path, listed: str, chosen: list[str]
+) -> None:
+    both(tmp_path / "images", "train", "val", "test")
+    sign = "\\" if "\\" in listed else "/"
+    coco(
+        tmp_path / "annotations" / "train.json",
+        *(f"{listed}{each.replace('/', sign)}.jpg" for each in chosen),
+    )
+    assert found(tmp_path) == [f"images/{each}.jpg" for each in chosen]
+
+
+def test_a_yolo_list_of_pictures_of_several_parts_gets_those_that_it_names(tmp_path: Path) -> None:
+    yolo(tmp_path, "train", "val")
+    lists = {"train": "/content/ds/images/val/0.jpg\n/content/ds/images/train/1.jpg\n"}
+    lists["val"] = "/content/ds/images/train/0.jpg\n/content/ds/images/val/1.jpg\n"
+    for part, text in lists.items():
+        draw(tmp_path / "images" / part / "1.jpg", 60, 40)
+        (tmp_path / f"{part}.txt").write_text(text)
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: train.txt\nval: val.txt\n")
+    assert found(tmp_path) == ["images/val/0.jpg", "images/train/1.jpg"]
+    assert found(tmp_path, "val") == ["images/train/0.jpg", "images/val/1.jpg"]
+
+
+@pytest.mark.parametrize("other", ["images/all", "images/b"])
+def test_where_as_much_agrees_the_part_s_own_folder_comes_first(tmp_path: Path, other: str) -> None:
+    both(tmp_path, "images/train", other)
+    coco(tmp_path / "train.json", "C:\\ds\\0.jpg")
+    assert found(tmp_path) == ["images/train/0.jpg"]
+
+
+@pytest.mark.parametrize(
+    "folder", ["pics_val", "my val", "val数据", "coco_val2017", "ds-valid", "test-dev2017", "VOC_test"]
+)
+def test_a_folder_s_name_holds_its_part_s_word_beside_others(tmp_path: Path, folder: str) -> None:
+    both(tmp_path, folder, number=1)
+    coco(tmp_path / "annotations" / "train.json", "C:\\x\\0.jpg")
+    data = read_data(tmp_path)
+    assert found(tmp_path) == []
+    assert warned(data) == {"picture in another part's folder": f"split train ({folder}/0.jpg)"}
+    part = "test" if "test" in folder else "val"
+    coco(tmp_path / "annotations" / f"{part}.json", "C:\\x\\0.jpg")
+    assert found(tmp_path, part) == [f"{folder}/0.jpg"]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("coco_train2017", "coco_val2017"),
+        ("train_images_part1", "val_images_part1"),
+        ("VOC_train", "VOC_test"),
+        ("train_val", "test"),
+    ],
+)
+@pytest.mark.parametrize("listed", ["", "D:\\imgs\\"])
+def test_of_two_folders_of_parts_a_list_gets_its_own(
+    tmp_path: Path, folders: tuple[str, str], listed: str
+) -> None:
+    both(tmp_path, *folders)
+    coco(tmp_path / "annotations" / "train.json", *(f"{listed}{index}.jpg" for index in range(4)))
+    assert found(tmp_path) == [f"{folders[0]}/{index}.jpg" for index in range(4)]
+
+
+@pytest.mark.parametrize("folder", ["dev-board", "training day", "unit eval", "latest", "device"])
 def test_a_folder_whose_name_only_holds_such_a_word_is_no_part_s(tmp_path: Path, folder: str) -> None:
     draw(tmp_path / "images" / folder / "0.jpg", 60, 40)
     coco(tmp_path / "train.json", "C:\\data\\0.jpg")

@@ -109,6 +109,10 @@ class DataSet:
                 mend = "taken, as no other has its name: correct the list if its boxes are not this one's"
                 said = where[0], place, f"(listed in {folder}/)"
                 told.append(Problem("warning", "picture in another folder", *said, mend))
+            if barred := list(self.tree.barred.pop(name, {})):
+                mend = "not taken for a missing one of its name: if it is meant, rename its folder or list it with it"
+                said = where[0], where[1], f"({barred[0]}{', ...' if barred[1:] else ''})"
+                told.append(Problem("warning", "picture in another part's folder", *said, mend, len(barred)))
             if twins := self._sharing(name):
                 part = part_of(name)
                 taken = next((one for one in split_names(part) if one in twins), "none")

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from ghmdet.data.layout import SPLITS, by_split, meant, part_of
+from ghmdet.data.layout import MEANT, SPLITS, by_split, meant, part_of
 from ghmdet.data.records import NAMED_PROBLEMS, Problem, Severity
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS, beginning
 
-FOREIGN = re.compile(r"\\|%[\da-fA-F]{2}|\?\w+=|^[a-zA-Z][\w+.-]*:|^/|^\.\.")  # a path of elsewhere
+WHOLE = re.compile(r"(?:[a-zA-Z][\w+.-]*:|[\\/])")  # how a path begins that is below no folder of here
+FOREIGN = re.compile(rf"\\|%[\da-fA-F]{{2}}|\?\w+=|^{WHOLE.pattern}|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
 BESIDE = {
     "images",
@@ -110,14 +111,17 @@ def _composed(name: str) -> str:
 
 
 @lru_cache
-def folder_part(name: str) -> str:
-    """The part that the one word of a folder's name means, beside numbers, letters and words such as images; else "".
+def folder_parts(name: str) -> frozenset[str]:
+    """The parts that a folder's name means: by the names of splits in it or, without any, by its one other word beside
+    numbers, letters and words such as images.
 
-    >>> [folder_part(name) for name in ("train2017", "Eval_a", "val_images", "obj_Train_data", "dev-board", "1")]
-    ['train', 'val', 'val', 'train', '', '']
+    >>> [*map("".join, map(folder_parts, ("coco_val2017", "test-dev", "Eval_a", "obj_Train_data", "dev-board", "1")))]
+    ['val', 'test', 'val', 'train', '', '']
     """
     words = [word for word in re.findall("[a-z]{2,}", name.lower()) if word not in BESIDE]
-    return part_of(words[0]) if len(words) == 1 and meant(words[0]) in SPLITS else ""
+    if not (named := [word for word in words if word in SPLITS]) and len(words) == 1:
+        named = [word for word in words if word in MEANT]
+    return frozenset(map(part_of, named))
 
 
 class Folder(NamedTuple):
@@ -145,9 +149,9 @@ class Tree:
         self.linked = False  # whether any link was seen
         self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT
-        self.elsewhere: dict[
-            str, dict[str, str]
-        ] = {}  # by split, pictures and the other folders they are listed in
+        # By split, pictures and the other folders they are listed in; and those not taken, as they are another part's.
+        self.elsewhere: dict[str, dict[str, str]] = defaultdict(dict)
+        self.barred: dict[str, dict[str, None]] = defaultdict(dict)
         self.parsed: dict[Path, dict[str, Any]] = {}  # what files that readers parse say
         self._folders: dict[str, Folder] = {}
         self._homes: dict[tuple[str, Sequence[str]], list[str]] = {}
@@ -285,38 +289,47 @@ class Tree:
     ) -> list[str | None]:
         """The picture that each listed name means: the one at its path (`exact`), else one below `top`.
 
-        That is the only picture with the name, or the one whose folders agree with most of the listed path; of names
-        that mean one picture, the one that agrees most. It is neither another record's nor in the folder of another
-        part, unless the listed path names that folder and the part's own has no such picture. Where other names are
-        found at their paths, only names of elsewhere (foreign separators, drives, URLs, absolute paths) are looked for,
-        as others are missing. Pictures whose folder the listed one contradicts are kept in `elsewhere`.
+        That is the only picture with the name, or the one whose folders agree with most of the listed path, of equals
+        the one in the part's own folder; of names that mean one picture, the one that agrees most. It is neither
+        another record's nor in the folder of another part, unless the listed path names that folder. Where whole paths
+        of another machine name no part but one other (as /home/me/test/ does), its folder counts only for names that
+        the part's own does not have. Where other names are found at their paths, only names of elsewhere (foreign
+        separators, drives, URLs, absolute paths) are looked for, as others are missing. Pictures whose folder the
+        listed one contradicts are kept in `elsewhere`, and those not taken for their part in `barred`.
         """
         lost = dict.fromkeys(name for name, path in zip(names, exact, strict=True) if path is None)
         if not lost:
             return list(exact)
         if any(exact):
             lost = {name: None for name in lost if FOREIGN.search(name) or not name.isascii()}
-        taken, there = set(exact), defaultdict[str, list[Candidate]](list)
+        taken, there, own = set(exact), defaultdict[str, list[Candidate]](list), part_of(split)
         for path in self.pictures(top) if lost else ():
             parts = _composed(os.path.relpath(path, top).casefold()).split(os.sep)
-            of = list(map(folder_part, parts[:-1]))
-            first = next((at for at, part in enumerate(of) if part), len(parts))
+            of = list(map(folder_parts, parts[:-1]))
+            first = next((at for at, named in enumerate(of) if named), len(parts))
             if path not in taken:
-                own = part_of(split) in of
-                there[parts[-1]].append(Candidate(parts, path, own, 0 if own else len(parts) - first))
+                is_own = any(own in named for named in of)
+                there[parts[-1]].append(Candidate(parts, path, is_own, 0 if is_own else len(parts) - first))
+        listed = {os.path.dirname(unquote(name).replace("\\", "/")) for name in names}
+        words = (
+            {part for one in SEPARATORS.split(folder) for part in folder_parts(one)} for folder in listed
+        )
+        others = set(map(frozenset, filter(None, words)))
+        own_first = len(others) == 1 and own not in next(iter(others)) and all(map(WHOLE.match, lost))
         claims: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for name in lost:
-            if (claim := _meant(name, there)) is not None:
+            if (claim := _meant(name, there, own_first)) is not None:
                 claims[claim[1]].append((claim[0], name))
         found = dict[str, str]()
         for path, claimed in claims.items():
             (most, name), *less = sorted(claimed, reverse=True)
-            if not less or most > less[0][0]:
+            if not most:
+                self.barred[split][os.path.relpath(path, self.root)] = None
+            elif not less or most > less[0][0]:
                 found[name] = path
-        others = {path: _contradicted(name, path, top) for name, path in found.items()}
-        self.elsewhere[split] = {
-            os.path.relpath(path, self.root): folder for path, folder in others.items() if folder
-        }
+        for name, path in found.items():
+            if folder := _contradicted(name, path, top):
+                self.elsewhere[split][os.path.relpath(path, self.root)] = folder
         return [path or found.get(name) for name, path in zip(names, exact, strict=True)]
 
     def left_over(self, tops: Iterable[str]) -> list[Problem]:
@@ -386,20 +399,24 @@ class Candidate(NamedTuple):
     least: int
 
 
-def _meant(name: str, there: dict[str, list[Candidate]]) -> tuple[int, str] | None:
+def _meant(name: str, there: dict[str, list[Candidate]], own_first: bool) -> tuple[int, str] | None:
     """The one picture that a name of elsewhere can mean, by the longest end of its path, and how many parts that end
-    has; None where there are more. there: by the picture's name."""
+    has: 0 where it is another part's. None where there are more, or none. there: by the picture's name."""
+    barred: list[Candidate] = []
     for text in (name, unquote(name)):
         parts = [part for part in SEPARATORS.split(_composed(text.casefold())) if part]
         while parts and ending(parts[-1]) not in EXTENSIONS:
             parts.pop()
         alike = there.get(parts[-1] if parts else "", [])
-        alike = [each for each in alike if not each.least or not any(other.own for other in alike)]
+        if own_first and any(each.own for each in alike):
+            alike = [each for each in alike if not each.least]
         ends = ((_common_end(parts, each.parts), each) for each in alike)
-        agreed = sorted((end, each.path) for end, each in ends if end >= each.least)
+        agreed = sorted((end, each.own, each.path) for end, each in ends if end >= each.least)
         if agreed:
-            return agreed[-1] if len(agreed) == 1 or agreed[-1][0] > agreed[-2][0] else None
-    return None
+            end, _, path = agreed[-1]
+            return (end, path) if len(agreed) == 1 or agreed[-1][:2] > agreed[-2][:2] else None
+        barred += alike
+    return (0, barred[0].path) if barred else None
 
 
 def _contradicted(name: str, path: str, top: str) -> str:
@@ -411,7 +428,7 @@ def _contradicted(name: str, path: str, top: str) -> str:
         [part for part in SEPARATORS.split(_composed(text))[:-1] if part.lower() not in {".", *BESIDE}]
         for text in (name, os.path.relpath(path, top))
     )
-    listed, found = ([part for part in parts if not folder_part(part)] for parts in (listed, found))
+    listed, found = ([part for part in parts if not folder_parts(part)] for parts in (listed, found))
     known = {part.casefold() for part in listed}, {part.casefold() for part in found}
     apart = (
         listed and found and listed[-1].casefold() not in known[1] and found[-1].casefold() not in known[0]
