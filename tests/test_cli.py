@@ -287,7 +287,7 @@ ODD = (
     ("export run --out x.onnx", 0, "x.onnx: "),
     ("audit set --checkpoint run --out x", 0, "to review the first "),
     ("train set --weights run --out x --epochs 1 --no-report --size 96", 0, "All weights from run/best.pt."),
-    ("val cut/best.pt set", 2, "cut/best.pt: not a checkpoint"),
+    ("val cut/best.pt set", 2, "cut/best.pt: cut off: copy it again"),
     ("val run/best.onnx set", 2, "run/best.onnx: an exported detector: give the checkpoint"),
     ("audit set --checkpoint run/best.onnx --out x", 2, "from Python `ghmdet.runtime.Detector` opens it"),
     ("val run/best.pt set --out file", 2, "file: is a file: give a folder"),

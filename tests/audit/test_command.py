@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import re
 import shlex
@@ -28,6 +27,7 @@ from ghmdet.engine.settings import FoldConfig
 from ghmdet.engine.train import train
 from ghmdet.errors import DataError, GhmdetError, PartlyDone
 from ghmdet.evaluation.score import Metrics, score
+from ghmdet.report.summary import code
 from ghmdet.signals import StopSignal
 
 CONFIG = FoldConfig(**vars(replace(TINY, epochs=1)))
@@ -106,7 +106,7 @@ def test_each_part_is_judged_by_a_run_on_the_others_and_finished_runs_stay(
     assert words.startswith("Warning: AP50 0.")
     assert words.endswith("Train longer, with more `--epochs`, or on larger pictures (`--size`).")
     for warning in (nothing, words):
-        assert warning.removeprefix("Warning: ") in html.unescape((out / "review.html").read_text())
+        assert code(warning.removeprefix("Warning: ")) in (out / "review.html").read_text()
     assert not any(line.startswith("Worth a look: ") for line in said)  # they are too weak to say
     assert audited() == found and len(in_process) == 2
     plan = out / "folds" / "plan.json"
@@ -131,10 +131,10 @@ def test_folds_that_the_budget_ended_are_told_to_have_more_of_it(
             config=replace(CONFIG, epochs=None, budget="16s", lr=1e-7),
             say=said.append,
         )
-    page = html.unescape((out / "review.html").read_text())
+    page = (out / "review.html").read_text()
     assert "--epochs" not in page and "\n".join(said).count("--epochs") == 0
-    assert "train again with a larger `--budget`." in page
-    assert "Train longer, with a larger `--budget`, or on larger pictures" in page
+    assert code("train again with a larger `--budget`.") in page
+    assert code("Train longer, with a larger `--budget`, or on larger pictures") in page
 
 
 def test_commands_for_other_hosts_and_a_shared_budget(squares: Path, tmp_path: Path) -> None:

@@ -324,10 +324,10 @@ def test_coco_weights_are_for_the_models_that_have_them(preset):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a checkpoint"),
+        (b"", "an empty file"),
         (b"hello, this is text", "not a checkpoint"),
         (b"\x00\xff\x01", "not a checkpoint"),
-        (b"PK\x03\x04 truncated", "not a checkpoint"),
+        (b"PK\x03\x04 truncated", "cut off: copy it again"),
         ([1, 2], "holds a list, not a dict"),
         ({"epoch": 3}, "holds no weights; its keys are epoch"),
         ({"state_dict": {}}, "holds no weights"),
