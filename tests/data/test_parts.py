@@ -10,7 +10,7 @@ import pytest
 from ghmdet.data import DetectionData, check_data, read_data
 from ghmdet.engine.predict import find_pictures
 from ghmdet.errors import DataError
-from small_sets import Picture, coco_content, draw, voc_xml
+from small_sets import Picture, coco_content, draw, voc_xml, write_voc
 
 BOX = (0, 5, 5, 25, 35)
 
@@ -408,3 +408,10 @@ def test_a_file_whose_name_only_holds_such_a_word_is_no_part(tmp_path: Path, str
     else:
         with pytest.raises(DataError, match="two files of split 'train'"):
             read_data(tmp_path)
+
+
+def test_a_list_of_names_that_no_file_has_beside_a_link_ends_in_no_traceback(tmp_path: Path) -> None:
+    write_voc(tmp_path, [Picture("a.png", boxes=[BOX])], "train")
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_bytes("a\n".encode("utf-32"))
+    (tmp_path / "linked.png").symlink_to(tmp_path / "JPEGImages" / "a.png")
+    assert any(problem.severity == "error" for problem in check_data(tmp_path))

@@ -340,7 +340,9 @@ class Tree:
             if os.path.abspath(path) not in used and (kind := _kind(path)):
                 left[kind].append(path)
         if self.linked:  # a file may be used by way of a link
-            real = {os.path.realpath(path) for path in self.used}
+            real = {
+                os.path.realpath(path) for path in self.used if "\0" not in path
+            }  # of a list, which may name any
             for paths in left.values():
                 paths[:] = [path for path in paths if os.path.realpath(path) not in real]
         for folder, here in self._folders.items():
