@@ -198,6 +198,32 @@ def test_a_full_disk_is_named_with_the_file_and_how_to_go_on(content: str, tmp_p
     assert file.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+CLOSED = """
+import errno, resource, sys
+from ghmdet import cli
+def val():
+    raise OSError(errno.EROFS, "Read-only file system", "x")
+cli.app.command(val, name="closed")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_disk_that_takes_no_picture_and_one_that_may_not_be_written_say_what_to_do(tmp_path: Path) -> None:
+    said = {
+        (
+            "data",
+            "synth",
+            str(tmp_path / "s"),
+            "--images=4",
+        ): "_00000.jpg: File too large: make room and give",
+        ("closed",): "ghmdet: x: Read-only file system: give a folder to write that is elsewhere (--out)",
+    }
+    for command, wanted in said.items():
+        done = subprocess.run([sys.executable, "-c", CLOSED, *command], capture_output=True, text=True)
+        assert done.returncode == 2 and wanted in done.stderr
+
+
 NONSENSE: tuple[tuple[str, Any, str], ...] = (
     ("version", 0, "format version 0, this ghmdet reads 1: no ghmdet wrote that"),
     ("version", 2, "upgrade ghmdet"),

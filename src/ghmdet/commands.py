@@ -54,7 +54,7 @@ def train(
     out = default_folder(data, resume=resume) if out is None else out
     if main and recipe:
         print(recipe_text(recipe))
-    if main and resume and not can_resume(out):
+    if main and resume and not can_resume(out) and not (out / "best.pt").exists():
         print(f"nothing to resume in {out}: a new run begins")
     if main and config.ohem_ratio != TrainConfig.ohem_ratio and not config.cls_loss.startswith("ohem"):
         print(f"--ohem-ratio {config.ohem_ratio:g} does nothing with --cls-loss {config.cls_loss}")

@@ -124,7 +124,7 @@ def format_problems(problems: Sequence[Problem], *, each: bool = False) -> str:
     for problem in problems:
         groups.setdefault((problem.severity, problem.file, problem.kind, problem.mend), []).append(problem)
     lines = (
-        f"{severity}: {file}: {len(same)} × {kind} ({named_first(each.found for each in same)}): {mend}"
+        f"{severity}: {file}: {len(same)} × {kind} ({named_first(one.found for one in same)}): {mend}"
         if len(same) > 1
         else str(same[0])
         for (severity, file, kind, mend), same in groups.items()

@@ -78,8 +78,10 @@ def begin_run(
     out = Path(out)
     if config.weights not in ("auto", "coco", "none"):
         config = replace(config, weights=str(checkpoint_file(config.weights)))
-    if config.weights not in ("auto", "coco", "none") and not Path(config.weights).is_file():
-        raise unknown_name("weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint"))
+        if not Path(config.weights).is_file():
+            raise unknown_name(
+                "weights", config.weights, ("auto", "coco", "none", "the path of a checkpoint")
+            )
     if config.tensorboard and find_spec("tensorboard") is None:
         raise GhmdetError(
             "--tensorboard needs a package that is not installed: pip install 'ghmdet[tensorboard]'"
