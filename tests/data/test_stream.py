@@ -17,7 +17,7 @@ from ghmdet.data import annotations, read_data
 from ghmdet.data import stream as module
 from ghmdet.data.annotations import load_json, read_annotations
 from ghmdet.data.collector import judge_box, sound
-from ghmdet.data.stream import NotPlain, stream
+from ghmdet.data.stream import Boxes, NotPlain, stream
 from ghmdet.errors import DataError
 
 WORDS: Any = st.sampled_from(["a.jpg", "b/ü.png", "", '"q"', "x" * 40])
@@ -79,6 +79,49 @@ def test_in_parts_it_says_what_it_says_as_a_whole(
         stream(file)
         in_parts = outcome(file)
     np.testing.assert_equal(in_parts, outcome(json.loads(file.read_text(encoding="utf-8"))))
+
+
+NEARLY = st.fixed_dictionaries(
+    {
+        "id": st.integers(0, 9) | st.sampled_from([2**62, 2**63, -1, 2**80]),
+        "image_id": st.integers(1, 3),
+        "category_id": st.integers(1, 2),
+        "bbox": st.lists(
+            st.sampled_from([0, 3, 0.5, 2.0, -0.0, float("nan"), 2**53]), min_size=4, max_size=4
+        ),
+        "area": st.sampled_from([0.5, 7.0, 9, 2**54]),
+    },
+    optional={"iscrowd": st.integers(0, 1), "ignore": st.integers(0, 1), "more": WORDS},
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    records=st.lists(NEARLY, max_size=9),
+    odd=st.lists(RECORD | NUMBERS, max_size=1),
+    together=st.integers(1, 5),
+)
+def test_boxes_taken_together_are_those_taken_one_by_one(records: Any, odd: Any, together: int) -> None:
+    records = records[:4] + odd + records[4:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOGETHER", together)
+        quick = Boxes(records)
+        patch.setattr(Boxes, "_extend", lambda self, records: False)
+        slow = Boxes(records)
+    assert (quick.ids, bytes(quick.kinds), quick.values.tobytes()) == (
+        slow.ids,
+        bytes(slow.kinds),
+        slow.values.tobytes(),
+    )
+    assert repr(quick.odd) == repr(slow.odd)
+    assert repr(list(quick)) == repr(list(slow))
+
+
+@pytest.mark.parametrize("box", [[1.5, 2.5, 3.5, 4.5], [1, 2, 3, 4.0]])
+def test_plain_boxes_are_taken_together(box: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Boxes, "_append")
+    record = {"id": 1, "image_id": 2, "category_id": 3, "bbox": box, "area": 2.5, "iscrowd": 1}
+    assert list(Boxes([record] * 600)) == [record] * 600
 
 
 def none_is_sound(corners: Any, sizes: Any) -> Any:

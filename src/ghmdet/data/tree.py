@@ -125,10 +125,12 @@ def folder_parts(name: str) -> frozenset[str]:
 
 
 class Folder(NamedTuple):
-    """What lies in a folder: the names to walk, in order; which are folders; its files by stem; the hidden ones."""
+    """What lies in a folder: the names to walk, in order; which are folders; the files among them by `ending`; all files
+    by stem; the hidden names."""
 
     names: list[str]
     folders: set[str]
+    ends: dict[str, list[str]]
     stems: dict[str, list[str]]
     hidden: list[str]
 
@@ -163,7 +165,7 @@ class Tree:
         return self._folders[path]
 
     def _look(self, path: str) -> Folder:
-        seen = Folder([], set(), {}, [])
+        seen = Folder([], set(), {}, {}, [])
         try:
             with os.scandir(path) as entries:
                 kept = [entry for entry in entries if not _is_device(entry)]
@@ -179,8 +181,11 @@ class Tree:
             (seen.hidden if hidden else seen.names).append(name)
             if is_folder:
                 seen.folders.add(name)
-            else:
-                seen.stems.setdefault(_composed(os.path.splitext(name)[0]), []).append(name)
+                continue
+            stem, end = os.path.splitext(name)
+            seen.stems.setdefault(_composed(stem), []).append(name)
+            if not hidden:
+                seen.ends.setdefault(end.lower(), []).append(name)
         return seen
 
     def folders(self, path: str) -> dict[str, str]:
@@ -244,9 +249,8 @@ class Tree:
 
     def files(self, path: str, *endings: str) -> list[str]:
         """The files in a folder, not below it, that have one of the endings."""
-        here = self.folder(path)
-        names = (name for name in here.names if name not in here.folders and ending(name) in endings)
-        return [below(path, name) for name in names]
+        ends = self.folder(path).ends
+        return [below(path, name) for name in sorted(name for end in endings for name in ends.get(end, ()))]
 
     def has(self, path: str) -> bool:
         """Whether there is such a file."""

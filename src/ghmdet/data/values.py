@@ -47,6 +47,8 @@ def whole(value: object) -> int | None:
     >>> whole(2**60 + 1), whole("7"), whole(3.0), whole(2.5), whole(2**63), whole(None)
     (1152921504606846977, 7, 3, None, None, None)
     """
+    if type(value) is int:  # as nearly all are
+        return value if -(2**63) <= value < 2**63 else None
     try:
         plain = not isinstance(value, bool) and not _is_python(value)
         exact = int(value) if plain and isinstance(value, (int, str)) else None

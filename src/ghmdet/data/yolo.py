@@ -83,8 +83,8 @@ def _is_labelled(tree: Tree, split: str, place: str) -> bool:
     if tree.has(place):
         with suppress(DataError):  # any other text file may be called so
             pictures = [picture for picture in _listed(tree, split, place) if tree.has(picture)]
-    homes = {home for each in pictures for home in tree.homes(os.path.dirname(each), IMAGES, LABELS)}
-    some = any(tree.files(home, ".txt") for home in homes)
+    folders = set(map(os.path.dirname, pictures))
+    some = any(tree.files(home, ".txt") for folder in folders for home in tree.homes(folder, IMAGES, LABELS))
     return some and any(_label_file(tree, picture) for picture in pictures)
 
 
