@@ -125,8 +125,8 @@ def folder_parts(name: str) -> frozenset[str]:
 
 
 class Folder(NamedTuple):
-    """What lies in a folder: the names to walk, in order; which are folders; the files among them by `ending`; all files
-    by stem; the hidden names."""
+    """What lies in a folder: the names to walk, in order; which are folders; the other ones by `ending`; all files by stem;
+    the hidden names."""
 
     names: list[str]
     folders: set[str]
