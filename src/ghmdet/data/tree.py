@@ -125,7 +125,7 @@ def folder_parts(name: str) -> frozenset[str]:
 
 
 class Folder(NamedTuple):
-    """What lies in a folder: the names to walk, in order; which are folders; the other ones by `ending`; all files by stem;
+    """What lies in a folder: the names to walk, in order; which are folders; the others by `ending`; all files by stem;
     the hidden names."""
 
     names: list[str]
