@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.run_folder import same_data
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import CheckpointError, GhmdetError, PartlyDone
 from ghmdet.files import write_atomic
 from ghmdet.report import figures
 from ghmdet.report.advice import failure
@@ -58,6 +58,7 @@ def write_report(
         GhmdetError: a folder that is no run, a device that is not there, or `data` or `split` that cannot be used.
             Without those two, an inspection that fails is told in the report, and so is a file of the run that is
             damaged.
+        PartlyDone: after the page is written: a run's best checkpoint cannot be read.
     """
     choose_device(device)
     paths = list(dict.fromkeys(Path(run).resolve() for run in runs))
@@ -67,9 +68,9 @@ def write_report(
         out = paths[0] / "report.html" if len(paths) == 1 else Path("report.html")
     for path in paths:
         require_run(path)
-    shown, failed = [], list[str]()
+    shown, failed, damaged = [], list[str](), list[str]()
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True), start=1):
-        shown.append(_run(path, name, f"r{number}", *_inspect(path, data, split, device, say)))
+        shown.append(_run(path, name, f"r{number}", *_inspect(path, data, split, device, say, damaged)))
         for damage in shown[-1]["damage"]:
             say(damage)
         if shown[-1]["failure"]:
@@ -84,6 +85,8 @@ def write_report(
     write_atomic(out, page.render(runs=shown, together=together, pullers=PULLERS).lstrip())
     for line in (f"written: {out}", *failed):
         say(line)
+    if damaged:
+        raise PartlyDone(f"{out} lacks what best.pt does: {'; '.join(damaged)}")
     return out
 
 
@@ -99,9 +102,16 @@ def write_gradient_page(spectrum: SpectrumCounts, out: Path, name: str) -> Path:
 
 
 def _inspect(
-    run: Path, data: Path | None, split: str | None, device: str, say: Callable[[str], None]
+    run: Path,
+    data: Path | None,
+    split: str | None,
+    device: str,
+    say: Callable[[str], None],
+    damaged: list[str],
 ) -> tuple[Inspection | None, str]:
-    """What a run's best checkpoint does, and a note on it or why it could not be inspected."""
+    """What a run's best checkpoint does, and a note on it or why it could not be inspected; that of the checkpoint itself
+    is added to `damaged`.
+    """
     if not (run / "best.pt").is_file():
         return None, "The run has no best.pt yet: it is written at the first validation that finds an object."
     try:
@@ -110,6 +120,7 @@ def _inspect(
         if data is not None or split is not None:
             raise
         say(f"{run}: not inspected: {error}")
+        damaged += [str(error)] if isinstance(error, CheckpointError) else []
         return None, f"The best checkpoint could not be inspected: {error}."
     return inspection, inspection.note
 
