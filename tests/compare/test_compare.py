@@ -277,6 +277,10 @@ def test_the_first_run_says_how_long_all_will_take(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(squares, tmp_path / "c", grid="0.1,0.2,0.4", tune_epochs=2, epochs=60)
+    ended = plan.stand("ce").missing[0]
+    end(ended, 0.1)
+    assert "; of these 1 is done" in plan.describe(100)
+    shutil.rmtree(ended.out)
     said, trained = list[str](), list[Run]()
 
     def trains(run: Run, stop: StopSignal, show: Any, heard: Callable[[str], None]) -> str:
@@ -287,6 +291,7 @@ def test_the_first_run_says_how_long_all_will_take(
 
     monkeypatch.setattr(engine, "train_run", trains)
     assert engine._make_runs(plan, said.append) == {} and len(trained) == 10
+    assert "; of these 10 are done" in plan.describe(100)
     line, again = (line for line in said if " to go: " in line)
     # Six of 2 epochs on three quarters of the pictures, and four of 60 on all: 166 times the first.
     assert line == f"{trained[0]}: about 1 min 15 s to go: 9 steps of 8 s; all 10 runs to go about 207 min"

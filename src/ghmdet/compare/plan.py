@@ -174,7 +174,7 @@ class Plan:
         )
 
     def describe(self, pictures: int) -> str:
-        """How many runs there are in all and how long each is, given the number of training pictures."""
+        """How many runs there are, how long each is given the number of training pictures, and how many are done."""
         tuned = [arm for arm, own in self.arms.items() if self.grid and own.cls_weight is None]
         stages = []
         for what, arms, times in (
@@ -193,8 +193,14 @@ class Plan:
                 stages.append(
                     f"{times * len(runs)} to {what}, epochs: {epochs}, or about {_span(steps)} steps each"
                 )
+        runs = [
+            self.run(arm, weight, self.seeds[0], tuning=True) for arm in tuned for weight in self.grid or ()
+        ]
+        runs += [run for arm in self.arms for run in self.stand(arm).runs]
+        done = sum(run.outcome() is not None for run in runs)
+        kept = f"; of these {done} {'is' if done == 1 else 'are'} done" if done else ""
         grows = "; more where a best weight lies at the edge of the grid" if tuned else ""
-        return f"runs to make: {'; '.join(stages)}{grows}; the time they take is said after the first steps"
+        return f"runs to make: {'; '.join(stages)}{kept}{grows}; the time they take is said after the first steps"
 
     def commands(self) -> list[str]:
         """The commands that can be run now, in any order; an arm's final runs follow once its grid is done."""

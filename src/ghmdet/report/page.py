@@ -109,7 +109,7 @@ def _inspect(
     say: Callable[[str], None],
     damaged: list[str],
 ) -> tuple[Inspection | None, str]:
-    """What a run's best checkpoint does, and a note on it or why it could not be inspected; that of the checkpoint itself
+    """What a run's best checkpoint does, and a note on it or why it could not be inspected; that of best.pt itself
     is added to `damaged`.
     """
     if not (run / "best.pt").is_file():
