@@ -119,9 +119,9 @@ def test_every_kind_of_annotation_problem(tmp_path: Path) -> None:
         "warning: duplicate box": 1,
         "warning: image listed twice": 2,
         "warning: class without boxes": 1,
-        "info: crowd": 1,
+        "note: crowd": 1,
     }
-    assert [p.severity for p in check_data(tmp_path, "train")] == ["error"] * 6 + ["warning"] * 5 + ["info"]
+    assert [p.severity for p in check_data(tmp_path, "train")] == ["error"] * 6 + ["warning"] * 5 + ["note"]
 
 
 def test_image_in_two_splits_by_name_and_by_content(tmp_path: Path) -> None:
@@ -252,5 +252,5 @@ def test_a_json_file_is_checked_with_the_splits_beside_it(tmp_path: Path) -> Non
     assert check_data(file) == []
     beside.write_text("{")
     assert kinds(file, "val") == {"error: cannot be read": 1}
-    assert kinds(file, "train") == {"info: picture that no split uses": 1}  # those of the broken file
-    assert kinds(file) == {"error: cannot be read": 1, "info: picture that no split uses": 1}
+    assert kinds(file, "train") == {"note: picture that no split uses": 1}  # those of the broken file
+    assert kinds(file) == {"error: cannot be read": 1, "note: picture that no split uses": 1}

@@ -179,11 +179,11 @@ def test_a_part_that_is_not_there_is_missed_where_it_is_asked_for(tmp_path: Path
     assert any(p.severity == "error" and "no such folder" in p.mend for p in check_data(tmp_path, absent))
     (problem,) = [p for p in check_data(tmp_path) if "no such folder" in str(p)]
     assert (problem.severity, problem.kind) == (
-        ("info", "no such folder") if absent == "test" else ("error", "cannot be read")
+        ("note", "no such folder") if absent == "test" else ("error", "cannot be read")
     )
     if absent == "test":
         place = tmp_path.parent / "test/images"
-        assert str(problem) == f"info: {place}: split test: no such folder: an export may only name it"
+        assert str(problem) == f"note: {place}: split test: no such folder: an export may only name it"
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("Train", "Dev"), ("train2017", "val2017")])

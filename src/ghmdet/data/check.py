@@ -66,7 +66,7 @@ def check_data(
         except DataError as error:
             place, absent, _ = str(error).partition(": no such folder")
             unneeded = absent and split is None and name == "test"
-            note = Problem("info", "no such folder", place, f"split {name}", "", "an export may only name it")
+            note = Problem("note", "no such folder", place, f"split {name}", "", "an export may only name it")
             problems.append(note if unneeded else _unreadable(path, error))
     seen: Seen = {}
     for data in read:
@@ -116,8 +116,7 @@ def format_problems(problems: Sequence[Problem], *, each: bool = False) -> str:
     0 errors, 1 warning, 0 notes
     """
     counts = Counter(problem.severity for problem in problems)
-    words: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
-    summary = (f"{counts[key]} {word}{'s' * (counts[key] != 1)}" for key, word in words.items())
+    summary = (many(counts[kind], kind) for kind in get_args(Severity))
     if each:
         return "\n".join([*map(str, problems), ", ".join(summary)])
     groups: dict[tuple[str, ...], list[Problem]] = {}
@@ -150,7 +149,7 @@ def _check_records(data: DetectionData, seen: Seen) -> Iterator[Problem]:
             yield _warning("duplicate box", file, where, shown(row[:4]), "keep one of them")
         if crowd := int(record.crowd.sum()):
             where = f"{here}, {crowd} of {len(record.crowd)} boxes"
-            yield Problem("info", "crowd", file, where, "", "ignored in evaluation and not trained on")
+            yield Problem("note", "crowd", file, where, "", "ignored in evaluation and not trained on")
         splits = seen.setdefault(record.path, (record, []))[1]
         if data.split in splits:
             yield _warning("image listed twice", file, here, "", "merge the two records")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ghmdet.words import many
 
-Severity = Literal["error", "warning", "info"]
+Severity = Literal["error", "warning", "note"]
 VALIDATION_NAMES = ("val", "valid", "validation")
 NAMED_PROBLEMS = 3  # how many problems of one kind a description spells out
 
@@ -183,7 +183,7 @@ class DetectionData:
     def describe(self) -> str:
         """The summary, and a line for each kind of problem, with its count and the first ones."""
         lines = [self.summary()]
-        verb = {"error": "Rejected", "warning": "Warning", "info": "Noted"}
+        verb = {"error": "Rejected", "warning": "Warning", "note": "Noted"}
         kinds: dict[tuple[Severity, str], list[Problem]] = {}
         for problem in self.problems:
             kinds.setdefault((problem.severity, problem.kind), []).append(problem)

@@ -144,7 +144,7 @@ def share_out(data: DetectionData, share: float = 0.2) -> tuple[DetectionData, D
         else ", no two of which look alike"
     )
     mend = "give a split of your own to choose it"
-    made = Problem("info", "validation part made of the training part", str(data.root), "", said, mend)
+    made = Problem("note", "validation part made of the training part", str(data.root), "", said, mend)
     parts = np.flatnonzero(~chosen[group]), np.flatnonzero(chosen[group])
     train, val = (records.take(indices) for indices in parts)
     return (

@@ -48,12 +48,12 @@ NO_PICTURE = "picture that no split uses"
 UNREADABLE = "label file that cannot be read"
 LEFT: dict[str, tuple[Severity, str]] = {
     NO_LABEL: ("warning", "not read: no picture of a split goes with it"),
-    NO_PICTURE: ("info", "not read: no label file, list or sound record names it"),
+    NO_PICTURE: ("note", "not read: no label file, list or sound record names it"),
     UNREADABLE: ("warning", "not read: mend its link or its permissions, or remove it"),
     "picture that the installed Pillow cannot open": ("warning", "not read: save it as JPEG or PNG"),
     "folder that may not be read": ("error", "allow reading it"),
     "symlinked folder that leads back": ("warning", "not followed: its files are read once"),
-    "hidden file": ("info", "skipped on purpose"),
+    "hidden file": ("note", "skipped on purpose"),
 }
 """What can be left over of a data set, with the severity and what is said about it."""
 _, _, _, UNOPENED, CLOSED, LOOP, HIDDEN = LEFT
