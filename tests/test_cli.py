@@ -304,7 +304,7 @@ ODD = (
     ("report moved --data gone", 2, "gone: no such file or folder"),
     ("report list", 0, "does not say what the run was trained on: give --data and --split"),
     ("report words", 0, "does not say what the run was trained on: give --data and --split"),
-    ("report cut", 0, "not inspected: "),
+    ("report cut", 1, "not inspected: "),
     ("val list/best.pt set", 0, "written: list/val-set/metrics.json"),
 )
 

@@ -103,13 +103,19 @@ def _help_of(name: str, app: App | None) -> str:
 
 
 def _too_much(error: UnusedCliTokensError, words: list[str]) -> str:
-    """What a word that belongs to nothing may be: a second value of an option that takes one each time it is given."""
+    """What a word that belongs to nothing may be: a further value of an option that takes one each time it is given, or
+    several with commas between them."""
     word = (error.unused_tokens or ["?"])[0]
-    before = words[: words.index(word)] if word in words else []
-    option = next((each.partition("=")[0] for each in reversed(before) if each.startswith("--")), "")
-    known = error.app.assemble_argument_collection() if error.app else ()
-    if any(option in one.names and "list" in str(one.hint) for one in known):
+    given = words[: words.index(word) + 1] if word in words else [word]
+    place = max((at for at, each in enumerate(given) if each.startswith("--")), default=0)
+    option, _, first = given[place].partition("=")
+    known = error.app.assemble_argument_collection(parse_docstring=True) if error.app else ()
+    own = next((one for one in known if option in one.names), None)
+    if own and "list" in str(own.hint):
         return f"{word}: {option} takes one value each time it is given: write {option} {word}"
+    if own and "commas between" in (own.parameter.help or ""):
+        values = ",".join(filter(None, [first, *given[place + 1 :]]))
+        return f"{word}: {option} takes its values with commas between them: write {option} {values}"
     return f"{word}: one argument too many: leave it out, or look at --help"
 
 

@@ -54,8 +54,8 @@ def compare(
             taken from the first.
         seeds: Runs of each arm, with seeds from `--seed` on; the same for every arm.
         split: Part of the data set that the arms are judged on.
-        weights_grid: Weights of the class loss among which each arm chooses on held-out training pictures; none takes
-            each loss's own weight.
+        weights_grid: Weights of the class loss with commas between them, of which each arm chooses one on held-out
+            training pictures; none takes each loss's own weight.
         tune_epochs: Epochs of a run of the grid; by default as many as of the others.
         list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
             all are done.

@@ -260,6 +260,14 @@ def test_two_shares_after_one_option_are_answered_with_how_to_write_them(
         ),
         (["train", str(coco), "more"], "more: one argument too many: leave it out, or look at --help"),
         (["compare", str(coco), "--out", str(tmp_path / "c"), "more"], "more: one argument too many: "),
+        (
+            ["compare", str(coco), "--out", str(tmp_path / "c"), "--arms", "ce", "ghm", "--seeds", "1"],
+            "ghm: --arms takes its values with commas between them: write --arms ce,ghm",
+        ),
+        (
+            ["compare", str(coco), "--out", str(tmp_path / "c"), "--weights-grid=.1", ".2"],
+            ".2: --weights-grid takes its values with commas between them: write --weights-grid .1,.2",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(words)
