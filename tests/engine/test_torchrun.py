@@ -1,4 +1,4 @@
-"""A job of two processes that `torchrun` starts: told to end, gone on with by one process, hit by a dead process."""
+"""Jobs of several processes that a launcher starts: told to end, gone on with by one, hit by a dead process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 WORDS = ("--size=96", "--batch-size=4", "--device=cpu", "--precision=fp32", "--weights=none", "--lr=0.001")
 WORDS = (*WORDS, "--val-every=1", "--no-report", "--epochs=8")
@@ -89,3 +90,32 @@ def test_a_process_that_dies_ends_the_job(squares: Path, tmp_path: Path) -> None
     assert process.returncode
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
+
+
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"),
+}
+
+
+def test_accelerate_launch_trains_what_torchrun_does(squares: Path, tmp_path: Path) -> None:
+    runs = {}
+    for name, launcher in LAUNCHERS.items():
+        out = tmp_path / name
+        words = (*launcher, "-m", "ghmdet", "train", squares, "--out", out, *WORDS[:-1], "--epochs=1")
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "; 2 processes\n" in done.stdout
+        rows = list(csv.DictReader((out / "log.csv").open()))
+        losses = [(row["loss"], row["grad_norm"]) for row in rows]
+        state = torch.load(out / "last.pt", weights_only=True)["model"]
+        runs[name] = losses, state
+    (losses, state), (others, other) = runs.values()
+    assert losses == others and len(losses) == 3
+    assert all(torch.equal(state[key], other[key]) for key in state)
