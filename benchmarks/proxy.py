@@ -52,6 +52,7 @@ from ghmdet.errors import GhmdetError, unknown_name
 from ghmdet.evaluation.score import score
 from ghmdet.models import BOX_LOSSES, CLS_LOSSES, LossConfig, ModelConfig, RetinaNet, load_weights, preset
 from ghmdet.models.anchors import make_anchors
+from ghmdet.models.targets import AnchorTargets
 from proxy_features import Features
 from rows import today
 
@@ -128,6 +129,7 @@ class Proxy:
             features.build(DetectionDataset(part, transforms), draws(count, versions), detector, self.device)
             self.features[name] = features.load()
         self.all = list(range(len(self.train.records)))
+        self._kept: dict[tuple[bytes, ModelConfig], AnchorTargets] = {}
 
     @cached_property
     def tuning(self) -> tuple[list[int], list[int]]:
@@ -201,7 +203,7 @@ class Proxy:
             set_rate(optimizer, warmup_cosine(step, recipe.steps, recipe.warmup))
             with self.device.autocast():
                 logits, deltas = model.head(model.neck(features.batch(rows)))
-            wanted = features.targets(rows, model)
+            wanted = self._targets(rows, model)
             losses = model.loss(logits, deltas, wanted.labels, wanted.boxes, anchors)
             total = losses["classification"] + losses["bbox_regression"]
             if not total.isfinite():
@@ -212,6 +214,15 @@ class Proxy:
             optimizer.zero_grad()
             average.update(model)
         return average.model
+
+    def _targets(self, rows: np.ndarray, model: RetinaNet) -> AnchorTargets:
+        """Those of a batch of training, kept: with one seed all losses see the same batches."""
+        key = rows.tobytes(), model.config
+        if key not in self._kept:
+            if len(self._kept) >= self.recipe.steps:
+                self._kept.clear()
+            self._kept[key] = self.features["varied"].targets(rows, model)
+        return self._kept[key]
 
     def _batches(self, pictures: list[int], seed: int) -> Iterator[np.ndarray]:
         """Whole batches without end, pass after pass: each picture in one kept version after the other."""
