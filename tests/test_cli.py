@@ -11,6 +11,7 @@ import pytest
 
 from ghmdet import commands
 from ghmdet.cli import app, main
+from ghmdet.engine.train import Trainer
 from ghmdet.errors import unknown_name
 from measured_data import shared_data
 
@@ -318,6 +319,42 @@ def test_an_odd_use_ends_without_a_traceback_and_names_what_is_wrong(
     told = capsys.readouterr()
     assert said in told.out + told.err
     assert told.err.count("\n") == (expected > 0)
+
+
+def test_a_training_that_a_damaged_picture_ends_says_how_to_go_on(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = tmp_path / "squares", tmp_path / "run"
+    shutil.copytree(squares, copy)
+    picture = copy / "images" / "train_3.png"
+    whole, save = picture.read_bytes(), Trainer._save
+    words = [
+        "train",
+        str(copy),
+        "--out",
+        str(out),
+        "--epochs=2",
+        "--size=96",
+        "--batch-size=4",
+        "--device=cpu",
+    ]
+    words += ["--precision=fp32", "--weights=none", "--no-report"]
+
+    def save_and_damage(self: Trainer) -> None:
+        save(self)
+        picture.write_bytes(whole[:99])
+
+    picture.write_bytes(whole[:99])
+    assert status(*words) == 2
+    assert capsys.readouterr().err.endswith("'ghmdet data check'; then go on with --resume\n")
+    picture.write_bytes(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("ghmdet.data.dataset.CACHE_LIMIT", 0)
+        patch.setattr(Trainer, "_save", save_and_damage)
+        assert status(*words, "--resume") == 2
+    assert capsys.readouterr().err.endswith("; then go on with --resume --accept-changed-data\n")
+    picture.write_bytes(whole)
+    assert status(*words, "--resume", "--accept-changed-data") == 0
 
 
 def test_findings_that_are_not_whole_are_made_anew(odd: Path) -> None:
