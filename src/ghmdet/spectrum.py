@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
@@ -284,6 +286,46 @@ class SpectrumCounts:
 
 
 _ARRAYS = tuple(field.name for field in fields(SpectrumCounts))[2:]
+
+
+class SpectrumFile:
+    """A spectrum to which epochs are added, and its file, the one that `SpectrumCounts.save` writes.
+
+    Epochs are kept compressed and written one by one: of many classes nearly all cells are 0, and a long run's epochs
+    would fill the memory.
+
+    path: the file. classes, strides: as of `SpectrumCounts`.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str], strides: Sequence[int]) -> None:
+        self.path, self.empty = path, SpectrumCounts.empty(classes, strides)
+        self._epochs: list[list[bytes]] = []
+
+    def add(self, counts: SpectrumCounts) -> None:
+        """Keep these epochs, too; raises GhmdetError where they are of other classes or levels."""
+        self.empty._joined(lambda *arrays: arrays[0], counts)
+        for epoch in range(len(counts.pictures)):
+            arrays = (getattr(counts, name)[epoch] for name in _ARRAYS)
+            self._epochs.append([zlib.compress(array.tobytes(), 1) for array in arrays])
+
+    def write(self) -> None:
+        """Write the file, whole or not at all; raises OSError."""
+        write_atomic(self.path, self._write)
+
+    def _write(self, file: Any) -> None:
+        with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+            for place, name in enumerate(_ARRAYS):
+                array = getattr(self.empty, name)
+                about = {"descr": array.dtype.str, "fortran_order": False}
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array_header_1_0(
+                        entry, about | {"shape": (len(self._epochs), *array.shape[1:])}
+                    )
+                    for epoch in self._epochs:
+                        entry.write(zlib.decompress(epoch[place]))
+            for name in ("classes", "strides"):
+                with archive.open(f"{name}.npy", "w") as entry:
+                    np.lib.format.write_array(entry, np.array(getattr(self.empty, name)))
 
 
 class SpectrumSums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +164,26 @@ def test_resuming_cuts_later_epochs_and_leaves_missing_ones_empty(model: RetinaN
         spectrum = SpectrumCounts.load(path)
         assert spectrum.pictures.tolist() == ([1, 1, 1] if epochs == 2 else [1, 1, 1, 0, 1])
         check(spectrum, epochs, [steps[2]])
+
+
+def test_the_epochs_of_a_long_run_do_not_fill_the_memory(tmp_path: Path) -> None:
+    log = SpectrumLog(RetinaNet(NANO, [f"c{k}" for k in range(300)]), tmp_path / "spectrum.npz", main=True)
+    logits, *rest = make_seen([(96, 96)])
+    whole, peaks = list[SpectrumCounts](), list[int]()
+    for _ in range(8):
+        log.observe(logits.repeat(1, 1, 150), *rest)
+        tracemalloc.start()
+        whole.append(log.end_epoch())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    one = sum(getattr(whole[0], name).nbytes for name in ("examples", "gradient", "boxes", "box_gradient"))
+    assert one > 1_000_000 and peaks[-1] < peaks[0] + one / 4
+    SpectrumCounts.stack(whole).save(tmp_path / "at_once.npz")
+    with np.load(tmp_path / "spectrum.npz") as mine, np.load(tmp_path / "at_once.npz") as other:
+        assert set(mine) == set(other)
+        for name in mine:
+            assert mine[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(mine[name], other[name])
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "of other classes", "of other shapes"])

@@ -17,7 +17,7 @@ from ghmdet.models.anchors import anchors_inside, make_anchors
 from ghmdet.models.box_coder import encode
 from ghmdet.models.preprocess import Batch
 from ghmdet.models.targets import AnchorTargets
-from ghmdet.spectrum import Floats, SpectrumCounts, SpectrumSums, sum_over_ranks
+from ghmdet.spectrum import Floats, SpectrumCounts, SpectrumFile, SpectrumSums, sum_over_ranks
 
 
 class SpectrumLog:
@@ -30,9 +30,9 @@ class SpectrumLog:
     """
 
     def __init__(self, model: RetinaNet, path: Path, *, main: bool) -> None:
-        self.config, self.path, self.main = model.config, path, main
+        self.config, self.main = model.config, main
         self.sums = SpectrumSums(model.classes, self.config.strides, model.device)
-        self.epochs = SpectrumCounts.empty(model.classes, self.config.strides)[:0]
+        self.file = SpectrumFile(path, model.classes, self.config.strides)
         model.observe = self.observe
 
     @torch.no_grad()
@@ -53,16 +53,20 @@ class SpectrumLog:
         """
         if not self.main or not epochs:
             return
-        nothing = SpectrumCounts.empty(self.sums.classes, self.sums.strides)
+        path, nothing = self.file.path, self.file.empty
+        there = nothing[:0]
         try:
-            there = SpectrumCounts.load(self.path)[:epochs] if self.path.exists() else nothing[:0]
-            self.epochs = SpectrumCounts.stack([there, *[nothing] * (epochs - len(there.pictures))])
+            if path.exists():
+                there = SpectrumCounts.load(path)[:epochs]
+                self.file.add(there)
         except GhmdetError as error:
             raise GhmdetError(
-                f"{self.path}: damaged, or of another detector: remove it, and the run goes on without its counts of"
+                f"{path}: damaged, or of another detector: remove it, and the run goes on without its counts of"
                 " the epochs until now"
             ) from error
-        self.epochs.save(self.path)
+        for _ in range(epochs - len(there.pictures)):
+            self.file.add(nothing)
+        self.file.write()
 
     def end_epoch(self) -> SpectrumCounts:
         """Write the epoch that is over, which rank 0 gets, and begin the next. Every rank must call it."""
@@ -70,8 +74,8 @@ class SpectrumLog:
         over = self.sums.counts()
         self.load_state_dict({})
         if self.main:
-            self.epochs = SpectrumCounts.stack([self.epochs, over])
-            self.epochs.save(self.path)
+            self.file.add(over)
+            self.file.write()
         return over
 
     def state_dict(self) -> dict[str, Tensor]:
