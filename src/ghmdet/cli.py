@@ -114,7 +114,7 @@ def _too_much(error: UnusedCliTokensError, words: list[str]) -> str:
     if own and "list" in str(own.hint):
         return f"{word}: {option} takes one value each time it is given: write {option} {word}"
     if own and "commas between" in (own.parameter.help or ""):
-        values = ",".join(filter(None, [first, *given[place + 1 :]]))
+        values = ",".join(filter(None, (each.strip(",") for each in [first, *given[place + 1 :]])))
         return f"{word}: {option} takes its values with commas between them: write {option} {values}"
     return f"{word}: one argument too many: leave it out, or look at --help"
 

@@ -15,7 +15,6 @@ from ghmdet.engine import train as engine
 from ghmdet.engine.checkpoint import can_resume, interrupted
 from ghmdet.engine.run_folder import default_folder, default_folders
 from ghmdet.engine.settings import TrainConfig
-from ghmdet.errors import DataError, PartlyDone
 from ghmdet.recipes import recipe_text
 from ghmdet.report.advice import failure
 from ghmdet.report.figures import draw_examples, draw_shares
@@ -60,24 +59,18 @@ def train(
     if main and config.ohem_ratio != TrainConfig.ohem_ratio and not config.cls_loss.startswith("ohem"):
         print(f"--ohem-ratio {config.ohem_ratio:g} does nothing with --cls-loss {config.cls_loss}")
     reported = []
-    try:
-        engine.train(
-            data,
-            out,
-            config,
-            resume=resume,
-            accept_changed_data=accept_changed_data,
-            started_at=STARTED_AT,
-            figures={"examples": draw_examples, "shares": draw_shares},
-            make_report=(lambda folder: reported.append(write_report([folder], device=config.device)))
-            if report
-            else None,
-        )
-    except DataError as error:  # of a picture that is opened for the first time, say
-        if isinstance(error, PartlyDone) or not (out / "run.json").exists():
-            raise
-        changed = " --accept-changed-data" if can_resume(out) else ""
-        raise DataError(f"{error}; then go on with --resume{changed}") from error
+    engine.train(
+        data,
+        out,
+        config,
+        resume=resume,
+        accept_changed_data=accept_changed_data,
+        started_at=STARTED_AT,
+        figures={"examples": draw_examples, "shares": draw_shares},
+        make_report=(lambda folder: reported.append(write_report([folder], device=config.device)))
+        if report
+        else None,
+    )
     failed = failure(out) if main else None
     if failed and not reported:  # a report says it too
         print(f"{out}: {failed}")

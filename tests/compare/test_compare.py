@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine_cases import TINY
 from ghmdet.cli import app, main
@@ -250,6 +251,36 @@ def test_too_few_pictures_to_hold_some_out_are_named_with_the_mend(
     write_coco(tmp_path, [Picture(f"{i}.png", boxes=own) for i, own in enumerate(boxes)])
     with pytest.raises(GhmdetError, match="give --weights-grid none"):
         tuning_parts(read_data(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("change", ["a box", "a class", "a picture", "none", "an older plan"])
+def test_arms_that_are_added_see_the_labels_that_the_others_saw(
+    squares: Path, tmp_path: Path, change: str
+) -> None:
+    copy, out = tmp_path / "set", tmp_path / "c"
+    shutil.copytree(squares, copy)
+    make_plan(copy, out, arms="ce")
+    file = copy / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    if change == "a box":
+        first["bbox"][0] += 1
+    elif change == "a class":
+        first["category_id"] = 3 - first["category_id"]
+    file.write_text(json.dumps(content))
+    if change == "a picture":
+        Image.new("RGB", (96, 72)).save(copy / "images" / "train_0.png")
+    if change == "an older plan":
+        plan = json.loads((out / "plan.json").read_text())
+        del plan["digest of the training pictures"]
+        (out / "plan.json").write_text(json.dumps(plan))
+    if change in ("none", "an older plan"):
+        make_plan(copy, out, arms="ce,ghm")
+        return
+    with pytest.raises(
+        GhmdetError, match="the training pictures or labels have changed since: give another --out"
+    ):
+        make_plan(copy, out, arms="ce,ghm")
 
 
 def test_the_number_of_runs_and_their_length_are_said_before_they_begin(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ghmdet.compare.arms import kept, settings, words
 from ghmdet.data import DetectionData, share_out
+from ghmdet.data.fingerprint import digest
 from ghmdet.data.read import no_usable_box
 from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows, write_json
 from ghmdet.engine.settings import TrainConfig
@@ -21,6 +22,7 @@ from ghmdet.words import many
 
 EXTENSIONS = 3
 """How often a grid is extended by a factor of two where its best weight lies at the edge."""
+LABELS = "digest of the training pictures"
 HELD_OUT = 0.25
 """The share of the training pictures that is held out to judge weights on."""
 
@@ -222,6 +224,7 @@ class Plan:
         before = read_json(file) or now
         defaults = kept(TrainConfig())  # of settings that have come since
         before |= {
+            LABELS: before.get(LABELS, now[LABELS]),
             "settings": defaults | before["settings"],
             "arms": {name: defaults | own for name, own in before["arms"].items()},
         }
@@ -230,6 +233,10 @@ class Plan:
         there, here = (_flat(plan | {"arms": arms | plan["arms"]}) for plan in (before, now))
         for name in [*here, *there]:
             values = [plan.get(name, "as by default") for plan in (here, there)]
+            if values[0] != values[1] and name == LABELS:
+                raise GhmdetError(
+                    f"{self.out}: the training pictures or labels have changed since: give another --out"
+                )
             if values[0] != values[1]:
                 raise GhmdetError(
                     f"{self.out} holds a comparison with other settings: {name} {values[0]} (there {values[1]}):"
@@ -246,6 +253,7 @@ class Plan:
             "classes": train.classes,
             "training pictures": len(train.records),
             "training boxes": len(train.records.boxes),
+            LABELS: digest(train),
             "settings": kept(self.base),
             "weights grid": self.grid,
             "tune epochs": self.tune_epochs,

@@ -254,7 +254,7 @@ class Trainer:
                 self.parallel.train()
                 data.loader.batch_sampler.set_epoch(progress.epoch, start_batch=progress.batch)
                 self.budget.continue_from(progress.step)
-                for images, targets in data.loader:
+                for images, targets in data.batches():
                     if progress.batch >= data.steps_per_epoch * config.accumulate or self.over:
                         break  # left are batches that do not fill a step, or it was stopped after the last one
                     if progress.epoch == progress.batch == 0 and run.main:

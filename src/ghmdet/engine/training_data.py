@@ -2,11 +2,13 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from ghmdet.data import (
     DetectionData,
@@ -20,9 +22,10 @@ from ghmdet.data.check import in_both
 from ghmdet.data.fingerprint import differences, fingerprint, labelled
 from ghmdet.data.images import load_image
 from ghmdet.data.records import NAMED_PROBLEMS
+from ghmdet.engine.checkpoint import can_resume
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import DataError, GhmdetError
 from ghmdet.progress import counting
 from ghmdet.words import many
 
@@ -55,7 +58,7 @@ class TrainingData:
             )
         if not run.saved:
             config = fit_to_data(config, self.train, run.say)
-        self.config = config
+        self.config, self.folder = config, run.folder
         model = config.network()
         _decode(self.val, accelerator.process_index, accelerator.num_processes)
         if config.batch_size % accelerator.num_processes:
@@ -95,6 +98,14 @@ class TrainingData:
                 f"cannot resume {run.folder} on other data: {'; '.join(self.changed)}: put it back as it was, or go on"
                 " with it as it is: --accept-changed-data"
             )
+
+    def batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+        """The loader's; a picture that cannot be read, met in training, is an error that says how to go on."""
+        try:
+            yield from self.loader
+        except DataError as error:
+            changed = " --accept-changed-data" if can_resume(self.folder) else ""
+            raise DataError(f"{error}; then go on with --resume{changed}") from error
 
     def turn(self, vflip: float) -> None:
         """Turn training pictures upside down with this chance from now on."""

@@ -265,7 +265,7 @@ def test_two_shares_after_one_option_are_answered_with_how_to_write_them(
             "ghm: --arms takes its values with commas between them: write --arms ce,ghm",
         ),
         (
-            ["compare", str(coco), "--out", str(tmp_path / "c"), "--weights-grid=.1", ".2"],
+            ["compare", str(coco), "--out", str(tmp_path / "c"), "--weights-grid=.1,", ".2"],
             ".2: --weights-grid takes its values with commas between them: write --weights-grid .1,.2",
         ),
     ):
