@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,20 @@ class About:
     """Of the network's numbers; inputs and outputs are float32."""
 
 
+def sealed(content: bytes) -> bytes:
+    """An ONNX file's bytes, and behind them their checksum as an entry of its metadata (field 14 of ModelProto)."""
+    fields = (
+        (b"\x0a", b"checksum"),
+        (b"\x12", hashlib.blake2b(content, digest_size=DIGEST).hexdigest().encode()),
+    )
+    entry = b"".join(tag + bytes([len(value)]) + value for tag, value in fields)
+    return content + b"\x72" + bytes([len(entry)]) + entry
+
+
+DIGEST = 16  # bytes
+SEAL = len(sealed(b""))
+
+
 class Device(NamedTuple):
     """A device (cpu or cuda) and a precision."""
 
@@ -84,7 +99,7 @@ class Detector:
 
         Raises:
             GhmdetError: onnxruntime is not installed, or has no such device.
-            CheckpointError: the file is missing or was not made by `ghmdet export`.
+            CheckpointError: the file is missing, damaged or was not made by `ghmdet export`.
         """
         try:
             import onnxruntime
@@ -96,7 +111,9 @@ class Detector:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
-        content = model if isinstance(model, bytes) else str(model)
+        content = model if isinstance(model, bytes) else Path(model).read_bytes()
+        if content[-SEAL:].startswith(sealed(b"")[: -2 * DIGEST]) and content != sealed(content[:-SEAL]):
+            raise CheckpointError(f"{name}: damaged (its checksum does not fit): copy or export it again")
         try:
             self.session = onnxruntime.InferenceSession(
                 content, options, providers=_providers(onnxruntime, device)

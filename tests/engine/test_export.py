@@ -104,6 +104,20 @@ def test_its_metadata_say_how_to_use_it(run: Path, onnx: Path) -> None:
 WITHOUT = ("torch", "torchvision", "timm", "accelerate", "matplotlib", "hotcoco", "jinja2", "yaml")
 
 
+def test_one_flipped_bit_of_the_file_is_noticed(onnx: Path, tmp_path: Path) -> None:
+    content, random = onnx.read_bytes(), np.random.default_rng(0)
+    runtime.Detector(content, device="cpu")
+    runtime.Detector(content[: -runtime.SEAL], device="cpu")  # as older versions wrote it
+    assert runtime.sealed(content[: -runtime.SEAL]) == content
+    damaged = tmp_path / "damaged.onnx"
+    for place in (*random.integers(0, len(content) - runtime.SEAL, 20).tolist(), len(content) - 1):
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        with pytest.raises(
+            CheckpointError, match=r"damaged\.onnx: damaged \(its checksum does not fit\): copy or export"
+        ):
+            runtime.Detector(damaged)
+
+
 def without_torch(code: str) -> str:
     """What a program prints where the packages of `WITHOUT` are not installed."""
     blocked = f"import sys; sys.modules |= dict.fromkeys({WITHOUT})\n{code}"

@@ -150,7 +150,7 @@ def export(
             _say_ap(detector, exported, val, say)
         except DataError as error:
             say(f"Warning: AP is not compared: {error}")
-    write_atomic(out, content)
+    write_atomic(out, runtime.sealed(content) if format == "onnx" else content)
     kind = "logits and box offsets" if raw else "detections"
     offsets = f"box offsets within {boxes:.1g}" if raw else f"boxes within {boxes:.1g} pixels"
     limits, alike = TOLERANCES[precision], f"{offsets}, scores within {scores:.1g}"
