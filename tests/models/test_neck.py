@@ -38,6 +38,23 @@ def test_bf16_gradients_are_those_of_float32_whatever_is_in_the_memory(size, ext
             assert (parameter.grad - expected.grad).norm() < 0.1 * expected.grad.norm()
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_bf16_levels_of_narrow_pictures_are_those_of_float32_whatever_is_in_the_memory(width):
+    # In bf16 a CPU leaves values of a strided convolution of 64 channels over one or two columns as the memory was.
+    for seed in range(5):
+        torch.manual_seed(seed)
+        neck = FeaturePyramid([64, 64, 64], 64, 2, "p5").to(memory_format=torch.channels_last)
+        features = [torch.randn(4, 64, 12 * scale, width * scale) for scale in (4, 2, 1)]
+        with torch.no_grad():
+            exact = neck(features)
+            junk = [torch.full((size,), torch.nan) for size in (300_000, 20_000, 3_000) * 40]
+            del junk
+            with torch.autocast("cpu", torch.bfloat16):
+                levels = neck(features)
+        for level, expected in zip(levels, exact, strict=True):
+            assert (level.float() - expected).norm() < 0.05 * expected.norm()
+
+
 def test_one_column_has_the_values_of_the_plain_convolutions():
     neck = FeaturePyramid([8, 8, 8], 16, 2, "c5")
     features = [torch.randn(2, 8, 3 * scale, scale) for scale in (4, 2, 1)]

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class FeaturePyramid(nn.Module):
@@ -44,13 +45,19 @@ class FeaturePyramid(nn.Module):
 
         deepest = levels[-1] if self.extra_from == "p5" else features[-1]
         for position, conv in enumerate(self.extra):
-            deepest = conv(_two_columns(F.relu(deepest) if position else deepest))
+            deepest = _strided(conv, F.relu(deepest) if position else deepest)
             levels.append(deepest)
         return levels
 
 
-def _two_columns(x: Tensor) -> Tensor:
-    # On a CPU (PyTorch 2.14) the weight's gradient of a strided bf16 convolution over one column is memory that nobody
-    # wrote. A second column of zeros is what the padding has there anyway: no value changes. Without gradients
-    # nothing is added: an exported program would be for one column, or for more.
-    return F.pad(x, (0, 1)) if torch.is_grad_enabled() and x.shape[-1] == 1 else x
+def _strided(conv: nn.Module, x: Tensor) -> Tensor:
+    # On a CPU (PyTorch 2.14) a strided bf16 convolution over one or two columns leaves values of its result as the
+    # memory was, and over one column its weight's gradient, too; in float32 it does not.
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if half and x.device.type == "cpu" and x.shape[-1] <= 2:
+        with torch.autocast("cpu", enabled=False):
+            weights = {name: value.float() for name, value in conv.named_parameters()}
+            exact: Tensor = functional_call(conv, weights, (x.float(),))
+        return exact.to(x.dtype)
+    made: Tensor = conv(x)
+    return made
