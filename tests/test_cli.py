@@ -244,7 +244,7 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Here: a run in `run` and its data in `set`, beside runs and sets that something is wrong with."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(squares, "set")
-    for name in ("run", "moved", "list", "words", "cut"):
+    for name in ("run", "moved", "list", "words", "cut", "bestless"):
         shutil.copytree(run, name)
     made = json.loads(Path("run/run.json").read_text())
     made["arguments"]["data"] = "gone"
@@ -252,6 +252,7 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("list/run.json").write_text('{"arguments": [], "training_boxes": 3}')
     made |= {"arguments": {"data": 5, "lr": "fast", "val_split": []}, "training_boxes": {"red": "many"}}
     Path("words/run.json").write_text(json.dumps(made))
+    Path("bestless/best.pt").unlink()
     Path("cut/best.pt").write_bytes(Path("run/best.pt").read_bytes()[:999])
     for name in ("trees", "nothing", "unlabelled"):
         shutil.copytree(squares, name)
@@ -288,7 +289,7 @@ ODD = (
     ("export run --out x.onnx", 0, "x.onnx: "),
     ("audit set --checkpoint run --out x", 0, "to review the first "),
     ("train set --weights run --out x --epochs 1 --no-report --size 96", 0, "All weights from run/best.pt."),
-    ("val cut/best.pt set", 2, "cut/best.pt: cut off: copy it again"),
+    ("val cut/best.pt set", 2, "cut/best.pt: cut off, as it is not all of"),
     ("val run/best.onnx set", 2, "run/best.onnx: an exported detector: give the checkpoint"),
     ("audit set --checkpoint run/best.onnx --out x", 2, "from Python `ghmdet.runtime.Detector` opens it"),
     ("val run/best.pt set --out file", 2, "file: is a file: give a folder"),
@@ -306,6 +307,7 @@ ODD = (
     ("report list", 0, "does not say what the run was trained on: give --data and --split"),
     ("report words", 0, "does not say what the run was trained on: give --data and --split"),
     ("report cut", 1, "not inspected: "),
+    ("report bestless", 1, "bestless/best.pt: there is no such file: give the path"),
     ("val list/best.pt set", 0, "written: list/val-set/metrics.json"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -389,7 +390,20 @@ def test_predict_looks_for_pictures_as_the_readers_do(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / name, format="JPEG")
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     (tmp_path / "dir.jpg").mkdir()
-    assert [str(name) for name in find_pictures([tmp_path], tmp_path / "out")] == ["a.jpg", "deep/er/B.JFIF"]
+    (tmp_path / "deep" / "phone.HEIC").write_bytes(b"\0")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    said: list[str] = []
+    found = find_pictures([tmp_path], tmp_path / "out", said.append)
+    assert [str(name) for name in found] == ["a.jpg", "deep/er/B.JFIF"]
+    for told, line in zip(("deep/phone.HEIC", "deep/loop", "3 × hidden file", "pipe.jpg"), said, strict=True):
+        assert told in line
+
+
+def test_a_pipe_among_the_data_is_counted(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, three_pictures())
+    os.mkfifo(labels / "d.txt")
+    data = read_data(tmp_path)
+    assert len(data.records) == 3 and left(data) == {"pipe or device": (1, "labels/train/d.txt")}
 
 
 @pytest.mark.parametrize("end", [".TXT", ".Txt"])

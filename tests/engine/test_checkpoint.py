@@ -110,7 +110,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_wherever_a_checkpoint_is_read(
                 "not a dict",
                 "no detector",
                 "an empty file",
-                "cut off: copy it again",
+                "cut off, as it is not all of",
             )
             assert any(each in said for each in words)
             assert ("an empty file" in said) == (name == "empty") and ("cut off" in said) <= (

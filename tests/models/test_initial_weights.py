@@ -327,7 +327,7 @@ def test_coco_weights_are_for_the_models_that_have_them(preset):
         (b"", "an empty file"),
         (b"hello, this is text", "not a checkpoint"),
         (b"\x00\xff\x01", "not a checkpoint"),
-        (b"PK\x03\x04 truncated", "cut off: copy it again"),
+        (b"PK\x03\x04 truncated", "cut off, as it is not all of"),
         ([1, 2], "holds a list, not a dict"),
         ({"epoch": 3}, "holds no weights; its keys are epoch"),
         ({"state_dict": {}}, "holds no weights"),

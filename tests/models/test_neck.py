@@ -1,4 +1,4 @@
-"""The pyramid's strided convolutions on the smallest pictures."""
+"""Strided convolutions, of the backbone and of the pyramid, on the smallest pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ghmdet.models import RetinaNet
+from ghmdet.models.backbone import Backbone
 from ghmdet.models.neck import FeaturePyramid
 
 
@@ -53,6 +54,22 @@ def test_bf16_levels_of_narrow_pictures_are_those_of_float32_whatever_is_in_the_
                 levels = neck(features)
         for level, expected in zip(levels, exact, strict=True):
             assert (level.float() - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("width", [32, 64])
+def test_bf16_features_of_narrow_pictures_are_those_of_float32_whatever_is_in_the_memory(name, width):
+    backbone = Backbone(name, frozen=True, eps=1e-5).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        images = torch.randn(4, 3, 384, width)
+        with torch.no_grad():
+            exact = backbone(images)
+            junk = [torch.full((size,), torch.nan) for size in (300_000, 20_000, 3_000) * 40]
+            del junk
+            with torch.autocast("cpu", torch.bfloat16):
+                features = backbone(images)
+        for feature, expected in zip(features, exact, strict=True):
+            assert (feature.float() - expected).norm() < 0.1 * expected.norm()
 
 
 def test_one_column_has_the_values_of_the_plain_convolutions():

@@ -16,8 +16,9 @@ import pytest
 from report_cases import epochs, make_detector_run, make_run
 
 from ghmdet.data import read_data
-from ghmdet.data.fingerprint import labelled
+from ghmdet.data.fingerprint import fingerprint, labelled
 from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
+from ghmdet.engine.evaluate import validate
 from ghmdet.errors import CheckpointError, GhmdetError, PartlyDone
 from ghmdet.report.inspection import inspect_run
 from ghmdet.report.page import write_report
@@ -92,6 +93,42 @@ def test_a_page_on_labels_that_were_learnt_says_so_and_its_own_validation_part_d
     for options in ({"split": "train"}, {"data": file, "split": "train"}, {"split": "train"}):
         assert learnt in run.page(**options)
     assert learnt not in run.page()
+
+
+def test_labels_that_changed_since_the_run_are_named_on_its_page_and_by_val(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    state = load_checkpoint(run.path / "best.pt")
+    classes = tuple(state["classes"])
+    training = {
+        "arguments": {"data": str(data)},
+        "fingerprints": {
+            part: fingerprint(read_data(data, part, classes=classes)) for part in ("train", "val")
+        },
+    }
+    save_checkpoint(run.path / "last.pt", {**state, "training": training})
+
+    def said(place: Path) -> list[str]:
+        lines: list[str] = []
+        validate(run.path / "best.pt", place, out=tmp_path / "val", say=lines.append)
+        return [line for line in lines if "has changed" in line]
+
+    assert "has changed" not in run.page() and not said(data)
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere")
+    change(data, lambda boxes: [boxes[0] | {"bbox": [1, 1, 20, 20]}, *boxes[1:]])
+    what = "pictures of val: 1 with other labels"
+    assert what in run.page() and what in said(data)[0]
+    change(elsewhere, lambda boxes: boxes[1:])
+    assert not said(elsewhere) and "has changed" not in run.page(data=elsewhere)  # it read no such data
+
+    file = data / "annotations" / "instances_val.json"
+    truth = json.loads(file.read_text())
+    for one in truth["categories"]:  # which numbers the classes otherwise, but for a detector
+        one["id"] = 3 - one["id"]
+    for one in truth["annotations"]:
+        one["category_id"] = 3 - one["category_id"]
+    file.write_text(json.dumps(truth))
+    assert what in run.page()
 
 
 def test_labels_that_were_mended_are_looked_at_anew(run: Run, data: Path) -> None:

@@ -54,9 +54,10 @@ LEFT: dict[str, tuple[Severity, str]] = {
     "folder that may not be read": ("error", "allow reading it"),
     "symlinked folder that leads back": ("warning", "not followed: its files are read once"),
     "hidden file": ("note", "skipped on purpose"),
+    "pipe or device": ("warning", "not opened: reading it may never end"),
 }
 """What can be left over of a data set, with the severity and what is said about it."""
-_, _, _, UNOPENED, CLOSED, LOOP, HIDDEN = LEFT
+_, _, _, UNOPENED, CLOSED, LOOP, HIDDEN, DEVICE = LEFT
 
 
 def below(folder: str, name: str) -> str:
@@ -168,14 +169,16 @@ class Tree:
         seen = Folder([], set(), {}, {}, [])
         try:
             with os.scandir(path) as entries:
-                kept = [entry for entry in entries if not _is_device(entry)]
-                found = sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in kept)
+                found = sorted((e.name, _is_folder(e), e.is_symlink(), _is_device(e)) for e in entries)
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
             return seen
         except PermissionError:
             self.skipped[CLOSED][path] = None
             return seen
-        for name, is_folder, is_link in found:
+        for name, is_folder, is_link, is_device in found:
+            if is_device:
+                self.skipped[DEVICE][below(path, name)] = None
+                continue
             self.linked = self.linked or is_link
             hidden = name.startswith((".", "__MACOSX"))
             (seen.hidden if hidden else seen.names).append(name)
@@ -338,25 +341,24 @@ class Tree:
 
     def left_over(self, tops: Iterable[str]) -> list[Problem]:
         """What looks like a picture or a label below the folders and is not among the files used, by kind."""
-        left: dict[str, list[str]] = {kind: [] for kind in LEFT}
+        left: dict[str, list[str]] = defaultdict(list)
         used = set(map(os.path.abspath, self.used))  # a set may write ./a.jpg
         for path in dict.fromkeys(path for top in tops for path in self.walk(top)):
             if os.path.abspath(path) not in used and (kind := _kind(path)):
                 left[kind].append(path)
-        if self.linked:  # a file may be used by way of a link
-            real = {
-                os.path.realpath(path) for path in self.used if "\0" not in path
-            }  # of a list, which may name any
+        if self.linked:  # a file may be used by way of a link; a list may name any
+            real = {os.path.realpath(path) for path in self.used if "\0" not in path}
             for paths in left.values():
                 paths[:] = [path for path in paths if os.path.realpath(path) not in real]
-        for folder, here in self._folders.items():
-            left[HIDDEN] += [path for name in here.hidden for path in _hidden(below(folder, name))]
-        for kind, skipped in self.skipped.items():
-            left[kind] += skipped
+        return self.problems(left)
+
+    def problems(self, left: dict[str, list[str]]) -> list[Problem]:
+        """What is left over, paths by kind of `LEFT`, and what was passed over wherever it was looked."""
+        hidden = (below(folder, name) for folder, here in self._folders.items() for name in here.hidden)
+        passed = self.skipped | {HIDDEN: [path for one in hidden for path in _hidden(one)]}
         problems = []
-        for kind, paths in left.items():
-            if paths:
-                severity, said = LEFT[kind]
+        for kind, (severity, said) in LEFT.items():
+            if paths := [*left.get(kind, ()), *passed.get(kind, ())]:
                 shown = ", ".join(os.path.relpath(path, self.root) for path in paths[:NAMED_PROBLEMS])
                 more = ", ..." if len(paths) > NAMED_PROBLEMS else ""
                 problems.append(Problem(severity, kind, self.root, "", shown + more, said, len(paths)))

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ghmdet.data import DetectionData
-from ghmdet.data.fingerprint import count_known, labelled
-from ghmdet.engine.run_folder import DIVERGED, read_rows
+from ghmdet.data import DetectionData, read_data
+from ghmdet.data.fingerprint import count_known, differences, fingerprint, labelled
+from ghmdet.engine.run_folder import DIVERGED, read_rows, same_data
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import hold, write_atomic
@@ -174,10 +174,11 @@ def _last_save(out: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Any]
     try:
         return load_checkpoint(last), last
     except CheckpointError as error:
+        told = str(error).removesuffix(": copy it again, or give another")
         if not previous.exists():
             best = f", from --weights {out / 'best.pt'}" if (out / "best.pt").exists() else ""
-            raise CheckpointError(f"{error}; no other save is here: begin in another folder{best}") from error
-        say(f"Warning: {error}. The run goes on from the save before it, {previous}")
+            raise CheckpointError(f"{told}; no other save is here: begin in another folder{best}") from error
+        say(f"Warning: {told}. The run goes on from the save before it, {previous}")
         return load_checkpoint(previous), previous
 
 
@@ -208,6 +209,25 @@ def trained_on(out: Path, data: DetectionData) -> str | None:
                 f"{many} of these {len(data.records)} pictures were trained on, with these very labels: AP says what"
                 " was learnt by heart, not how it does on other pictures."
             )
+    return None
+
+
+def changed_since(out: Path, where: Path | str, data: DetectionData) -> str | None:
+    """What has changed of a part `data` of the data set at `where` since the run in a folder read it, in words.
+
+    None where nothing has, where the run read other data, and where its last save does not tell.
+    """
+    with suppress(CheckpointError, KeyError, TypeError, ValueError):
+        saved = _last_save(out, lambda line: None)[0]
+        training, classes = saved["training"], saved["classes"]
+        if same_data(where, training["arguments"]["data"]):
+            if list(data.classes) != list(classes):  # labels are numbers, by the order of the classes
+                data = read_data(where, data.split, classes=classes)
+            then = training["fingerprints"][data.split]
+            if changed := differences(data, fingerprint(data), then, ordered=False):
+                return (
+                    f"The data has changed since the run ({changed}): its metrics.csv is of what was there."
+                )
     return None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ghmdet.data import read_data
-from ghmdet.engine.checkpoint import trained_on
+from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
 from ghmdet.evaluation.score import Metrics, score
@@ -68,7 +68,8 @@ def validate(
         write_predictions(out / "predictions.json", results, truth)
         write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())
-    if learnt := trained_on(checkpoint.parent, part):
-        say(f"Warning: {learnt}")
+    run = checkpoint.parent
+    for warning in filter(None, (trained_on(run, part), changed_since(run, data, part))):
+        say(f"Warning: {warning}")
     say(f"written: {out / 'metrics.json'}, {out / 'predictions.json'}")
     return metrics

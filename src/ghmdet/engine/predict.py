@@ -18,7 +18,7 @@ from PIL import Image
 
 from ghmdet import runtime
 from ghmdet.data.annotations import read_annotations
-from ghmdet.data.tree import Tree
+from ghmdet.data.tree import UNOPENED, UNREAD, Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
 from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
@@ -98,7 +98,7 @@ def predict(
             f"--out {out} is the folder of a training: give another, as drawings can replace its files"
         )
     given = [Path(picture) for picture in pictures]
-    sources = with_frames(find_pictures(given, out), given, say, passed_over=annotations is not None)
+    sources = with_frames(find_pictures(given, out, say), given, say, passed_over=annotations is not None)
     if not sources:
         raise DataError(f"{given[0]}: only videos, and all were passed over: give pictures")
     files = {name: file_of(each) for name, each in sources.items()}
@@ -258,12 +258,15 @@ def _detect(
         return [one for picture in pictures for one in _detect(detector, [picture])]
 
 
-def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+def find_pictures(
+    paths: Sequence[Path], out: Path, say: Callable[[str], None] = lambda line: None
+) -> dict[Path, Path]:
     """Where each picture is, by its name relative to the folder that holds all that were given.
 
     Each once, a video too: those at `paths` or that fit a pattern there, and those in folders there and below, in the
     order of their names; none of `out`. A path where nothing is counts as a picture if others are there. What a pattern
-    fits that is no picture, and holds none, is passed over.
+    fits that is no picture, and holds none, is passed over. What is passed over in a folder and may be a picture all
+    the same (hidden, a pipe, of an ending that Pillow does not read) is said.
 
     Raises:
         DataError: no path, nothing at any of them, or a folder without a picture.
@@ -281,7 +284,12 @@ def find_pictures(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     for path, given in fitting.items():
         is_folder = os.path.isdir(path)  # noqa: PTH112 - a name too long for a disk is none
         folder, by_pattern = path if is_folder else path.parent, path != given
-        files = [Path(file) for file in Tree(path).walk(str(path))] if is_folder else [path]
+        tree = Tree(path)
+        files = [Path(file) for file in tree.walk(str(path))] if is_folder else [path]
+        if is_folder:
+            unread = [str(file) for file in files if file.suffix.lower() in UNREAD]
+            for problem in tree.problems({UNOPENED: unread}):
+                say(str(problem))
         if is_folder or by_pattern:
             files = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEOS]
         if Path(os.path.realpath(folder)).is_relative_to(own) and not by_pattern:

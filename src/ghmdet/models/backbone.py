@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ghmdet.errors import GhmdetError
 from ghmdet.models.depthwise import use_depthwise
+from ghmdet.models.strided import use_strided
 
 
 class Backbone(nn.Module):
@@ -35,6 +36,7 @@ class Backbone(nn.Module):
                 f"backbone '{name}' has features at strides {strides}; the pyramid needs 8, 16 and 32"
             )
         use_depthwise(body)
+        use_strided(body)
         self.body: nn.Module = body
         self.levels = [strides.index(stride) for stride in (8, 16, 32)]
         self.channels: list[int] = [channels[level] for level in self.levels]

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from ghmdet.models.strided import StridedConv2d
 
 
 class FeaturePyramid(nn.Module):
@@ -26,7 +26,7 @@ class FeaturePyramid(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         first = channels if extra_from == "p5" else in_channels[-1]
         self.extra = nn.ModuleList(
-            nn.Conv2d(channels if level else first, channels, 3, stride=2, padding=1)
+            StridedConv2d(channels if level else first, channels, 3, stride=2, padding=1)
             for level in range(extra_levels)
         )
         for conv in self.modules():
@@ -45,19 +45,6 @@ class FeaturePyramid(nn.Module):
 
         deepest = levels[-1] if self.extra_from == "p5" else features[-1]
         for position, conv in enumerate(self.extra):
-            deepest = _strided(conv, F.relu(deepest) if position else deepest)
+            deepest = conv(F.relu(deepest) if position else deepest)
             levels.append(deepest)
         return levels
-
-
-def _strided(conv: nn.Module, x: Tensor) -> Tensor:
-    # On a CPU (PyTorch 2.14) a strided bf16 convolution over one or two columns leaves values of its result as the
-    # memory was, and over one column its weight's gradient, too; in float32 it does not.
-    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if half and x.device.type == "cpu" and x.shape[-1] <= 2:
-        with torch.autocast("cpu", enabled=False):
-            weights = {name: value.float() for name, value in conv.named_parameters()}
-            exact: Tensor = functional_call(conv, weights, (x.float(),))
-        return exact.to(x.dtype)
-    made: Tensor = conv(x)
-    return made

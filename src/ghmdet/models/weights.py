@@ -98,9 +98,13 @@ def read_state(path: Path) -> Mapping[str, Any]:
         damaged = zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip()
     except Exception as error:  # damaged files raise whatever the reader happened to trip over
         # Not the reader's words: they propose to run the code in the file.
-        raise CheckpointError(f"{path}: {_what_else(path)} ({type(error).__name__}): give another") from error
+        raise CheckpointError(
+            f"{path}: {_what_else(path)} ({type(error).__name__}): copy it again, or give another"
+        ) from error
     if damaged:  # torch looks at no checksum
-        raise CheckpointError(f"{path}: damaged (the checksum of {damaged} does not fit): give another")
+        raise CheckpointError(
+            f"{path}: damaged (the checksum of {damaged} does not fit): copy it again, or give another"
+        )
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
     return state
@@ -113,7 +117,7 @@ def _what_else(path: Path) -> str:
     if not head:
         return "an empty file"
     if head == b"PK" and not zipfile.is_zipfile(path):  # whose list of contents is at the end
-        return "cut off: copy it again, as it is not all of a checkpoint"
+        return "cut off, as it is not all of a checkpoint"
     return "not a checkpoint of tensors and plain values"
 
 

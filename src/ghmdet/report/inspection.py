@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop, save_jpeg
-from ghmdet.engine.checkpoint import trained_on
+from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_spectrum
@@ -167,10 +167,10 @@ def _inspect(
         if data is None:
             raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
     now = read_data(where, split)
-    learnt = trained_on(run, now) or ""
+    note = " ".join(filter(None, (trained_on(run, now), changed_since(run, where, now))))
     made_of["labels"] = _digest(json.dumps(now.to_coco()).encode())
     if kept and kept.findings["made_of"] == made_of:
-        return advised(kept)._replace(note=learnt)
+        return advised(kept)._replace(note=note)
     if read_only:
         raise GhmdetError(
             f"{out}: cannot be written, and holds no findings of best.pt and {where}: copy the run"
@@ -205,7 +205,7 @@ def _inspect(
         "unlabelled": sum(one.kind == NOTHING and one.score >= VERY_SURE for one in hard),
         "made": provenance(about),
     }
-    return advised(Inspection(findings, measured.spectrum, learnt))
+    return advised(Inspection(findings, measured.spectrum, note))
 
 
 def _advised(inspection: Inspection, run: Path, made: dict[str, Any], read_only: bool) -> Inspection:

@@ -112,7 +112,7 @@ def _inspect(
     """What a run's best checkpoint does, and a note on it or why it could not be inspected; that of best.pt itself
     is added to `damaged`.
     """
-    if not (run / "best.pt").is_file():
+    if not any((run / file).is_file() for file in ("best.pt", "metrics.json")):
         return None, "The run has no best.pt yet: it is written at the first validation that finds an object."
     try:
         inspection = inspect_run(run, data=data, split=split, device=device, say=say)
