@@ -119,7 +119,10 @@ def test_names_that_are_markup_stay_names(tmp_path: Path) -> None:
             ["not been validated yet", "not logged a step", "kept no counts", "no best.pt yet"],
         ),
         ({"inspected": epochs(1), "findings": found()}, ["kept no counts", "Where the gradient comes from"]),
-        ({"training": epochs(1)}, ["in the one epoch of this run", "pulled hardest", "no best.pt yet"]),
+        (
+            {"training": epochs(1)},
+            ["in the one epoch of this run", "pulled hardest", "could not be inspected"],
+        ),
         ({"training": epochs(2, absent=(0, 1, 2))}, ["background pulled hardest"]),
         ({"training": SpectrumCounts.empty(CLASSES, STRIDES)}, ["kept no counts"]),
         ({"findings": found(without=CLASSES, hard=0)}, ["there is nothing to look at", "b 0 – –"]),
