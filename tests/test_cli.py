@@ -244,7 +244,7 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Here: a run in `run` and its data in `set`, beside runs and sets that something is wrong with."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(squares, "set")
-    for name in ("run", "moved", "list", "words", "cut", "bestless"):
+    for name in ("run", "moved", "list", "words", "cut", "bestless", "curveless", "headless", "spectrumless"):
         shutil.copytree(run, name)
     made = json.loads(Path("run/run.json").read_text())
     made["arguments"]["data"] = "gone"
@@ -253,6 +253,10 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made |= {"arguments": {"data": 5, "lr": "fast", "val_split": []}, "training_boxes": {"red": "many"}}
     Path("words/run.json").write_text(json.dumps(made))
     Path("bestless/best.pt").unlink()
+    Path("curveless/metrics.csv").unlink()
+    Path("spectrumless/spectrum.npz").write_text("x")
+    for name in ("log.csv", "metrics.csv"):
+        (Path("headless") / name).write_text("".join((Path("run") / name).read_text().splitlines(True)[1:]))
     Path("cut/best.pt").write_bytes(Path("run/best.pt").read_bytes()[:999])
     for name in ("trees", "nothing", "unlabelled"):
         shutil.copytree(squares, name)
@@ -302,6 +306,29 @@ ODD = (
     ("report empty", 2, "not a run (it has no run.json)"),
     ("report run --split test", 2, "no split 'test'"),
     ("report run --out empty", 2, "empty: is a folder: name a file"),
+    (
+        "report run --out run/last.pt",
+        2,
+        "--out run/last.pt: give a file whose name ends in .html",
+    ),
+    (
+        "val run set --out run",
+        2,
+        "--out run is the folder of a training, whose files it could replace: give another",
+    ),
+    ("spectrum run set --out run", 2, "--out run is the folder of a training"),
+    ("predict run set/images --out run", 2, "--out run is the folder of a training"),
+    ("export run --out run/best.pt", 2, "--out run/best.pt: give a file whose name ends in .onnx"),
+    ("export run --out x.onnx --format torch", 2, "--out x.onnx: give a file whose name ends in .pt2"),
+    (
+        "score set/annotations/instances_val.json r.json --json run/best.pt",
+        2,
+        "--json run/best.pt: give a file whose",
+    ),
+    ("report curveless", 0, "written: "),
+    ("report headless", 0, "written: "),
+    ("train set --out headless --resume", 2, "cannot resume headless with other settings"),
+    ("report spectrumless", 0, "not a spectrum, or damaged (ValueError): give a spectrum.npz"),
     ("report moved", 0, "not inspected: "),
     ("report moved --data gone", 2, "gone: no such file or folder"),
     ("report list", 0, "does not say what the run was trained on: give --data and --split"),

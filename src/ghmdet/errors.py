@@ -13,6 +13,10 @@ class DataError(GhmdetError):
     """A data set that cannot be read as it is."""
 
 
+class Busy(GhmdetError):
+    """Another process writes into a folder; the message names it."""
+
+
 class PartlyDone(DataError):
     """Work that is done but for what could not be read or learnt, which was named; the exit status is 1, not 2."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import Busy, GhmdetError
 
 try:
     import fcntl
@@ -79,6 +79,15 @@ def write_atomic(
     return path
 
 
+def require_ending(option: str, path: Path, *endings: str) -> None:
+    """Raise GhmdetError where the file that an option names has none of the endings, as a checkpoint written over has.
+
+    A folder is left to whoever writes.
+    """
+    if path.suffix.lower() not in endings and not path.is_dir():
+        raise GhmdetError(f"{option} {path}: give a file whose name ends in {endings[0]}")
+
+
 def checkpoint_file(path: Path | str) -> Path:
     """The file that is meant where a checkpoint is asked for: of a run's folder its best.pt."""
     best = Path(path) / "best.pt"
@@ -95,7 +104,7 @@ def hold(folder: Path | str) -> Iterator[None]:
     process, so one that was killed leaves nothing to clean up. On a disk without such locks the text decides: one of a
     process of this host that has ended is taken over.
 
-    Raises GhmdetError, naming the holder, where another process holds the folder, or where the lock is no file.
+    Raises Busy, naming the holder, where another process holds the folder; GhmdetError where the lock is no file.
     """
     folder = Path(folder)
     key, path = os.path.realpath(folder), folder / LOCK
@@ -151,7 +160,7 @@ def _host() -> int:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[IO[str]]:
-    """The lock file, locked for the block; raises GhmdetError where another process has it, or it is no file."""
+    """The lock file, locked for the block; raises Busy where another has it, GhmdetError where it is no file."""
     while True:
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(path.lstat().st_mode):  # a link would have its target written over
@@ -160,7 +169,7 @@ def _locked(path: Path) -> Iterator[IO[str]]:
             file.seek(0)
             host, _, process = file.read().strip().partition(" ")
             by = f"process {process} on {host}" if process else "another process"
-            busy = GhmdetError(
+            busy = Busy(
                 f"{path.parent}: {by} is writing there: wait until it ends, stop it, or give another --out (where it"
                 f" ended long ago, remove {path})"
             )

@@ -113,7 +113,10 @@ class Detector:
         options.intra_op_num_threads = threads or 0
         content = model if isinstance(model, bytes) else Path(model).read_bytes()
         if content[-SEAL:].startswith(sealed(b"")[: -2 * DIGEST]) and content != sealed(content[:-SEAL]):
-            raise CheckpointError(f"{name}: damaged (its checksum does not fit): copy or export it again")
+            raise CheckpointError(
+                f"{name}: damaged, or changed since its export (its checksum does not fit): copy or export it again; if"
+                " you changed it, remove its metadata entry 'checksum'"
+            )
         try:
             self.session = onnxruntime.InferenceSession(
                 content, options, providers=_providers(onnxruntime, device)
@@ -123,7 +126,7 @@ class Detector:
             raise
         except Exception as error:  # onnxruntime's errors have no common class
             raise CheckpointError(
-                f"{name}: no ONNX file that onnxruntime can open ({type(error).__name__})"
+                f"{name}: no ONNX file that onnxruntime can open ({type(error).__name__}): copy or export it again"
             ) from error
         self.about = _about(found, name)
         providers = self.session.get_providers()

@@ -271,7 +271,7 @@ class SpectrumCounts:
                 return cls(tuple(file["classes"].tolist()), tuple(file["strides"].tolist()), *arrays)
         except Exception as error:  # a damaged file fails wherever its reader happens to trip
             raise GhmdetError(
-                f"{path}: not a spectrum ({error}): give a spectrum.npz of `ghmdet spectrum`"
+                f"{path}: not a spectrum, or damaged ({type(error).__name__}): give a spectrum.npz of `ghmdet spectrum`"
             ) from None
 
     def _joined(self, function: Callable[..., NDArray[Any]], *others: SpectrumCounts) -> SpectrumCounts:

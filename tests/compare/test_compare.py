@@ -24,6 +24,7 @@ from ghmdet.compare.arms import REFUSED, read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
 from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import AugmentConfig, read_data
+from ghmdet.data.fingerprint import scored
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.run_folder import DIVERGED, write_json
 from ghmdet.engine.settings import SharedConfig, TrainConfig
@@ -547,6 +548,41 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     kept = predictions.with_name("metrics.json")
     write_json(kept, json.loads(kept.read_text()) | {"checkpoint": str(predictions.parents[1] / "best.pt")})
     assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
+    # What is damaged of it is made anew.
+    for name in ("metrics.json", "predictions.json", "spectrum.npz"):
+        for content in ("[]", "{", "x"):
+            predictions.with_name(name).write_text(content)
+            assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
+
+
+@pytest.mark.parametrize("change", ["nothing", "a box", "a picture", "one more", "ids"])
+def test_an_arm_is_judged_anew_where_the_pictures_or_labels_are_others(
+    squares: Path, tmp_path: Path, in_process: list[Run], change: str
+) -> None:
+    data = tmp_path / "set"
+    shutil.copytree(squares, data)
+    plan = make_plan(data, tmp_path / "c", arms="ce", seeds=1)
+    judged(plan, "ce")
+    kept = final_runs(plan, "ce", 0.1)[0].out / "val" / "predictions.json"
+    before = kept.stat().st_mtime_ns
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    if change == "a box":
+        content["annotations"][0]["bbox"][0] += 1
+    elif change == "one more":
+        content["images"].insert(0, {"id": 99, "file_name": "train_0.png", "width": 96, "height": 72})
+    elif change == "ids":
+        for image in content["images"]:
+            image["id"] += 100
+        for one in content["annotations"]:
+            one["image_id"] += 100
+    file.write_text(json.dumps(content))
+    if change == "a picture":
+        Image.new("RGB", (96, 72)).save(data / "images" / content["images"][0]["file_name"])
+    judged(plan, "ce")
+    assert (kept.stat().st_mtime_ns == before) is (change == "nothing")
+    ids = {one["id"] for one in content["images"]}
+    assert {one["image_id"] for one in json.loads(kept.read_text())} <= ids
 
 
 @pytest.mark.parametrize("epochs", [1, 12])
@@ -588,6 +624,7 @@ def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
     file.write_text(json.dumps(truth))
     plan = make_plan(data, tmp_path / "c")
     nothing = SpectrumCounts.empty(("red", "blue"), (8,))
+    part = read_data(data, "val", classes=("red", "blue"))
     for arm, classes in zip(plan.arms, ([2], [1, 2]), strict=True):
         found = [
             {key: record[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
@@ -598,7 +635,7 @@ def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
             end(run, 0.1)
             write_json(run.out / "val" / "predictions.json", found)
             about = {"checkpoint": str(run.out / "last.pt"), "data": str(data), "split": "val"}
-            write_json(run.out / "val" / "metrics.json", about)
+            write_json(run.out / "val" / "metrics.json", about | {"digest": scored(part)})
             nothing.save(run.out / "val" / "spectrum.npz")
     arms = judged(plan)["arms"]
     assert arms["ce"]["per_class"]["red"]["AP"]["values"] == pytest.approx([1, 1])
@@ -640,6 +677,49 @@ def test_commands_listed_and_run_elsewhere_are_taken_as_done(squares: Path, tmp_
     assert first.startswith(f"ghmdet train {squares} --out ")
     subprocess.run([sys.executable, "-m", *shlex.split(first)], check=True, capture_output=True, cwd=tmp_path)
     assert plan.commands() == [second]
+
+
+def test_a_run_that_another_process_trains_is_waited_for(squares: Path, tmp_path: Path) -> None:
+    (run,) = make_plan(squares, tmp_path / "c", arms="ghm", seeds=1, epochs=30).stand("ghm").missing
+    holding = "import sys; from ghmdet.files import hold\nwith hold(sys.argv[1]): print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding, run.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    stop, shown = StopSignal(), list[str]()
+
+    def show(about: str) -> None:
+        shown.append(about)
+        if "is waited for" in about:
+            other.communicate(b"\n")
+        stop.asked = stop.asked or (run.out / "run.json").exists()
+
+    assert "--resume continues" in engine.train_run(run, stop, show)
+    assert "another process trains it, which is waited for" in shown[0] and "epoch" in shown[-1]
+
+
+def test_a_plan_that_was_cut_off_is_gone_on_with_and_a_damaged_one_is_named(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = list[Path]()
+
+    def write(path: Path, value: Any) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr("ghmdet.compare.plan.write_json", write)
+        make_plan(squares, tmp_path / "c", grid="0.1,0.2")
+    assert len(written) == 3
+    plan = make_plan(squares, tmp_path / "c", grid="0.1,0.2")
+    assert plan.tuning_file.exists() and len(plan.commands()) == 4
+    for content in ("", "{", "[]", '{"settings": 5}', '{"settings": {}, "arms": {"ce": 3}}'):
+        (tmp_path / "c" / "plan.json").write_text(content)
+        with pytest.raises(GhmdetError, match=r"plan\.json: damaged: copy it back, or give another --out"):
+            make_plan(squares, tmp_path / "c", grid="0.1,0.2")
 
 
 def test_an_interrupt_saves_the_run_and_the_same_command_continues_it(squares: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ghmdet.data import read_data
 from ghmdet.engine import predict as module
 from ghmdet.engine import sources
 from ghmdet.engine.detect import Detector
-from ghmdet.engine.extracts import MARKER, write_crops
+from ghmdet.engine.extracts import MARKER, check, write_crops
 from ghmdet.engine.predict import find_pictures, predict
 from ghmdet.errors import DataError, GhmdetError, PartlyDone
 
@@ -166,6 +166,13 @@ def test_a_link_in_place_of_a_folder_that_is_written_is_named_and_its_target_sta
         predict(run / "best.pt", pictures, out=out, save_txt=True, **OPTIONS)
     predict(run / "best.pt", pictures, out=out, crop=True, **OPTIONS)
     assert (mine / "mine.txt").exists() and (out / "labels").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["car\nvan", "a\u2028b", "\r", ""])
+def test_a_class_that_is_no_line_of_a_text_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    check(tmp_path, [], ["crops"], ["bus", name])
+    with pytest.raises(GhmdetError, match=r"class '.*': is no line of classes\.txt: leave --save-txt out"):
+        check(tmp_path, [], ["labels"], ["bus", name])
 
 
 def test_drawings_in_a_folder_of_that_name_outlive_what_was_written_there_before(

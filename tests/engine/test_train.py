@@ -74,6 +74,24 @@ def test_a_power_cut_and_a_kill_before_a_save_leave_each_row_once(
             assert kept == whole
 
 
+@pytest.mark.parametrize("damage", ["no head", "cut", "gone"])
+def test_rows_that_a_resumed_run_no_longer_has_are_told(
+    run: Path, squares: Path, tmp_path: Path, damage: str
+) -> None:
+    out, said = tmp_path / "run", list[str]()
+    shutil.copytree(run, out)
+    for name in ("log.csv", "metrics.csv"):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (out / name).write_text("".join(lines[1:] if damage == "no head" else lines[:-1]))
+        if damage == "gone":
+            (out / name).unlink()
+    train(squares, out, TINY, resume=True, say=said.append)
+    last = 8 if damage == "cut" else 0
+    for file, what in (("log.csv", f"step {last} until step 9"), ("metrics.csv", "epoch 0 until epoch 3")):
+        assert any(str(out / file) in line and what in line for line in said), said
+    assert len(rows(out / "log.csv")) == last
+
+
 def test_a_run_without_a_folder_gets_the_next_of_its_data_and_resumes_the_last(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,19 +298,21 @@ def test_what_changed_in_the_data_is_named_and_accepted_only_when_asked_for(
     def renamed(truth: dict[str, Any]) -> None:
         truth["images"][0]["file_name"] = "train_0.png"
 
+    def with_other_ids(truth: dict[str, Any]) -> None:
+        for one in (*truth["categories"], *truth["annotations"]):
+            one["id" if "name" in one else "category_id"] += 10
+
     def in_another_order(truth: dict[str, Any]) -> None:
         truth["images"].reverse()
 
-    truth = json.loads(whole["val"])
-    in_another_order(truth)  # which no weight depends on
-    labels["val"].write_text(json.dumps(truth))
-    train(moved, out, short, resume=True, say=lambda line: None)
-    labels["val"].write_text(whole["val"])
     labelled = "1 with other labels, or the same in another order"
     for part, change, said in (
         ("train", moved_box, rf"pictures of train: {labelled} \(train_1\.png\): put it back"),
         ("val", fewer_labels, rf"pictures of val: {labelled} \(val_3\.png\): put it back"),
         ("train", in_another_order, "pictures of train: listed in another order: put it back"),
+        # Whether pictures may be upside down is asked of every so many.
+        ("val", in_another_order, "pictures of val: listed in another order: put it back"),
+        ("train", with_other_ids, "the category ids of train: put it back"),
         ("val", renamed, r"pictures of val: 1 new \(train_0\.png\), 1 gone: put it back"),
     ):
         truth = json.loads(whole[part])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_cases import epochs, make_detector_run, make_run
 
 from ghmdet.data import read_data
@@ -135,6 +136,13 @@ def test_labels_that_were_mended_are_looked_at_anew(run: Run, data: Path) -> Non
     change(data, lambda boxes: boxes[:-1])
     assert run.look()["metrics"]["boxes"] == 7
     change(data, lambda boxes: [boxes[0] | {"bbox": [1, 1, 20, 20]}, *boxes[1:]])
+    run.look()
+    assert run.inspected
+
+
+def test_pictures_that_were_replaced_are_looked_at_anew(run: Run, data: Path) -> None:
+    file = next((data / "images").glob("val_*"))
+    Image.new("RGB", Image.open(file).size).save(file)
     run.look()
     assert run.inspected
 

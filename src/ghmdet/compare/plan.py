@@ -77,8 +77,8 @@ class Run:
         rows = read_rows(self.out / "metrics.csv")
         if not rows or int(rows[-1]["epoch"]) < self.epochs:
             return None
-        AP, seconds, memory = (rows[-1][name] for name in ("AP", "seconds", "memory"))
-        return Outcome(float(AP or 0), float(seconds) / 60, float(memory) if memory else None)
+        AP, seconds, memory = (rows[-1].get(name) for name in ("AP", "seconds", "memory"))
+        return Outcome(float(AP or 0), float(seconds or 0) / 60, float(memory) if memory else None)
 
     def __str__(self) -> str:
         tuning = " (tuning)" if self.tuning else ""
@@ -219,15 +219,20 @@ class Plan:
         if self.out.is_file():
             raise GhmdetError(f"--out {self.out} is a file: give a folder")
         if not file.exists() and self.out.exists() and {path.name for path in self.out.iterdir()} - {LOCK}:
-            raise GhmdetError(f"--out {self.out} holds something else: give a new folder")
+            raise GhmdetError(
+                f"--out {self.out} holds something else, or a comparison without its plan.json: give a new folder"
+            )
         now = json.loads(json.dumps(self._described(train)))
-        before = read_json(file) or now
         defaults = kept(TrainConfig())  # of settings that have come since
-        before |= {
-            LABELS: before.get(LABELS, now[LABELS]),
-            "settings": defaults | before["settings"],
-            "arms": {name: defaults | own for name, own in before["arms"].items()},
-        }
+        try:
+            before = read_json(file) or now
+            before |= {
+                LABELS: before.get(LABELS, now[LABELS]),
+                "settings": defaults | before["settings"],
+                "arms": {name: defaults | own for name, own in before["arms"].items()},
+            }
+        except (AttributeError, GhmdetError, KeyError, TypeError):
+            raise GhmdetError(f"{file}: damaged: copy it back, or give another --out") from None
         arms = before["arms"] | now["arms"]
         # An arm that only one of them has is no difference.
         there, here = (_flat(plan | {"arms": arms | plan["arms"]}) for plan in (before, now))
@@ -242,11 +247,14 @@ class Plan:
                     f"{self.out} holds a comparison with other settings: {name} {values[0]} (there {values[1]}):"
                     " give another --out"
                 )
+        parts = None
         if self.grid is not None and not self.tuning_file.exists():
-            fit, held_out = tuning_parts(train)
+            parts = tuning_parts(train)
+        write_json(file, now | {"arms": arms})  # first: the folder is known by it
+        if parts:
+            fit, held_out = parts
             write_json(self.tuning_file.with_name("instances_val.json"), held_out.to_coco(absolute=True))
             write_json(self.tuning_file, fit.to_coco(absolute=True))
-        write_json(file, now | {"arms": arms})
 
     def _described(self, train: DetectionData) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
 """The result of a comparison: every final run judged, and what differs from the first arm beyond chance."""
 
-import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -11,17 +11,19 @@ from ghmdet.compare.arms import settings
 from ghmdet.compare.paired import LEVEL, average_precision, interval, over_classes, resamples
 from ghmdet.compare.plan import Plan, Run, Standing, unlearnt
 from ghmdet.data import DetectionData
+from ghmdet.data.fingerprint import scored
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import measure_spectrum
-from ghmdet.engine.run_folder import provenance
+from ghmdet.engine.run_folder import provenance, read_json
 from ghmdet.errors import GhmdetError
-from ghmdet.evaluation.matching import matches
+from ghmdet.evaluation.matching import ClassMatches, matches
 from ghmdet.evaluation.tables import Floats
 from ghmdet.progress import counting
 from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts
 
 RESAMPLES = 1000
+SPECTRUM = "spectrum.npz"
 SPECTRUM_PICTURES = 100
 
 
@@ -92,16 +94,12 @@ def _judge(
     runs: Sequence[Run], part: DetectionData, counts: Floats, advance: Callable[[int], None]
 ) -> Judged:
     AP, AP50 = [], []
-    truth = part.to_coco()
+    truth, of = part.to_coco(), scored(part)
     for run in runs:
-        folder, config = run.out / part.split, run.config
-        about = {
-            "checkpoint": str(run.out / "last.pt"),
-            "data": str(run.data.absolute()),
-            "split": part.split,
-        }
-        kept = folder / "metrics.json"  # the last thing that `validate` writes
-        if not kept.exists() or not about.items() <= json.loads(kept.read_text(encoding="utf-8")).items():
+        by_name = _kept(run, part.split, of, truth)
+        if by_name is None:
+            config, folder = run.config, run.out / part.split
+            (folder / SPECTRUM).unlink(missing_ok=True)  # of the same data
             validate(
                 run.out / "last.pt",
                 run.data,
@@ -113,12 +111,26 @@ def _judge(
                 precision=config.precision,
                 say=lambda line: None,
             )
-        by_name = matches(truth, folder / "predictions.json")
+            by_name = matches(truth, folder / "predictions.json")
         found = average_precision({name: by_name[name] for name in part.classes}, counts)
         AP.append(found.mean(axis=2))
         AP50.append(found[0, :, 0])
         advance(1)
     return Judged(*(_by_class(np.stack(one, axis=-2), part.classes) for one in (AP, AP50)))
+
+
+def _kept(run: Run, split: str, of: str, truth: dict[str, Any]) -> dict[str, ClassMatches] | None:
+    """The matches of the detections that a run's folder keeps; None where they are of other data, or damaged.
+
+    of: the data, as `scored` says it. truth: the same as COCO annotations.
+    """
+    folder = run.out / split
+    about = {"checkpoint": str(run.out / "last.pt"), "data": str(run.data.absolute()), "split": split}
+    with suppress(GhmdetError):
+        metrics = read_json(folder / "metrics.json") or {}  # the last thing that `validate` writes
+        if (about | {"digest": of}).items() <= metrics.items():
+            return matches(truth, folder / "predictions.json")
+    return None
 
 
 def _by_class(values: Floats, classes: Sequence[str]) -> dict[str, Floats]:
@@ -163,8 +175,10 @@ def _spread(values: Floats) -> dict[str, Any]:
 
 def _spectrum(run: Run, part: DetectionData) -> SpectrumCounts:
     """The spectrum of a run's last weights on up to `SPECTRUM_PICTURES` pictures, measured once."""
-    kept = run.out / part.split / "spectrum.npz"
-    if not kept.exists():
-        detector = Detector.load(run.out / "last.pt", device=run.config.device, precision="fp32")
-        measure_spectrum(detector, part, pictures=SPECTRUM_PICTURES).spectrum.save(kept)
-    return SpectrumCounts.load(kept)
+    kept = run.out / part.split / SPECTRUM
+    with suppress(GhmdetError):
+        return SpectrumCounts.load(kept)
+    detector = Detector.load(run.out / "last.pt", device=run.config.device, precision="fp32")
+    measured = measure_spectrum(detector, part, pictures=SPECTRUM_PICTURES).spectrum
+    measured.save(kept)
+    return measured

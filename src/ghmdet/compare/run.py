@@ -23,7 +23,7 @@ from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
 from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import SharedConfig, TrainConfig
-from ghmdet.errors import GhmdetError, PartlyDone
+from ghmdet.errors import Busy, GhmdetError, PartlyDone
 from ghmdet.files import hold
 from ghmdet.progress import progress_bar
 from ghmdet.signals import StopSignal
@@ -194,8 +194,19 @@ def train_run(
 ) -> str:
     """Train one run in a process of its own, which a signal lets stop where it can go on; why it failed, if it did.
 
+    Where another process trains it already, as one whose `ghmdet compare` was killed, that one is waited for.
+
     show: called again and again with where it is. heard: called with each line that it says.
     """
+    while not stop.asked:
+        try:
+            with hold(run.out):
+                break
+        except Busy:
+            show(f"{run}: another process trains it, which is waited for")
+            time.sleep(1)
+    if stop.asked:
+        return ""
     run.out.mkdir(parents=True, exist_ok=True)
     output, log = run.out / "output.txt", run.out / "log.csv"
     with output.open("ab") as file, output.open(encoding="utf-8", errors="replace") as said:

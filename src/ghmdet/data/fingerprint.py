@@ -1,6 +1,7 @@
 """Whether a data set is still what it was: of each picture, what its labels and its file were."""
 
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -33,6 +34,11 @@ def digest(data: DetectionData) -> str:
         os.stat(data.records.root / data.records.name(index)).st_size for index in range(len(data.records))
     ]
     return f"{_hash(fingerprint(data)[:, :2].numpy().tobytes(), str(sizes).encode()):x}"
+
+
+def scored(data: DetectionData) -> str:
+    """A word for all that a score on the data depends on: ids, classes, names, labels; sizes and times of the files."""
+    return f"{_hash(json.dumps(data.to_coco()).encode(), fingerprint(data).numpy().tobytes()):x}"
 
 
 def labelled(data: DetectionData) -> Tensor:
@@ -68,11 +74,8 @@ def _hash(*parts: bytes) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def differences(data: DetectionData, now: Tensor, then: Tensor, ordered: bool) -> str:
-    """In words what differs between a data set's fingerprint and an earlier one; empty where nothing does.
-
-    ordered: whether the order of the pictures counts.
-    """
+def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
+    """In words what differs between a data set's fingerprint and an earlier one; empty where nothing does."""
     before = {name: rest for name, *rest in then.tolist()}
     found: dict[str, list[str]] = {
         "new": [],
@@ -92,5 +95,5 @@ def differences(data: DetectionData, now: Tensor, then: Tensor, ordered: bool) -
     gone = len(before.keys() - here.keys())
     told += [f"{gone} gone"] if gone else []
     in_another_order = [name for name in before if name in here] != [name for name in here if name in before]
-    told += ["listed in another order"] if ordered and in_another_order else []
+    told += ["listed in another order"] if in_another_order else []
     return f"pictures of {data.split}: {', '.join(told)}" if told else ""

@@ -147,6 +147,7 @@ def saved_run(
         augment = training["arguments"]["augment"]
         gone = [name for name in augment.keys() - arguments if augment[name]]  # one that was off says nothing
         about = {"network": checkpoint["config"], "classes": checkpoint["classes"], "file": str(last)}
+        about["category_ids"] = checkpoint.get("category_ids")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _other_version(out) from error
     if gone:
@@ -224,7 +225,7 @@ def changed_since(out: Path, where: Path | str, data: DetectionData) -> str | No
             if list(data.classes) != list(classes):  # labels are numbers, by the order of the classes
                 data = read_data(where, data.split, classes=classes)
             then = training["fingerprints"][data.split]
-            if changed := differences(data, fingerprint(data), then, ordered=False):
+            if changed := differences(data, fingerprint(data), then):
                 return (
                     f"The data has changed since the run ({changed}): its metrics.csv is of what was there."
                 )

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ghmdet.data import read_data
+from ghmdet.data.fingerprint import scored
 from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector, detect
-from ghmdet.engine.run_folder import results_folder, write_json, write_predictions
+from ghmdet.engine.run_folder import require_no_run, results_folder, write_json, write_predictions
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import checkpoint_file, hold
 from ghmdet.options import BATCH_SIZE, WORKERS
@@ -52,6 +53,7 @@ def validate(
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())
     out = results_folder(checkpoint.parent, data, part.split) if out is None else Path(out)
+    require_no_run(out)
     with hold(out):  # a wrong name is an error before the work
         with counting("pictures", len(part.records)) as advance:
             results = detect(
@@ -64,7 +66,12 @@ def validate(
             )
         truth = part.to_coco()
         metrics = score(truth, results)
-        about = {"checkpoint": str(checkpoint), "data": str(data.absolute()), "split": part.split}
+        about = {
+            "checkpoint": str(checkpoint),
+            "data": str(data.absolute()),
+            "split": part.split,
+            "digest": scored(part),
+        }
         write_predictions(out / "predictions.json", results, truth)
         write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())

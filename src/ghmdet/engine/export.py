@@ -26,7 +26,7 @@ from ghmdet.engine.quantize import quantize
 from ghmdet.engine.run_folder import coco_results, read_json
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.evaluation.score import score
-from ghmdet.files import checkpoint_file, write_atomic
+from ghmdet.files import checkpoint_file, require_ending, write_atomic
 from ghmdet.models.exportable import Exportable
 from ghmdet.models.preprocess import scale_boxes
 from ghmdet.progress import counting
@@ -57,6 +57,7 @@ AP_DROP = 0.01
 PICTURES, CALIBRATED_ON, SCORED = 8, 64, 200
 """At most so many pictures are compared on, calibrated on, and scored."""
 MOST = 256  # times `size_divisible`: the longest side that the file takes
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 Outputs = Callable[[NDArray[np.uint8]], tuple[NDArray[Any], ...]]
 """What an exported detector gives for a picture [h, w, 3]."""
 
@@ -102,6 +103,7 @@ def export(
     """
     if calibrate is not None and precision == "fp32":
         raise GhmdetError("--calibrate is of --precision int8 and fp16: leave it out, or give one of them")
+    require_ending("--out", Path(out), ENDINGS[format])
     if format == "onnx":
         _require_packages()
     elif precision == "int8":

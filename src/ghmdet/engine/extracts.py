@@ -10,10 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from ghmdet.data.values import shown
 from ghmdet.draw import save_jpeg
 from ghmdet.engine.sources import Reader, Source
 from ghmdet.engine.unfinished import Results
 from ghmdet.errors import GhmdetError
+from ghmdet.files import write_atomic
 
 LABELS, CROPS = "labels", "crops"
 """The folders that they are written into."""
@@ -25,8 +27,15 @@ LONGEST_NAME = 255
 Found = Iterable[tuple[str, Results]]
 
 
-def check(out: Path, names: Sequence[Path], folders: Sequence[str]) -> None:
-    """Raise GhmdetError where one of the folders in `out` is in use, or two things there would have one name."""
+def check(out: Path, names: Sequence[Path], folders: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise GhmdetError where one of the folders in `out` is in use, two things there would have one name, or a class
+    is no line of a text.
+    """
+    several = [name for name in classes if name.splitlines() != [name]]
+    if LABELS in folders and several:
+        raise GhmdetError(
+            f"class {shown(several[0])}: is no line of classes.txt: leave --save-txt out, or rename it"
+        )
     for folder in folders:
         there = out / folder
         if there.is_symlink():
@@ -81,7 +90,7 @@ def write_labels(
     """
     numbers, reader = {category: number for number, category in enumerate(classes)}, Reader()
     _new(folder)
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes.values()), encoding="utf-8")
+    write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in classes.values()))
     for name, rows in found:
         height, width = reader.size(sources[name])
         lines = []
@@ -91,8 +100,7 @@ def write_labels(
             lines.append(" ".join([str(numbers[row["category_id"]]), *(f"{value:.6f}" for value in place)]))
         picture = Path(name)
         file = folder / picture.with_name(short(f"{picture.stem}.txt", picture.name, ".txt"))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_atomic(file, "".join(f"{line}\n" for line in lines))
 
 
 def write_crops(

@@ -48,12 +48,14 @@ class LossLog(CsvLog):
         everyone, wished = everyone[:-1], everyone[-1]
         self._check(everyone)
         if self.run.main:
+            rows = []
             for step in dict.fromkeys(row["step"] for row, _, _ in self.unread):
                 places = [i for i, (row, _, _) in enumerate(self.unread) if row["step"] == step]
                 means = everyone[places].mean(0)
                 means[-1] = everyone[places[-1], -1]  # only the batch that steps has a gradient norm
                 values = dict(zip(LOG_COLUMNS[3:], means.tolist(), strict=True))
-                self.append(self.unread[places[0]][0] | values)
+                rows.append(self.unread[places[0]][0] | values)
+            self.append(*rows)
         self.unread.clear()
         return [bool(wish > 0) for wish in wished[: len(wishes)]]
 

@@ -21,7 +21,7 @@ from ghmdet.data.annotations import read_annotations
 from ghmdet.data.tree import UNOPENED, UNREAD, Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
-from ghmdet.engine.run_folder import coco_results, write_json, write_predictions
+from ghmdet.engine.run_folder import coco_results, require_no_run, write_json, write_predictions
 from ghmdet.engine.sources import MOST_SIDE, VIDEOS, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
@@ -93,10 +93,7 @@ def predict(
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
     checkpoint, out = checkpoint_file(checkpoint), Path(out)
-    if (out / "run.json").is_file():
-        raise GhmdetError(
-            f"--out {out} is the folder of a training: give another, as drawings can replace its files"
-        )
+    require_no_run(out)
     given = [Path(picture) for picture in pictures]
     sources = with_frames(find_pictures(given, out, say), given, say, passed_over=annotations is not None)
     if not sources:
@@ -118,7 +115,7 @@ def predict(
         raise GhmdetError(
             f"{min(taken)}: a folder of pictures has the name of a file that is written into {out}: rename it"
         )
-    extracts.check(out, found, [folder for folder, so, _ in asked if so])
+    extracts.check(out, found, [folder for folder, so, _ in asked if so], detector.classes)
     made = {
         "checkpoint": [str(checkpoint.resolve()), opened],
         "options": [threshold, detector.device.type, detector.device.precision, category_ids],

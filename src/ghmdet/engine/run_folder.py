@@ -109,6 +109,21 @@ def same_data(one: Path | str, other: object) -> bool:
     return isinstance(other, str | Path) and home(Path(one)) == home(Path(other))
 
 
+def require_no_run(out: Path) -> None:
+    """Raise GhmdetError where the results of another command would go into the folder of a training."""
+    if (out / "run.json").is_file():
+        raise GhmdetError(
+            f"--out {out} is the folder of a training, whose files it could replace: give another"
+        )
+
+
+def note_changed_data(folder: Path, step: int, what: list[str]) -> None:
+    """Write into a run's run.json what had changed of its data when it went on after a step, once."""
+    made, note = read_json(folder / "run.json") or {}, {"step": step, "what": what}
+    made["changed_data"] = [*(one for one in made.get("changed_data", []) if one != note), note]
+    write_json(folder / "run.json", made)
+
+
 def _command() -> str:
     """The words that started this process, as a shell takes them."""
     program = Path(sys.argv[0]).name
@@ -139,31 +154,39 @@ class CsvLog:
         self.also: Callable[[dict[str, Any]], None] = lambda row: None
         """Takes each row that is added."""
 
-    def cut_back(self, until: int = 0, column: str = "step") -> None:
-        """Begin the file anew, or keep its rows up to and including a value of a column."""
+    def cut_back(self, until: int = 0, column: str = "step") -> str:
+        """Begin the file anew, or keep its rows up to and including a value of a column; in words what is missing."""
         kept = [row for row in read_rows(self.path) if int(row[column]) <= until] if until else []
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns)
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
         write_atomic(self.path, text.getvalue())
+        last = int(kept[-1][column]) if kept else 0
+        lost = f"it was damaged or removed, and has nothing of what came after {column} {last} until {column} {until}"
+        return f"{self.path}: {lost}; the run goes on all the same" if last < until else ""
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one row; columns that it lacks stay empty."""
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Add rows, which a power cut leaves there; columns that they lack stay empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-        self.also(row)
+            csv.DictWriter(file, self.columns).writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        for row in rows:
+            self.also(row)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """All whole rows of a run's CSV by their columns, as text; none where there is no file.
 
-    A power cut can leave half a row, or zeros, at the end.
+    A power cut can leave half a row, or zeros, at the end. Of a file whose head is damaged no row is whole.
     """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
+    if not {"step", "epoch"} <= {*(rows.fieldnames or ())}:
+        return []
     return [
         row
         for row in rows
@@ -240,7 +263,7 @@ def draw_curves(folder: Path) -> None:
         (scores, "metrics.csv", ("AP", "AP50"), "o"),
     ):
         for name in names:
-            rows = [row for row in read_rows(folder / file) if row[name]]
+            rows = [row for row in read_rows(folder / file) if row.get(name)]
             steps, values = [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
             axes.plot(steps, values, label=name, linewidth=1, marker=marker, markersize=3)
         axes.legend(frameon=False)

@@ -34,8 +34,8 @@ from ghmdet.engine.run_folder import (
     CsvLog,
     default_folder,
     draw_curves,
+    note_changed_data,
     provenance,
-    read_json,
     write_json,
 )
 from ghmdet.engine.settings import TrainConfig, seconds_of, validate_every
@@ -220,13 +220,12 @@ class Trainer:
             arguments = self.arguments | {"data": str(run.data.absolute())}  # found again from any folder
             write_json(run.folder / "run.json", provenance(arguments) | labels)
         if self.data.changed:
-            made = read_json(run.folder / "run.json") or {}
-            made["changed_data"] = [*made.get("changed_data", []), {"step": step, "what": self.data.changed}]
-            write_json(run.folder / "run.json", made)
+            note_changed_data(run.folder, step, self.data.changed)
             run.say(f"Warning: the data is not as it was: {'; '.join(self.data.changed)}")
         (run.folder / DIVERGED).unlink(missing_ok=True)
-        self.losses.cut_back(step)
-        self.validations.cut_back(self.progress.validated_epoch, "epoch")
+        lost = self.losses.cut_back(step), self.validations.cut_back(self.progress.validated_epoch, "epoch")
+        for what in filter(None, lost):
+            run.say(f"Warning: {what}")
         self.spectrum.continue_from(self.progress.epoch)
         if run.config.tensorboard:
             from ghmdet.engine.board import Board

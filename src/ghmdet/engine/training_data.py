@@ -124,8 +124,10 @@ class TrainingData:
                 f" {', '.join(saved['classes'])}): train on from its weights in another folder, --weights"
             )
         parts, then = (self.train, self.val), saved["fingerprints"].values()
-        found = map(differences, parts, self.fingerprints.values(), then, (True, False))
-        return [what for what in found if what]
+        found = [*filter(None, map(differences, parts, self.fingerprints.values(), then))]
+        if tuple(saved["category_ids"] or self.train.category_ids) != self.train.category_ids:
+            found.append(f"the category ids of {self.train.split}")
+        return found
 
     def file_names(self, ids: list[int]) -> list[str]:
         """The names of training pictures by their ids."""

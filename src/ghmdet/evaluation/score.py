@@ -10,7 +10,7 @@ import numpy as np
 
 from ghmdet.evaluation.matching import ClassMatches, counted, evaluate, match, reliability
 from ghmdet.evaluation.tables import Annotations, CocoTables, Flags, Floats, Results, read_tables
-from ghmdet.files import write_atomic
+from ghmdet.files import require_ending, write_atomic
 from ghmdet.words import many
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -156,6 +156,8 @@ def score_files(
         json: File to write the metrics to, as JSON.
         say: Takes the table.
     """
+    if json:
+        require_ending("--json", json, ".json")
     metrics = score(annotations, results)
     if json:
         metrics.save_json(json)

@@ -109,7 +109,7 @@ def learnt_little(
     The gain is all that is missing.
     """
     AP, AP50, many = found["metrics"]["AP"], found["metrics"]["AP50"], sum(labels.values())
-    short = 0 < course.steps < STEPS / 2
+    short = bool(course.epochs) and 0 < course.steps < STEPS / 2
     if AP is None or (AP >= LITTLE and not (short and course.finished)):
         return None
     rises = rising(course, arguments)

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,13 +11,14 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ghmdet.data import DetectionData, read_data
+from ghmdet.data.fingerprint import scored
 from ghmdet.data.images import load_image
 from ghmdet.draw import draw_crop, save_jpeg
 from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.observation import Measured, measure_spectrum
-from ghmdet.engine.run_folder import provenance, read_json, write_json, write_predictions
+from ghmdet.engine.run_folder import provenance, read_json, require_no_run, write_json, write_predictions
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds, find_hardest
@@ -76,6 +76,7 @@ def write_spectrum(
         DataError: the data cannot be read.
         GhmdetError: the device is not there.
     """
+    require_no_run(out)
     checkpoint = checkpoint_file(checkpoint)
     part, _, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
     drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
@@ -168,7 +169,7 @@ def _inspect(
             raise GhmdetError(f"{run / 'run.json'}: the data it names, {where}, is not there: give --data")
     now = read_data(where, split)
     note = " ".join(filter(None, (trained_on(run, now), changed_since(run, where, now))))
-    made_of["labels"] = _digest(json.dumps(now.to_coco()).encode())
+    made_of["labels"] = scored(now)
     if kept and kept.findings["made_of"] == made_of:
         return advised(kept)._replace(note=note)
     if read_only:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.run_folder import same_data
 from ghmdet.errors import CheckpointError, GhmdetError, PartlyDone
-from ghmdet.files import write_atomic
+from ghmdet.files import require_ending, write_atomic
 from ghmdet.report import figures
 from ghmdet.report.advice import failure
 from ghmdet.report.inspection import Inspection, inspect_run
@@ -66,6 +66,7 @@ def write_report(
         raise GhmdetError("no run is given: name at least one folder of `ghmdet train`")
     if out is None:
         out = paths[0] / "report.html" if len(paths) == 1 else Path("report.html")
+    require_ending("--out", out, ".html", ".htm")
     for path in paths:
         require_run(path)
     shown, failed, damaged = [], list[str](), list[str]()
