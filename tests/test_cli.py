@@ -244,7 +244,18 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Here: a run in `run` and its data in `set`, beside runs and sets that something is wrong with."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(squares, "set")
-    for name in ("run", "moved", "list", "words", "cut", "bestless", "curveless", "headless", "spectrumless"):
+    for name in (
+        "run",
+        "moved",
+        "list",
+        "words",
+        "cut",
+        "bestless",
+        "curveless",
+        "headless",
+        "spectrumless",
+        "pictureless",
+    ):
         shutil.copytree(run, name)
     made = json.loads(Path("run/run.json").read_text())
     made["arguments"]["data"] = "gone"
@@ -252,6 +263,12 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("list/run.json").write_text('{"arguments": [], "training_boxes": 3}')
     made |= {"arguments": {"data": 5, "lr": "fast", "val_split": []}, "training_boxes": {"red": "many"}}
     Path("words/run.json").write_text(json.dumps(made))
+    shutil.copytree(squares, "fewer")
+    next(Path("fewer/images").glob("val_*")).unlink()
+    made["arguments"]["data"] = str(tmp_path / "fewer")
+    Path("pictureless/run.json").write_text(json.dumps(made))
+    Path("run/val").mkdir()
+    Path("run/val/metrics.json").write_text("{}")
     Path("bestless/best.pt").unlink()
     Path("curveless/metrics.csv").unlink()
     Path("spectrumless/spectrum.npz").write_text("x")
@@ -325,6 +342,18 @@ ODD = (
         2,
         "--json run/best.pt: give a file whose",
     ),
+    (
+        "score set/annotations/instances_val.json r.json --json set/annotations/instances_val.json",
+        2,
+        "is no metrics",
+    ),
+    (
+        "score set/annotations/instances_val.json r.json --json run/run.json",
+        2,
+        "would be replaced, and is no metrics",
+    ),
+    ("predict run/best.pt set/images --out run/val", 2, "--out run/val holds results of `ghmdet val`"),
+    ("report pictureless", 0, "written: "),
     ("report curveless", 0, "written: "),
     ("report headless", 0, "written: "),
     ("train set --out headless --resume", 2, "cannot resume headless with other settings"),

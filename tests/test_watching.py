@@ -243,5 +243,41 @@ def test_a_mistake_is_named(call, message):
 
 def broken():
     watch = ghmdet.watch(3)
-    watch(torch.full((2, 3), float("nan")), torch.tensor([0, 3]))
+    watch(torch.zeros(2, 3), torch.tensor([0, 3]))
+    watch.sums.tables["gradient"].fill_(torch.nan)  # as targets that a GPU does not look at may make it
     return watch
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_examples_without_a_number_are_left_out_and_told(softmax, dense, tmp_path):
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, -100, 1])
+    valid = None
+    if dense and not softmax:
+        labels, valid = torch.eye(3)[labels.clamp(min=0)], torch.rand(6, 3) > 0.3
+    bad = logits.clone()
+    bad[1, 2] = float("nan")
+    watch, sound = ghmdet.watch(3, softmax=softmax), ghmdet.watch(3, softmax=softmax)
+    watch(bad, labels, valid)
+    kept = torch.arange(6) != 1
+    sound(logits[kept], labels[kept], None if valid is None else valid[kept])
+    with pytest.warns(UserWarning, match="1 examples of the epoch are left out: scores that are no numbers"):
+        counted = watch.end_epoch()
+    assert (counted.examples == sound.end_epoch().examples).all() and counted.examples.any()
+    assert (counted.gradient == sound.epochs.gradient[-1:]).all()
+
+
+def test_an_epoch_that_cannot_be_told_is_dropped_and_the_others_are_shown(tmp_path):
+    watch = broken()
+    with pytest.raises(ValueError, match="no numbers"):
+        watch.end_epoch()
+    for _ in range(2):
+        watch(torch.zeros(2, 3), torch.tensor([0, 3]))
+        watch.end_epoch()
+    assert len(watch.epochs.pictures) == 2
+    for name in ("best.pt", "train.py"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ValueError, match=r"give a file whose name ends in \.html"):
+            watch.report(tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
+    assert watch.report(tmp_path / "page.html").exists()

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one, and folders so that two writers never mix."""
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -77,6 +78,20 @@ def write_atomic(
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """By which a file is known to be as it was: its size and the time of its last change; zeros where there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
+
+
+def content_digest(path: Path) -> str:
+    """A word for the content of a file, empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def require_ending(option: str, path: Path, *endings: str) -> None:

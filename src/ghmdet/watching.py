@@ -1,6 +1,7 @@
 """See which examples pull at any model: count the gradient norms of its logits, and write the report's page of them."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,14 @@ class Watch:
         self.background = SoftmaxCrossEntropy(background).background_of(self.logits)
         self.epochs = SpectrumCounts.empty(self.classes, (1,))[:0]
         self.sums: SpectrumSums | None = None
+        self.broken: Tensor | int = 0
 
     @torch.no_grad()
     def __call__(self, logits: Levels, targets: Levels, valid: Levels | None = None) -> None:
-        """Count a batch: the arguments of `ghmdet.functional.ghm_c_loss`, or of ``softmax_ghm_loss``."""
+        """Count a batch: the arguments of `ghmdet.functional.ghm_c_loss`, or of ``softmax_ghm_loss``.
+
+        Examples with a score that is no number (NaN), as a step that is left out in fp16 may have, are not counted.
+        """
         x, wanted, mask, _ = join_levels(logits, targets, valid, None)
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != self.logits:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -58,6 +63,10 @@ class Watch:
             for name, table in kept.items():
                 self.sums.tables[name] += table.to(x.device)
         self.sums.tables["pictures"] += x.shape[0]
+        broken = x.isnan().any(1)
+        self.broken = self.broken + broken.sum()
+        sound = ~broken if mask is None or mask.dim() < x.dim() else ~broken[:, None]
+        x, mask = x.nan_to_num(0.0, torch.inf, -torch.inf), sound if mask is None else sound & mask.bool()
         if self.softmax:
             self._add_softmax(self.sums, x, wanted, mask)
             return
@@ -109,12 +118,21 @@ class Watch:
             self(given[0], given[1], valid)
 
     def end_epoch(self) -> SpectrumCounts:
-        """End the epoch, which becomes a row of the page, and begin the next; its counts."""
-        sums = self.sums or SpectrumSums(self.classes, (1,), torch.device("cpu"))
+        """End the epoch, which becomes a row of the page, and begin the next; its counts.
+
+        Warns of examples that were left out, since a score was no number. Raises GhmdetError where a target was none,
+        with which the epoch cannot be told and is dropped.
+        """
+        sums, self.sums = self.sums or SpectrumSums(self.classes, (1,), torch.device("cpu")), None
+        broken, self.broken = torch.as_tensor(self.broken, device=sums.tables["pictures"].device), 0
         for name, table in sums.tables.items():
             sums.tables[name] = sum_over_ranks(table)
+        if count := int(sum_over_ranks(broken)):
+            warnings.warn(
+                f"{count} examples of the epoch are left out: scores that are no numbers (NaN)", stacklevel=2
+            )
         sums.check()
-        over, self.sums = sums.counts(), None
+        over = sums.counts()
         self.epochs = SpectrumCounts.stack([self.epochs, over])
         return over
 

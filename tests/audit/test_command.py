@@ -170,7 +170,7 @@ def test_labels_that_changed_since_are_another_audit(squares: Path, tmp_path: Pa
     content = json.loads(file.read_text())
     content["annotations"][0]["bbox"][0] += 1
     file.write_text(json.dumps(content))
-    with pytest.raises(GhmdetError, match="labels of the data have changed"):
+    with pytest.raises(GhmdetError, match="pictures or labels have changed since"):
         write_audit(tmp_path / "set", out=tmp_path / "a", list_commands=True, config=CONFIG, say=str)
 
 
@@ -470,6 +470,7 @@ def test_ids_that_fit_several_parts_are_of_the_one_whose_labels_they_fit(
 def test_a_folder_of_something_else_stays_as_it_is(squares: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "mine.txt").write_text("kept")
+    (tmp_path / "runs" / "x-1").mkdir(parents=True)  # as where `ghmdet train` was called
     with pytest.raises(GhmdetError, match="holds something else"):
         write_audit(squares, out=tmp_path, checkpoint=run / "best.pt", say=str)
     assert (tmp_path / "crops" / "mine.txt").read_text() == "kept"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from ghmdet.cli import app, main
 from ghmdet.compare import run as engine
 from ghmdet.compare.arms import REFUSED, read_arms
 from ghmdet.compare.plan import Plan, Run, tuning_parts
+from ghmdet.compare.result import spectrum_file
 from ghmdet.compare.run import compare, read_grid
 from ghmdet.data import AugmentConfig, read_data
 from ghmdet.data.fingerprint import scored
+from ghmdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from ghmdet.engine.context import begin_run
 from ghmdet.engine.run_folder import DIVERGED, write_json
 from ghmdet.engine.settings import SharedConfig, TrainConfig
@@ -549,13 +552,14 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     write_json(kept, json.loads(kept.read_text()) | {"checkpoint": str(predictions.parents[1] / "best.pt")})
     assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
     # What is damaged of it is made anew.
-    for name in ("metrics.json", "predictions.json", "spectrum.npz"):
+    (spectrum,) = (out / "runs/final/ghm").glob("*-seed0/val/spectrum-*.npz")
+    for file in (kept, predictions, spectrum):
         for content in ("[]", "{", "x"):
-            predictions.with_name(name).write_text(content)
+            file.write_text(content)
             assert judged(plan, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
 
 
-@pytest.mark.parametrize("change", ["nothing", "a box", "a picture", "one more", "ids"])
+@pytest.mark.parametrize("change", ["nothing", "a box", "a picture", "one more", "ids", "weights"])
 def test_an_arm_is_judged_anew_where_the_pictures_or_labels_are_others(
     squares: Path, tmp_path: Path, in_process: list[Run], change: str
 ) -> None:
@@ -563,8 +567,9 @@ def test_an_arm_is_judged_anew_where_the_pictures_or_labels_are_others(
     shutil.copytree(squares, data)
     plan = make_plan(data, tmp_path / "c", arms="ce", seeds=1)
     judged(plan, "ce")
-    kept = final_runs(plan, "ce", 0.1)[0].out / "val" / "predictions.json"
-    before = kept.stat().st_mtime_ns
+    (run,) = final_runs(plan, "ce", 0.1)
+    kept = run.out / "val" / "predictions.json"
+    before, (spectrum,) = kept.stat().st_mtime_ns, kept.parent.glob("spectrum*.npz")
     file = data / "annotations" / "instances_val.json"
     content = json.loads(file.read_text())
     if change == "a box":
@@ -579,8 +584,16 @@ def test_an_arm_is_judged_anew_where_the_pictures_or_labels_are_others(
     file.write_text(json.dumps(content))
     if change == "a picture":
         Image.new("RGB", (96, 72)).save(data / "images" / content["images"][0]["file_name"])
-    judged(plan, "ce")
+    if change == "weights":
+        state = dict(load_checkpoint(run.out / "last.pt"))
+        state["model"] = {name: value * 1.01 for name, value in state["model"].items()}
+        save_checkpoint(run.out / "last.pt", state)
+    said: list[str] = []
+    judged(plan, "ce", say=said.append)
     assert (kept.stat().st_mtime_ns == before) is (change == "nothing")
+    assert [spectrum] == [*kept.parent.glob("spectrum*.npz")] or change != "nothing"
+    assert spectrum.exists() is (change == "nothing")
+    assert any("judged anew: what" in line for line in said) is (change != "nothing")
     ids = {one["id"] for one in content["images"]}
     assert {one["image_id"] for one in json.loads(kept.read_text())} <= ids
 
@@ -635,8 +648,10 @@ def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
             end(run, 0.1)
             write_json(run.out / "val" / "predictions.json", found)
             about = {"checkpoint": str(run.out / "last.pt"), "data": str(data), "split": "val"}
-            write_json(run.out / "val" / "metrics.json", about | {"digest": scored(part)})
-            nothing.save(run.out / "val" / "spectrum.npz")
+            write_json(
+                run.out / "val" / "metrics.json", about | {"digest": scored(part), "checkpoint_digest": ""}
+            )
+            nothing.save(spectrum_file(run, part))
     arms = judged(plan)["arms"]
     assert arms["ce"]["per_class"]["red"]["AP"]["values"] == pytest.approx([1, 1])
     assert arms["ce"]["per_class"]["blue"]["AP"]["values"] == [0, 0]
@@ -687,7 +702,8 @@ def test_a_run_that_another_process_trains_is_waited_for(squares: Path, tmp_path
     )
     assert other.stdout is not None
     other.stdout.readline()
-    stop, shown = StopSignal(), list[str]()
+    stop, shown, said = StopSignal(), list[str](), list[str]()
+    heard = partial(engine.foretell, run, said.append, aloud=False)
 
     def show(about: str) -> None:
         shown.append(about)
@@ -695,7 +711,8 @@ def test_a_run_that_another_process_trains_is_waited_for(squares: Path, tmp_path
             other.communicate(b"\n")
         stop.asked = stop.asked or (run.out / "run.json").exists()
 
-    assert "--resume continues" in engine.train_run(run, stop, show)
+    assert "--resume continues" in engine.train_run(run, stop, show, heard)
+    assert len(said) == 1 and re.search(rf"waiting for another process: .*process {other.pid} on ", said[0])
     assert "another process trains it, which is waited for" in shown[0] and "epoch" in shown[-1]
 
 
@@ -715,7 +732,17 @@ def test_a_plan_that_was_cut_off_is_gone_on_with_and_a_damaged_one_is_named(
         make_plan(squares, tmp_path / "c", grid="0.1,0.2")
     assert len(written) == 3
     plan = make_plan(squares, tmp_path / "c", grid="0.1,0.2")
-    assert plan.tuning_file.exists() and len(plan.commands()) == 4
+    whole = plan.tuning_file.read_text()
+    assert len(plan.commands()) == 4
+    for content in (
+        "",
+        whole[:99],
+        "[]",
+        whole.replace(str(squares), "/gone"),
+    ):  # and as a set that was moved
+        plan.tuning_file.write_text(content)
+        make_plan(squares, tmp_path / "c", grid="0.1,0.2")
+        assert plan.tuning_file.read_text() == whole
     for content in ("", "{", "[]", '{"settings": 5}', '{"settings": {}, "arms": {"ce": 3}}'):
         (tmp_path / "c" / "plan.json").write_text(content)
         with pytest.raises(GhmdetError, match=r"plan\.json: damaged: copy it back, or give another --out"):

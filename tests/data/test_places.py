@@ -391,9 +391,12 @@ def test_predict_looks_for_pictures_as_the_readers_do(tmp_path: Path) -> None:
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     (tmp_path / "dir.jpg").mkdir()
     (tmp_path / "deep" / "phone.HEIC").write_bytes(b"\0")
+    for name in (".venv/site/names.txt", ".out/a.jpg", ".out/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.jpg")
     said: list[str] = []
-    found = find_pictures([tmp_path], tmp_path / "out", said.append)
+    found = find_pictures([tmp_path], tmp_path / ".out", said.append)
     assert [str(name) for name in found] == ["a.jpg", "deep/er/B.JFIF"]
     for told, line in zip(("deep/phone.HEIC", "deep/loop", "3 × hidden file", "pipe.jpg"), said, strict=True):
         assert told in line

@@ -233,6 +233,13 @@ def test_voc_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
         read_data(tmp_path, "cat_train")
 
 
+def test_a_list_with_the_column_of_one_class_is_named_where_it_is_called_as_a_split(tmp_path: Path) -> None:
+    write_voc(tmp_path, three_pictures(), "val")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a  1\nb -1\n")
+    (told,) = (one for one in read_data(tmp_path, "val").problems if one.kind == "list of one class")
+    assert told.value == "ImageSets/Main/train.txt" and "leave it out if it is of all" in told.mend
+
+
 def test_voc_list_of_pictures_with_spaces_in_their_names_is_a_split(tmp_path: Path) -> None:
     pictures = [replace(picture, name=f"blood cell {picture.name}") for picture in three_pictures()]
     pictures[2].boxes.append((0, 5, 5, 25, 35))

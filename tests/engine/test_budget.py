@@ -399,6 +399,25 @@ def test_a_run_ends_within_its_budget_with_the_rate_down(squares: Path, tmp_path
     assert len(validations) <= 11
 
 
+def test_a_validation_that_was_interrupted_is_made_up_for(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = replace(BUDGETED, budget="20s"), tmp_path / "run"
+
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ghmdet.engine.train.draw_curves", interrupt)  # its row is there, its save is not
+        train(squares, out, options, say=lambda line: None)
+    (before,) = rows(out / "metrics.csv")
+    train(squares, out, options, resume=True, say=lambda line: None)
+    again = rows(out / "metrics.csv")[0]
+    assert {name: again[name] for name in ("step", "epoch", "AP")} == {
+        name: before[name] for name in ("step", "epoch", "AP")
+    }
+
+
 def test_a_budget_without_time_for_training_is_refused_and_leaves_nothing(
     squares: Path, tmp_path: Path
 ) -> None:

@@ -175,6 +175,50 @@ def test_a_class_that_is_no_line_of_a_text_is_refused_before_the_work(tmp_path: 
         check(tmp_path, [], ["labels"], ["bus", name])
 
 
+@pytest.mark.parametrize("change", ["a label", "a file more", "a crop", "nothing", "cut off"])
+def test_what_was_changed_since_is_not_removed(
+    run: Path, pictures: Path, tmp_path: Path, change: str
+) -> None:
+    out, said = tmp_path / "out", list[str]()
+    usual: dict[str, Any] = OPTIONS | {"out": out, "threshold": 0.0, "say": said.append}
+    predict(run / "best.pt", pictures, save_txt=True, crop=True, **usual)
+    file = next((out / "labels").rglob("*.txt"))
+    if change == "a label":
+        file.write_text("0 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 0.1\n")
+    elif change == "a file more":
+        (out / "labels" / "notes.txt").touch()
+    elif change == "a crop":
+        next((out / "crops").rglob("*.jpg")).unlink()
+    elif change == "cut off":
+        (out / "labels" / MARKER).write_text("")
+        file.unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for options in ({}, {"save_txt": True}):
+        if change in ("nothing", "cut off"):
+            predict(run / "best.pt", pictures, **options, **usual)
+            assert (out / "labels").exists() is bool(options) and not (out / "crops").exists()
+            continue
+        with pytest.raises(
+            GhmdetError, match="was changed since `ghmdet predict` wrote it, and would be removed"
+        ):
+            predict(run / "best.pt", pictures, **options, **usual)
+        assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    if change == "nothing":
+        assert f"{out / 'labels'} of an earlier predict is removed" in said
+
+
+def test_what_another_predict_wrote_into_a_folder_below_stays(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    predict(run / "best.pt", pictures, out=tmp_path / "out" / "day1", **OPTIONS)
+    before = set((tmp_path / "out" / "day1").rglob("*"))
+    predict(run / "best.pt", pictures, out=tmp_path / "out", **OPTIONS)
+    assert before == set((tmp_path / "out" / "day1").rglob("*"))
+    shutil.copytree(pictures, tmp_path / "more" / "day1")
+    with pytest.raises(GhmdetError, match="is no drawing of an earlier `ghmdet predict` into"):
+        predict(run / "best.pt", tmp_path / "more", out=tmp_path / "out", **OPTIONS)
+
+
 def test_drawings_in_a_folder_of_that_name_outlive_what_was_written_there_before(
     run: Path, pictures: Path, tmp_path: Path
 ) -> None:

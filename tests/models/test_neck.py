@@ -56,7 +56,7 @@ def test_bf16_levels_of_narrow_pictures_are_those_of_float32_whatever_is_in_the_
             assert (level.float() - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "tf_efficientnet_lite0", "tf_efficientnetv2_b0"])
 @pytest.mark.parametrize("width", [32, 64])
 def test_bf16_features_of_narrow_pictures_are_those_of_float32_whatever_is_in_the_memory(name, width):
     backbone = Backbone(name, frozen=True, eps=1e-5).to(memory_format=torch.channels_last)

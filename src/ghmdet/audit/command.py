@@ -102,7 +102,7 @@ def write_audit(
     Range(0, 100_000).check("review", review)
     config = config or FoldConfig()
     there = {each.name for each in out.iterdir() if not each.name.startswith(".")} if out.is_dir() else set()
-    if there and not there & {"audit.json", "folds", "runs"}:  # those of an audit that has ended or begun
+    if there and not there & {"audit.json", "folds"}:  # those of an audit that has ended or begun
         raise GhmdetError(f"--out {out} holds something else: give a new folder")
     if sum(each is not None for each in (checkpoint, results, folds)) > 1:
         raise GhmdetError("give one of --checkpoint, --results and --folds")

@@ -89,7 +89,7 @@ def plan(
             if before is None:
                 write_json(labels, content)
             elif read_json(labels) != content:
-                raise GhmdetError(f"{labels}: the labels of the data have changed since: give another --out")
+                raise GhmdetError(f"{labels}: the pictures or labels have changed since: give another --out")
         runs.append(Fold(f"fold {i}", folder, out / "runs" / f"fold{i}", config, False, both[1]))
     write_json(file, now)
     return runs

@@ -202,7 +202,8 @@ class Plan:
         done = sum(run.outcome() is not None for run in runs)
         kept = f"; of these {done} {'is' if done == 1 else 'are'} done" if done else ""
         grows = "; more where a best weight lies at the edge of the grid" if tuned else ""
-        return f"runs to make: {'; '.join(stages)}{kept}{grows}; the time they take is said after the first steps"
+        time = "" if done == len(runs) else "; the time they take is said after the first steps"
+        return f"runs to make: {'; '.join(stages)}{kept}{grows}{time}"
 
     def commands(self) -> list[str]:
         """The commands that can be run now, in any order; an arm's final runs follow once its grid is done."""
@@ -248,13 +249,20 @@ class Plan:
                     " give another --out"
                 )
         parts = None
-        if self.grid is not None and not self.tuning_file.exists():
+        if self.grid is not None and not self._has_parts():
             parts = tuning_parts(train)
         write_json(file, now | {"arms": arms})  # first: the folder is known by it
         if parts:
             fit, held_out = parts
             write_json(self.tuning_file.with_name("instances_val.json"), held_out.to_coco(absolute=True))
             write_json(self.tuning_file, fit.to_coco(absolute=True))
+
+    def _has_parts(self) -> bool:
+        """Whether the parts for tuning are there, whole, and name pictures where they are."""
+        with suppress(GhmdetError, IndexError, KeyError, TypeError):
+            files = self.tuning_file, self.tuning_file.with_name("instances_val.json")
+            return all(Path((read_json(file) or {})["images"][0]["file_name"]).is_file() for file in files)
+        return False
 
     def _described(self, train: DetectionData) -> dict[str, Any]:
         return {

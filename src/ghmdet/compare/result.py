@@ -1,8 +1,10 @@
 """The result of a comparison: every final run judged, and what differs from the first arm beyond chance."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +21,11 @@ from ghmdet.engine.run_folder import provenance, read_json
 from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.matching import ClassMatches, matches
 from ghmdet.evaluation.tables import Floats
+from ghmdet.files import content_digest
 from ghmdet.progress import counting
 from ghmdet.spectrum import BACKGROUND, OBJECTS, SpectrumCounts
 
 RESAMPLES = 1000
-SPECTRUM = "spectrum.npz"
 SPECTRUM_PICTURES = 100
 
 
@@ -53,7 +55,7 @@ def judge(
     say(part.describe())
     counts = resamples(len(part.records), RESAMPLES)
     with counting("runs judged", sum(map(len, runs.values()))) as advance:
-        judged = {arm: _judge(of_arm, part, counts, advance) for arm, of_arm in runs.items()}
+        judged = {arm: _judge(of_arm, part, counts, advance, say) for arm, of_arm in runs.items()}
     spectra = {arm: _spectrum(of_arm[0], part) for arm, of_arm in runs.items()}
     arms: dict[str, dict[str, Any]] = {arm: {"settings": settings(own)} for arm, own in plan.arms.items()}
     for arm, own in judged.items():
@@ -91,7 +93,11 @@ class Judged(NamedTuple):
 
 
 def _judge(
-    runs: Sequence[Run], part: DetectionData, counts: Floats, advance: Callable[[int], None]
+    runs: Sequence[Run],
+    part: DetectionData,
+    counts: Floats,
+    advance: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> Judged:
     AP, AP50 = [], []
     truth, of = part.to_coco(), scored(part)
@@ -99,7 +105,8 @@ def _judge(
         by_name = _kept(run, part.split, of, truth)
         if by_name is None:
             config, folder = run.config, run.out / part.split
-            (folder / SPECTRUM).unlink(missing_ok=True)  # of the same data
+            if (folder / "metrics.json").exists():
+                say(f"{run}: judged anew: what {folder} holds is of other pictures or labels, or damaged")
             validate(
                 run.out / "last.pt",
                 run.data,
@@ -125,10 +132,12 @@ def _kept(run: Run, split: str, of: str, truth: dict[str, Any]) -> dict[str, Cla
     of: the data, as `scored` says it. truth: the same as COCO annotations.
     """
     folder = run.out / split
-    about = {"checkpoint": str(run.out / "last.pt"), "data": str(run.data.absolute()), "split": split}
+    last = run.out / "last.pt"
+    about = {"checkpoint": str(last), "data": str(run.data.absolute()), "split": split}
+    about |= {"checkpoint_digest": content_digest(last), "digest": of}
     with suppress(GhmdetError):
         metrics = read_json(folder / "metrics.json") or {}  # the last thing that `validate` writes
-        if (about | {"digest": of}).items() <= metrics.items():
+        if about.items() <= metrics.items():
             return matches(truth, folder / "predictions.json")
     return None
 
@@ -173,11 +182,19 @@ def _spread(values: Floats) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": deviation, "values": values.tolist()}
 
 
+def spectrum_file(run: Run, part: DetectionData) -> Path:
+    """Where the spectrum of a run's last weights on the data is kept: named by both."""
+    of = f"{content_digest(run.out / 'last.pt')} {scored(part)}"
+    return run.out / part.split / f"spectrum-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npz"
+
+
 def _spectrum(run: Run, part: DetectionData) -> SpectrumCounts:
     """The spectrum of a run's last weights on up to `SPECTRUM_PICTURES` pictures, measured once."""
-    kept = run.out / part.split / SPECTRUM
+    kept = spectrum_file(run, part)
     with suppress(GhmdetError):
         return SpectrumCounts.load(kept)
+    for old in kept.parent.glob("spectrum*.npz"):
+        old.unlink()
     detector = Detector.load(run.out / "last.pt", device=run.config.device, precision="fp32")
     measured = measure_spectrum(detector, part, pictures=SPECTRUM_PICTURES).spectrum
     measured.save(kept)

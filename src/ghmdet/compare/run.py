@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ from ghmdet.errors import Busy, GhmdetError, PartlyDone
 from ghmdet.files import hold
 from ghmdet.progress import progress_bar
 from ghmdet.signals import StopSignal
+
+WAITING = "waiting for another process:"
 
 
 def compare(
@@ -158,13 +161,15 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             total = done + 1 + len(others)
             # A short one's start and validation weigh more, so the first of the long ones says it again.
             news = run.work > longest
-            heard = partial(foretell, run, say, others=others) if news else lambda line: None
+            heard = partial(foretell, run, say, others=others, aloud=news)
             longest = max(longest, run.work)
             reason = train_run(run, stop, partial(show, done / total), heard)
             if stop.asked:
                 raise KeyboardInterrupt(f"stopped in {run}; the same command continues there")
             outcome = run.outcome()
             if outcome is None:
+                if "--accept-changed-data" in reason:
+                    reason += f" (by hand: ghmdet {shlex.join([*run.command, '--accept-changed-data'])})"
                 outcome = Outcome(failed=reason or "it left no AP")
                 failed[run.arm] = f"{run}: {outcome.failed}"
             done += 1
@@ -178,9 +183,18 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
 
 
 def foretell(
-    run: Run, say: Callable[[str], None], line: str, more: str = "", others: Sequence[Run] = ()
+    run: Run,
+    say: Callable[[str], None],
+    line: str,
+    more: str = "",
+    others: Sequence[Run] = (),
+    aloud: bool = True,
 ) -> None:
-    """Pass on how long a run will take, and with it the others, if that is what it says in this line."""
+    """Pass on that a run waits, or how long it will take, and with it the others, if this line says so."""
+    if line.startswith(WAITING):
+        say(f"{run}: {line}")
+    if not aloud:
+        return
     if time_to_go := re.match(r"about (?:(\d+) min ?)?(?:([\d.]+) s )?", line):
         seconds = 60 * int(time_to_go[1] or 0) + float(time_to_go[2] or 0)
         if others:
@@ -198,11 +212,15 @@ def train_run(
 
     show: called again and again with where it is. heard: called with each line that it says.
     """
+    told = ""
     while not stop.asked:
         try:
             with hold(run.out):
                 break
-        except Busy:
+        except Busy as busy:
+            if not told:
+                told = f"{WAITING} {busy}"
+                heard(told)
             show(f"{run}: another process trains it, which is waited for")
             time.sleep(1)
     if stop.asked:

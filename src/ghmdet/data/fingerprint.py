@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ghmdet.data.records import NAMED_PROBLEMS, DetectionData
+from ghmdet.files import file_stamp
 
 
 def fingerprint(data: DetectionData) -> Tensor:
     """Of each of the N pictures hashes of its name, of its labels, and of its file's size and time.
 
-    int64 [N, 3]. The content of the files is not read.
+    int64 [N, 3]. The content of the files is not read; a file that is gone is as one of no size.
     """
     records = data.records
     rows = []
@@ -22,17 +23,15 @@ def fingerprint(data: DetectionData) -> Tensor:
         part = slice(records.offsets[index], records.offsets[index + 1])
         columns = (records.boxes, records.labels, records.crowd, records.area)
         labels = _hash(records.sizes[index].tobytes(), *(column[part].tobytes() for column in columns))
-        about = os.stat(records.root / records.name(index))
-        file = _hash(f"{about.st_size} {about.st_mtime_ns}".encode())
+        file = _hash(" ".join(map(str, file_stamp(records.root / records.name(index)))).encode())
         rows.append([_hash(os.fsencode(records.name(index))), labels, file])
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
 
 
 def digest(data: DetectionData) -> str:
     """A word for the names of all pictures, their labels and the sizes of their files, the same wherever they lie."""
-    sizes = [
-        os.stat(data.records.root / data.records.name(index)).st_size for index in range(len(data.records))
-    ]
+    records = data.records
+    sizes = [file_stamp(records.root / records.name(index))[0] for index in range(len(records))]
     return f"{_hash(fingerprint(data)[:, :2].numpy().tobytes(), str(sizes).encode()):x}"
 
 

@@ -18,7 +18,7 @@ from ghmdet.data.coco import is_labelme
 from ghmdet.data.collector import Collector
 from ghmdet.data.layout import SPLITS, by_split, meant, read_lines, read_text
 from ghmdet.data.records import DetectionData
-from ghmdet.data.tree import FOREIGN, PROBES, Tree, ending, readable
+from ghmdet.data.tree import FOREIGN, ONE_CLASS, PROBES, Tree, ending, readable
 from ghmdet.data.values import flag, number, numbers, shown
 from ghmdet.errors import DataError
 from ghmdet.pictures import EXTENSIONS
@@ -98,6 +98,8 @@ class OneFileEach:
             return True
         column = all(line.split()[1:] and line.split()[-1] in ("-1", "0", "1") for line in lines)
         named = Path(listing).stem.lower() in LISTS or os.path.dirname(listing) == _main(tree)
+        if lines and column and Path(listing).stem.lower() in LISTS:
+            tree.skipped[ONE_CLASS][listing] = None
         return named and not (lines and column)
 
     def _below(self, tree: Tree, folder: str) -> bool:

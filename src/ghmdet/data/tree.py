@@ -55,9 +55,13 @@ LEFT: dict[str, tuple[Severity, str]] = {
     "symlinked folder that leads back": ("warning", "not followed: its files are read once"),
     "hidden file": ("note", "skipped on purpose"),
     "pipe or device": ("warning", "not opened: reading it may never end"),
+    "list of one class": (
+        "warning",
+        "not read, by its last column of -1, 0 and 1: leave it out if it is of all",
+    ),
 }
 """What can be left over of a data set, with the severity and what is said about it."""
-_, _, _, UNOPENED, CLOSED, LOOP, HIDDEN, DEVICE = LEFT
+_, _, _, UNOPENED, CLOSED, LOOP, HIDDEN, DEVICE, ONE_CLASS = LEFT
 
 
 def below(folder: str, name: str) -> str:
@@ -350,19 +354,21 @@ class Tree:
             real = {os.path.realpath(path) for path in self.used if "\0" not in path}
             for paths in left.values():
                 paths[:] = [path for path in paths if os.path.realpath(path) not in real]
-        return self.problems(left)
+        return list(self.problems(left | {HIDDEN: self.hidden({*EXTENSIONS, *LABELS})}))
 
-    def problems(self, left: dict[str, list[str]]) -> list[Problem]:
-        """What is left over, paths by kind of `LEFT`, and what was passed over wherever it was looked."""
-        hidden = (below(folder, name) for folder, here in self._folders.items() for name in here.hidden)
-        passed = self.skipped | {HIDDEN: [path for one in hidden for path in _hidden(one)]}
-        problems = []
+    def hidden(self, endings: Container[str]) -> list[str]:
+        """The hidden files with one of the endings, and those in hidden folders, wherever it was looked."""
+        names = [below(folder, name) for folder, here in self._folders.items() for name in here.hidden]
+        deeper = [below(top, file) for one in names for top, _, files in os.walk(one) for file in files]
+        return [path for path in names + deeper if ending(path) in endings]
+
+    def problems(self, left: dict[str, list[str]]) -> Iterator[Problem]:
+        """What is left over, paths by kind of `LEFT`, and what was not gone into wherever it was looked."""
         for kind, (severity, said) in LEFT.items():
-            if paths := [*left.get(kind, ()), *passed.get(kind, ())]:
+            if paths := [*left.get(kind, ()), *self.skipped.get(kind, ())]:
                 shown = ", ".join(os.path.relpath(path, self.root) for path in paths[:NAMED_PROBLEMS])
                 more = ", ..." if len(paths) > NAMED_PROBLEMS else ""
-                problems.append(Problem(severity, kind, self.root, "", shown + more, said, len(paths)))
-        return problems
+                yield Problem(severity, kind, self.root, "", shown + more, said, len(paths))
 
 
 def _is_device(entry: os.DirEntry[str]) -> bool:
@@ -389,12 +395,6 @@ def _kind(path: str) -> str | None:
     if end in LABELS and not readable(path):
         return UNREADABLE
     return NO_LABEL if looks_like_label(path) else None
-
-
-def _hidden(path: str) -> Iterator[str]:
-    """The pictures and label files at a hidden path, or below it."""
-    inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    yield from (file for file in inside or [path] if ending(file) in {*EXTENSIONS, *LABELS})
 
 
 class Candidate(NamedTuple):

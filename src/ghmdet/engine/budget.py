@@ -21,7 +21,7 @@ VALIDATING = 0.2
 """Share of the time that validations may take, apart from the last."""
 LOOKS = 5
 """Looks at the clock whose median is the present pace, so that one stall does not count."""
-KEPT = ("first", "share", "validations")
+KEPT = ("first", "share", "validations", "validation_due")
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Budget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        vars(self).update({name: state[name] for name in KEPT})
+        vars(self).update({name: state[name] for name in KEPT if name in state})  # older ones have less
 
 
 def in_words(seconds: float) -> str:

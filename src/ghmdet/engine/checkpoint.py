@@ -13,7 +13,7 @@ import torch
 
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.fingerprint import count_known, differences, fingerprint, labelled
-from ghmdet.engine.run_folder import DIVERGED, read_rows, same_data
+from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import hold, write_atomic
@@ -216,12 +216,13 @@ def trained_on(out: Path, data: DetectionData) -> str | None:
 def changed_since(out: Path, where: Path | str, data: DetectionData) -> str | None:
     """What has changed of a part `data` of the data set at `where` since the run in a folder read it, in words.
 
-    None where nothing has, where the run read other data, and where its last save does not tell.
+    None where nothing has, where the run read another place or list, and where its last save does not tell.
     """
-    with suppress(CheckpointError, KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError):
         saved = _last_save(out, lambda line: None)[0]
         training, classes = saved["training"], saved["classes"]
-        if same_data(where, training["arguments"]["data"]):
+        made = (read_json(out / "run.json") or {})["arguments"]
+        if Path(where).resolve() == Path(made["data"]):
             if list(data.classes) != list(classes):  # labels are numbers, by the order of the classes
                 data = read_data(where, data.split, classes=classes)
             then = training["fingerprints"][data.split]

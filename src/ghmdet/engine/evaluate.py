@@ -9,7 +9,7 @@ from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.run_folder import require_no_run, results_folder, write_json, write_predictions
 from ghmdet.evaluation.score import Metrics, score
-from ghmdet.files import checkpoint_file, hold
+from ghmdet.files import checkpoint_file, content_digest, hold
 from ghmdet.options import BATCH_SIZE, WORKERS
 from ghmdet.progress import counting
 
@@ -70,6 +70,7 @@ def validate(
             "checkpoint": str(checkpoint),
             "data": str(data.absolute()),
             "split": part.split,
+            "checkpoint_digest": content_digest(checkpoint),
             "digest": scored(part),
         }
         write_predictions(out / "predictions.json", results, truth)

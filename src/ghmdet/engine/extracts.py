@@ -1,5 +1,6 @@
 """What `ghmdet predict` writes on demand: YOLO labels of its boxes (`--save-txt`), and what is in each (`--crop`)."""
 
+import hashlib
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from ghmdet.draw import save_jpeg
 from ghmdet.engine.sources import Reader, Source
 from ghmdet.engine.unfinished import Results
 from ghmdet.errors import GhmdetError
-from ghmdet.files import write_atomic
+from ghmdet.files import file_stamp, write_atomic
 
 LABELS, CROPS = "labels", "crops"
 """The folders that they are written into."""
@@ -36,6 +37,13 @@ def check(out: Path, names: Sequence[Path], folders: Sequence[str], classes: Seq
         raise GhmdetError(
             f"class {shown(several[0])}: is no line of classes.txt: leave --save-txt out, or rename it"
         )
+    for folder in (LABELS, CROPS):
+        there = out / folder
+        if not there.is_symlink() and (there / MARKER).is_file() and not _as_written(there):
+            raise GhmdetError(
+                f"{there}: was changed since `ghmdet predict` wrote it, and would be removed: move it away, or give"
+                " another --out"
+            )
     for folder in folders:
         there = out / folder
         if there.is_symlink():
@@ -69,10 +77,25 @@ def short(name: str, picture: str, ending: str) -> str:
     return f"{picture[:40]}~{zlib.crc32(os.fsencode(picture)):08x}{ending}"
 
 
-def remove(folder: Path) -> None:
-    """Remove what an earlier predict wrote there."""
-    if not folder.is_symlink() and (folder / MARKER).exists():
+def remove(folder: Path) -> bool:
+    """Remove what an earlier predict wrote there; whether there was something."""
+    there = not folder.is_symlink() and (folder / MARKER).exists()
+    if there:
         shutil.rmtree(folder)
+    return there
+
+
+def _as_written(folder: Path) -> bool:
+    """Whether nothing was added or changed since a predict wrote it; one that was cut off has not said what."""
+    told = (folder / MARKER).read_text(encoding="utf-8")
+    return not told or told == _state(folder)
+
+
+def _state(folder: Path) -> str:
+    """A word for the names, sizes and times of the files in a folder and below."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MARKER)
+    told = [f"{os.fsencode(file.relative_to(folder))!r} {file_stamp(file)}" for file in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _new(folder: Path) -> None:
@@ -101,6 +124,7 @@ def write_labels(
         picture = Path(name)
         file = folder / picture.with_name(short(f"{picture.stem}.txt", picture.name, ".txt"))
         write_atomic(file, "".join(f"{line}\n" for line in lines))
+    write_atomic(folder / MARKER, _state(folder))
 
 
 def write_crops(
@@ -134,3 +158,4 @@ def write_crops(
             file = folder / label / place.with_name(cut)
             file.parent.mkdir(parents=True, exist_ok=True)
             save_jpeg(picture.crop((left, top, right, bottom)), file, quality=92)
+    write_atomic(folder / MARKER, _state(folder))

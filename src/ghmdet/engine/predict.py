@@ -18,7 +18,7 @@ from PIL import Image
 
 from ghmdet import runtime
 from ghmdet.data.annotations import read_annotations
-from ghmdet.data.tree import UNOPENED, UNREAD, Tree
+from ghmdet.data.tree import HIDDEN, UNOPENED, UNREAD, Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
 from ghmdet.engine.run_folder import coco_results, require_no_run, write_json, write_predictions
@@ -94,6 +94,8 @@ def predict(
     BATCH_SIZE.check("batch_size", batch_size)
     checkpoint, out = checkpoint_file(checkpoint), Path(out)
     require_no_run(out)
+    if (out / "metrics.json").is_file():  # which speaks of the predictions beside it
+        raise GhmdetError(f"--out {out} holds results of `ghmdet val`, which would be replaced: give another")
     given = [Path(picture) for picture in pictures]
     sources = with_frames(find_pictures(given, out, say), given, say, passed_over=annotations is not None)
     if not sources:
@@ -133,7 +135,8 @@ def predict(
     failed: dict[str, str] = {}
     with hold(out):
         for folder, _, _ in asked:
-            extracts.remove(out / folder)
+            if extracts.remove(out / folder):
+                say(f"{out / folder} of an earlier predict is removed")
         old = earlier_drawings(out, set(drawings.values()))
         with Unfinished(out / UNFINISHED, made, files, drawings) as work:
             if removed := remove_drawings(out, set(old) - {drawings[name] for name in work.lines}):
@@ -285,7 +288,10 @@ def find_pictures(
         files = [Path(file) for file in tree.walk(str(path))] if is_folder else [path]
         if is_folder:
             unread = [str(file) for file in files if file.suffix.lower() in UNREAD]
-            for problem in tree.problems({UNOPENED: unread}):
+            hidden = [
+                one for one in tree.hidden(EXTENSIONS) if not Path(os.path.realpath(one)).is_relative_to(own)
+            ]
+            for problem in tree.problems({UNOPENED: unread, HIDDEN: hidden}):
                 say(str(problem))
         if is_folder or by_pattern:
             files = [file for file in files if file.suffix.lower() in EXTENSIONS | VIDEOS]
@@ -353,16 +359,24 @@ def drawing_names(names: Sequence[Path]) -> list[Path]:
 
 
 def earlier_drawings(out: Path, drawings: Set[Path]) -> list[Path]:
-    """The drawings in `out` that an earlier predict left.
+    """The drawings in `out` that an earlier predict left there, and not one into a folder below.
 
     Raises:
-        GhmdetError: there is a file that no predict drew where one of `drawings` would be.
+        GhmdetError: there is a file that no predict drew, or another one, where one of `drawings` would be.
     """
-    there = [file for file in out.rglob("*") if file.suffix.lower() in JPEG and file.is_file()]
-    old = [file for file in there if _is_drawing(file)]
+    there, others = list[Path](), list[Path]()
+    for place, _, names in os.walk(out):
+        folder = Path(place)
+        if folder != out and {PREDICTIONS, UNFINISHED} & {*names}:
+            others.append(folder)
+        files = (folder / name for name in names if Path(name).suffix.lower() in JPEG)
+        there += [file for file in files if file.is_file()]
+    own = (file for file in there if not any(file.is_relative_to(other) for other in others))
+    old = [file for file in own if _is_drawing(file)]
     if strangers := set(there) & drawings - set(old):
         raise GhmdetError(
-            f"{min(strangers)}: would be overwritten, and is no drawing of `ghmdet predict`: give another --out"
+            f"{min(strangers)}: would be overwritten, and is no drawing of an earlier `ghmdet predict` into {out}: give"
+            " another --out"
         )
     return old
 

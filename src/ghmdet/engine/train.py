@@ -272,7 +272,6 @@ class Trainer:
                 ended = time.monotonic()
                 self._look(stop)
                 self._save()
-                self.budget.look(progress.step)
         if run.saved and begun == (progress.step, progress.validated_epoch):
             best = shlex.quote(str(run.folder / "best.pt"))
             run.say(f"this run was finished already; to train on, begin another: --weights {best} --epochs N")

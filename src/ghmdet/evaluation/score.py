@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from json import loads
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
+from ghmdet.errors import GhmdetError
 from ghmdet.evaluation.matching import ClassMatches, counted, evaluate, match, reliability
 from ghmdet.evaluation.tables import Annotations, CocoTables, Flags, Floats, Results, read_tables
 from ghmdet.files import require_ending, write_atomic
@@ -158,11 +161,20 @@ def score_files(
     """
     if json:
         require_ending("--json", json, ".json")
+        if json.is_file() and not _is_metrics(json):
+            raise GhmdetError(f"--json {json}: would be replaced, and is no metrics file: give another name")
     metrics = score(annotations, results)
     if json:
         metrics.save_json(json)
     say(metrics.table())
     return metrics
+
+
+def _is_metrics(path: Path) -> bool:
+    with suppress(ValueError):
+        there = loads(path.read_text(encoding="utf-8"))
+        return isinstance(there, dict) and {*SUMMARY, "per_class"} <= there.keys()
+    return False
 
 
 def metrics_of(tables: CocoTables, arrays: Mapping[str, Floats], half: Sequence[ClassMatches]) -> Metrics:

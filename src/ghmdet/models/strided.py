@@ -1,6 +1,9 @@
 """Strided convolution whose results in bf16 on a CPU are right for the narrowest pictures too."""
 
+from typing import Any
+
 import torch
+from timm.layers.conv2d_same import Conv2dSame, conv2d_same
 from torch import Tensor, nn
 
 
@@ -13,8 +16,7 @@ class StridedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
-        half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if not (half and input.device.type == "cpu" and input.shape[-1] <= 2):
+        if not _wrong(input):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             bias = None if self.bias is None else self.bias.float()
@@ -22,8 +24,31 @@ class StridedConv2d(nn.Conv2d):
         return exact.to(input.dtype)
 
 
+class StridedConv2dSame(Conv2dSame):
+    """The same of timm's convolution that pads as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']."""
+        how: Any = self.stride, self.padding, self.dilation, self.groups
+        if not _wrong(x):
+            made: Tensor = conv2d_same(x, self.weight, self.bias, *how)
+            return made
+        with torch.autocast("cpu", enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            exact: Tensor = conv2d_same(x.float(), self.weight.float(), bias, *how)
+        return exact.to(x.dtype)
+
+
+def _wrong(input: Tensor) -> bool:
+    half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return half and input.device.type == "cpu" and input.shape[-1] <= 2
+
+
+KINDS: dict[type, type] = {nn.Conv2d: StridedConv2d, Conv2dSame: StridedConv2dSame}
+
+
 def use_strided(module: nn.Module) -> None:
     """Make a `StridedConv2d` of every plain convolution with a stride in `module`; weights keep their names."""
     for conv in module.modules():
-        if type(conv) is nn.Conv2d and conv.stride != (1, 1):
-            conv.__class__ = StridedConv2d
+        if type(conv) in KINDS and conv.stride != (1, 1):
+            conv.__class__ = KINDS[type(conv)]

@@ -1,7 +1,6 @@
 """One pass of a trained detector over a data set, and what it finds: for `ghmdet spectrum`, and for a report."""
 
 import errno
-import hashlib
 import math
 import shutil
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.findings import Findings, find
 from ghmdet.evaluation.hardest import NOTHING, UNSEEN, Hard, choose, count_kinds, find_hardest
 from ghmdet.evaluation.score import THRESHOLD
-from ghmdet.files import checkpoint_file, hold
+from ghmdet.files import checkpoint_file, content_digest, hold
 from ghmdet.models import ModelConfig
 from ghmdet.options import WORKERS
 from ghmdet.pictures import resized_size
@@ -154,7 +153,7 @@ def _inspect(
         )
     made_of: dict[str, Any] = {
         "format": FORMAT,
-        "checkpoint": _digest(checkpoint.read_bytes() if checkpoint.is_file() else b""),
+        "checkpoint": content_digest(checkpoint),
         "data": str(Path(where).resolve()),
         "split": split,
     }
@@ -278,10 +277,6 @@ def _kept(folder: Path, made_of: dict[str, Any]) -> Inspection | None:
         return None
     of = findings.get("made_of") if findings.keys() >= WHOLE else None
     return kept if isinstance(of, dict) and of | made_of == of else None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _with_crop(part: DetectionData, one: Hard, name: str, out: Path) -> dict[str, Any]:

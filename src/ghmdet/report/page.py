@@ -96,6 +96,7 @@ def write_gradient_page(spectrum: SpectrumCounts, out: Path, name: str) -> Path:
 
     name: what the model is called.
     """
+    require_ending("the page", out, ".html", ".htm")
     shown = {"name": name, "key": "r1", "training": _training(spectrum, "", "r1")}
     page = templates().get_template("page.html.jinja")
     write_atomic(out, page.render(runs=[shown], together={}, pullers=PULLERS).lstrip())

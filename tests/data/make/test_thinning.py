@@ -160,6 +160,8 @@ def test_its_own_set_is_replaced_and_anything_else_refused(coco: Path, tmp_path:
         thin(coco, out / "notes.txt", keep=["cat=0.5"])
     with pytest.raises(DataError, match="is the data set to be thinned"):
         thin(coco, coco, keep=["cat=0.5"])
+    with pytest.raises(DataError, match="is the data set to be thinned"):
+        thin(out / "annotations" / "instances_train.json", out, keep=["cat=0.5"])
     other = tmp_path / "other"
     write_coco(other, pictures())
     before = all_bytes(other)

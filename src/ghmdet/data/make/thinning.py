@@ -68,7 +68,7 @@ def thin(
     shares = _shares(keep)
     if seed < 0:
         raise GhmdetError(f"seed {seed}: give a number of at least 0")
-    if out.resolve() == data.resolve():
+    if data.resolve().is_relative_to(out.resolve()):
         raise DataError(f"{out}: is the data set to be thinned: give another folder")
     part = dataclasses.replace(read_data(data, split), split=split)
     targets, others = _targets(part, shares), _other_splits(data, split, part)
