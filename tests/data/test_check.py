@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ghmdet.data import check, check_data, read_data
-from ghmdet.data.check import format_problems, has_errors, in_both
+from ghmdet.data.check import copies, format_problems, has_errors, in_both
 from ghmdet.errors import DataError
 from measured_data import shared_data
 from small_sets import Picture, draw, three_pictures, write_coco, write_voc, write_yolo
@@ -27,6 +27,21 @@ def kinds(path: Path, split: str | None = None) -> dict[str, int]:
 def other_pictures() -> list[Picture]:
     """Three more, for a val split."""
     return [replace(picture, name=f"val_{picture.name}") for picture in three_pictures()]
+
+
+def test_augmented_copies_of_one_picture_in_two_splits_are_told(tmp_path: Path) -> None:
+    for split, names in (
+        ("train", ("a.rf.1.jpg", "b.rf.2.jpg", "c.jpg")),
+        ("valid", ("a.rf.3.jpg", "d.rf.4.jpg", "c.jpg")),
+    ):
+        pictures = [replace(one, name=name) for one, name in zip(three_pictures(), names, strict=True)]
+        write_yolo(tmp_path, pictures, split)
+    said = [str(one) for one in check_data(tmp_path) if "copy of a picture" in one.kind]
+    assert len(said) == 1 and "splits train and valid" in said[0] and "(a.rf.3.jpg)" in said[0], said
+    train, val = (read_data(tmp_path, split) for split in ("train", "val"))
+    assert [path.name for path in copies(train, val)] == ["a.rf.3.jpg"] and not copies(
+        val, replace(train, records=train.records.take(np.array([2])))
+    )
 
 
 @pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])

@@ -15,7 +15,7 @@ import numpy as np
 from ghmdet.data.images import load_image
 from ghmdet.data.layout import apart, did_you_mean, split_names
 from ghmdet.data.read import DataSet, no_usable_box
-from ghmdet.data.records import DetectionData, Problem, Record, Severity, named_first
+from ghmdet.data.records import NAMED_PROBLEMS, DetectionData, Problem, Record, Severity, named_first
 from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 from ghmdet.pictures import reason
@@ -25,6 +25,7 @@ from ghmdet.words import many
 AT_ONCE = 256  # pictures handed to the threads before their results are taken
 TAIL = 4096  # bytes at a file's end, in which hardly two pictures of one size agree
 LEAK = "keep it in one, or evaluation is on what was trained on"
+COPY = "copy of a picture (by its name before .rf.) in two splits"
 Seen = dict[Path, tuple[Record, list[str]]]  # each picture once, and the splits that use it
 _error, _warning = partial(Problem, "error"), partial(Problem, "warning")
 
@@ -71,7 +72,7 @@ def check_data(
     seen: Seen = {}
     for data in read:
         problems += [*data.problems, *_check_records(data, seen)]
-    problems += [*_check_classes(read), *_check_pictures(seen, threads)]
+    problems += [*_check_classes(read), *_check_copies(read), *_check_pictures(seen, threads)]
     order = get_args(Severity)
     return sorted(dict.fromkeys(problems), key=lambda problem: order.index(problem.severity))
 
@@ -101,6 +102,17 @@ def in_both(train: DetectionData, val: DetectionData) -> list[Path]:
         for path, end in ends.items()
         if path in other_ends or (end in alike and _digest(path) in digests)
     ]
+
+
+def copies(train: DetectionData, val: DetectionData) -> list[Path]:
+    """The pictures of val that Roboflow's augmentation made of one that train has, by their names before `.rf.`."""
+
+    def original(path: Path) -> str:
+        name, mark, _ = path.name.partition(".rf.")
+        return name if mark else ""
+
+    originals = {original(record.path) for record in train.records} - {""}
+    return [record.path for record in val.records if original(record.path) in originals]
 
 
 def has_errors(problems: Iterable[Problem]) -> bool:
@@ -174,6 +186,16 @@ def _check_classes(read: Sequence[DetectionData]) -> Iterator[Problem]:
                     own, meant = apart(name, near)
                     value = f"{own} ({boxes}; did you mean {meant}, of {others} in train?)"
                 yield _error("unknown class", root, here, value, mend)
+
+
+def _check_copies(read: Sequence[DetectionData]) -> Iterator[Problem]:
+    """Pictures of other splits that were augmented from what one of the training split was."""
+    train = next((data for data in read if data.split == "train"), None)
+    for data in read:
+        if train and data is not train and (found := copies(train, data)):
+            shown = ", ".join(path.name for path in found[:NAMED_PROBLEMS])
+            where = f"splits train and {data.split}"
+            yield _warning(COPY, str(data.root), where, f"({shown})", LEAK, len(found))
 
 
 def _check_pictures(seen: Seen, threads: int) -> Iterator[Problem]:

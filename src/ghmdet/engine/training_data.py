@@ -18,7 +18,7 @@ from ghmdet.data import (
     read_data,
     require_images,
 )
-from ghmdet.data.check import in_both
+from ghmdet.data.check import copies, in_both
 from ghmdet.data.fingerprint import differences, fingerprint, labelled
 from ghmdet.data.images import load_image
 from ghmdet.data.records import NAMED_PROBLEMS
@@ -55,6 +55,12 @@ class TrainingData:
             run.say(
                 f"Warning: {len(twice)} of {len(self.val.records)} validation pictures are trained on, too ({named}):"
                 " keep each in one part, or AP is of what was learnt by heart."
+            )
+        if run.main and (made := copies(self.train, self.val)):
+            named = ", ".join(path.name for path in made[:NAMED_PROBLEMS])
+            run.say(
+                f"Warning: {len(made)} of {len(self.val.records)} validation pictures have the name before .rf. of one"
+                f" that is trained on, as augmented copies have ({named}): keep all of it in one part, or AP is too high."
             )
         if not run.saved:
             config = fit_to_data(config, self.train, run.say)
