@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from ghmdet import Detector
 from ghmdet.cli import main
@@ -210,6 +211,9 @@ cli.main(sys.argv[1:])
 
 
 def test_a_disk_that_takes_no_picture_and_one_that_may_not_be_written_say_what_to_do(tmp_path: Path) -> None:
+    write_coco(tmp_path / "set", three_pictures())
+    for file in (tmp_path / "set").rglob("*.jpg"):  # larger than the disk takes
+        Image.effect_noise((40, 60), 99).convert("RGB").save(file, quality=100)
     said = {
         (
             "data",
@@ -217,6 +221,14 @@ def test_a_disk_that_takes_no_picture_and_one_that_may_not_be_written_say_what_t
             str(tmp_path / "s"),
             "--images=4",
         ): "_00000.jpg: File too large: make room and give",
+        (
+            "data",
+            "thin",
+            str(tmp_path / "set"),
+            str(tmp_path / "thin"),
+            "--keep",
+            "dog=1",
+        ): f"{tmp_path / 'thin'}/",
         ("closed",): "ghmdet: x: Read-only file system: give a folder to write that is elsewhere (--out)",
     }
     for command, wanted in said.items():

@@ -12,6 +12,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
 
 from ghmdet.errors import GhmdetError, PartlyDone, unknown_name
+from ghmdet.files import FULL
 from ghmdet.options import parser
 from ghmdet.signals import interrupt, on_stop
 
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error.filename}: is a file: give a folder", 2)
     except OSError as error:
         full = ": make room and give the same command again (train: with --resume)"
-        mend = full if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        mend = full if error.errno in FULL else ""
         mend = ": give a folder to write that is elsewhere (--out)" if error.errno == errno.EROFS else mend
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}{mend}", 2)
     except KeyboardInterrupt as stopped:

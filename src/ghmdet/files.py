@@ -20,6 +20,8 @@ try:
 except ImportError:  # on Windows; the lock's text has to do
     fcntl = None  # type: ignore[assignment]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says of a disk without room, or a file that may not be so large."""
 LOCK = ".ghmdet.lock"
 TEMPORARY = ".{name:08x}.{host:08x}.{process}.tmp"
 """What a file is called while it is written. Short whatever its name: a disk takes 255 bytes."""
@@ -80,6 +82,17 @@ def write_atomic(
     return path
 
 
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """In the block, an error of a full disk names the file that is written; the system may name none, or the source."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)
+        raise
+
+
 def file_stamp(path: Path) -> tuple[int, int]:
     """By which a file is known to be as it was: its size and the time of its last change; zeros where there is none."""
     try:
@@ -134,10 +147,11 @@ def hold(folder: Path | str) -> Iterator[None]:
     with _locked(path) as file:
         _held[key] = file
         try:
-            file.seek(0)
-            file.truncate()
-            file.write(f"{socket.gethostname()} {os.getpid()}\n")
-            file.flush()
+            with errors_name(path):
+                file.seek(0)
+                file.truncate()
+                file.write(f"{socket.gethostname()} {os.getpid()}\n")
+                file.flush()
             _remove_half_written(folder)
             yield
         finally:

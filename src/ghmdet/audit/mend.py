@@ -20,7 +20,7 @@ from ghmdet.data.records import NAMED_PROBLEMS, Record
 from ghmdet.data.tree import ending, readable
 from ghmdet.engine.run_folder import read_json
 from ghmdet.errors import DataError, GhmdetError
-from ghmdet.files import write_atomic
+from ghmdet.files import errors_name, write_atomic
 from ghmdet.pictures import EXTENSIONS
 
 MARKER = "mended.json"
@@ -249,4 +249,5 @@ def _link(source: Path, target: Path) -> None:
         with suppress(OSError):
             os.link(os.path.realpath(source), target)
             return
-    shutil.copy2(source, target)
+    with errors_name(target):
+        shutil.copy2(source, target)

@@ -60,7 +60,7 @@ class TrainingData:
             named = ", ".join(path.name for path in made[:NAMED_PROBLEMS])
             run.say(
                 f"Warning: {len(made)} of {len(self.val.records)} validation pictures have the name before .rf. of one"
-                f" that is trained on, as augmented copies have ({named}): keep all of it in one part, or AP is too high."
+                f" that is trained on, as augmented copies have ({named}): keep them in one part, or AP is too high."
             )
         if not run.saved:
             config = fit_to_data(config, self.train, run.say)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ghmdet.errors import DataError
-from ghmdet.files import LOCK, hold
+from ghmdet.files import LOCK, hold, write_atomic
 
 UNFINISHED = ".unfinished"
 
@@ -49,4 +49,4 @@ def write_annotations(root: Path, split: str, content: Mapping[str, Any]) -> Non
     """Write COCO annotations where `read_data` finds them; a byte of a name that is no UTF-8 as `\\udcff`."""
     file = root / "annotations" / f"instances_{split}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_atomic(file, json.dumps(content, separators=(",", ":")) + "\n")

@@ -9,6 +9,7 @@ from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.share import share_out
 from ghmdet.errors import DataError, Range
+from ghmdet.files import write_atomic
 from ghmdet.words import many
 
 MARKER = "split.json"
@@ -57,7 +58,7 @@ def split(
     with new_set(out, MARKER, "data split") as folder:
         for name, each in (("train", train), ("val", val)):
             write_annotations(folder, name, each.to_coco(absolute=True))
-        (folder / MARKER).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_atomic(folder / MARKER, json.dumps(told, indent=1) + "\n")
     counts = "; ".join(
         f"{name}: {many(len(each.records), 'picture')}, "
         + ", ".join(f"{label} {count}" for label, count in each.boxes_per_class().items())

@@ -12,6 +12,7 @@ from ghmdet.data.images import require_images
 from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.errors import DataError, GhmdetError, Range, unknown_name
+from ghmdet.files import write_atomic
 from ghmdet.words import many
 
 MARKER = "spoiled.json"
@@ -92,7 +93,7 @@ def spoil(
             write_annotations(folder, each.split, each.to_coco(absolute=True))
         write_annotations(folder, part.split, content | {"annotations": labels})
         for file, written in ((MARKER, told | {"kinds": chosen, "seed": seed}), (WRONG, wrong)):
-            (folder / file).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            write_atomic(folder / file, json.dumps(written, indent=1) + "\n")
     counts = Counter(one["kind"] for one in wrong)
     by_kind = ", ".join(f"{kind} {counts[kind]}" for kind in chosen)
     for each in (part, *others):

@@ -64,7 +64,7 @@ def synthesize(out: Path | str, config: SynthConfig | None = None) -> str:
             write_annotations(folder, split, content)
         made = {"made by": "ghmdet data synth", "config": asdict(config)}
         for file, written in ((MARKER, made), (WRONG, wrong)):
-            (folder / file).write_text(json.dumps(written, indent=1) + "\n")
+            write_atomic(folder / file, json.dumps(written, indent=1) + "\n")
     if wrong:
         said.append(f"  train: {many(len(wrong), 'label')} made wrong, listed in {WRONG}")
     return "\n".join(said)

@@ -22,7 +22,7 @@ from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.records import DetectionData, Records
 from ghmdet.errors import DataError, GhmdetError, unknown_name
-from ghmdet.files import write_atomic
+from ghmdet.files import errors_name, write_atomic
 from ghmdet.progress import counting
 from ghmdet.words import many
 
@@ -97,7 +97,7 @@ def thin(
         for each in others:
             _write(folder, each, np.ones(len(each.records), dtype=bool), _no_box(each.records), advance)
         changed = _write(folder, part, stays, gone, advance)
-        (folder / MARKER).write_text(json.dumps(told | changed, indent=1) + "\n")
+        write_atomic(folder / MARKER, json.dumps(told | changed, indent=1) + "\n")
     say(f"{out}, {_table(told)}")
 
 
@@ -239,7 +239,8 @@ def _write(
             for label, box in zip(record.labels[own], record.boxes[own], strict=True):
                 erased.append({"file_name": name, "class": part.classes[label], "corners": box.tolist()})
         else:
-            shutil.copyfile(record.path, folder / name)
+            with errors_name(folder / name):
+                shutil.copyfile(record.path, folder / name)
         content["images"][index]["file_name"] = f"{part.split}/{name}"
         progress(1)
     left = np.repeat(stays, np.diff(records.offsets)) & ~gone
