@@ -265,6 +265,7 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("words/run.json").write_text(json.dumps(made))
     shutil.copytree(squares, "fewer")
     next(Path("fewer/images").glob("val_*")).unlink()
+    made = json.loads(Path("run/run.json").read_text())
     made["arguments"]["data"] = str(tmp_path / "fewer")
     Path("pictureless/run.json").write_text(json.dumps(made))
     Path("run/val").mkdir()
