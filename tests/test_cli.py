@@ -353,6 +353,13 @@ ODD = (
         2,
         "would be replaced, and is no metrics",
     ),
+    (
+        "score set/annotations/instances_val.json r.json --json run/metrics.json",
+        2,
+        "is no metrics file of `ghmdet score`",
+    ),
+    ("val run set --out run/inspection", 2, "is the folder of a training"),
+    ("spectrum run set --out run/inspection", 2, "is the folder of a training"),
     ("predict run/best.pt set/images --out run/val", 2, "--out run/val holds results of `ghmdet val`"),
     ("report pictureless", 0, "written: "),
     ("report curveless", 0, "written: "),

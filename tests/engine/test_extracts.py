@@ -175,7 +175,7 @@ def test_a_class_that_is_no_line_of_a_text_is_refused_before_the_work(tmp_path: 
         check(tmp_path, [], ["labels"], ["bus", name])
 
 
-@pytest.mark.parametrize("change", ["a label", "a file more", "a crop", "nothing", "cut off"])
+@pytest.mark.parametrize("change", ["a label", "a file more", "a crop", "nothing", "a copy", "cut off"])
 def test_what_was_changed_since_is_not_removed(
     run: Path, pictures: Path, tmp_path: Path, change: str
 ) -> None:
@@ -189,12 +189,17 @@ def test_what_was_changed_since_is_not_removed(
         (out / "labels" / "notes.txt").touch()
     elif change == "a crop":
         next((out / "crops").rglob("*.jpg")).unlink()
+    elif change == "a copy":  # has other times, and a file manager's own file
+        shutil.copytree(out / "labels", tmp_path / "copy", copy_function=shutil.copyfile)
+        shutil.rmtree(out / "labels")
+        (tmp_path / "copy").rename(out / "labels")
+        (out / "labels" / ".DS_Store").touch()
     elif change == "cut off":
         (out / "labels" / MARKER).write_text("")
         file.unlink()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     for options in ({}, {"save_txt": True}):
-        if change in ("nothing", "cut off"):
+        if change in ("nothing", "a copy", "cut off"):
             predict(run / "best.pt", pictures, **options, **usual)
             assert (out / "labels").exists() is bool(options) and not (out / "crops").exists()
             continue

@@ -106,7 +106,9 @@ def _judge(
         if by_name is None:
             config, folder = run.config, run.out / part.split
             if (folder / "metrics.json").exists():
-                say(f"{run}: judged anew: what {folder} holds is of other pictures or labels, or damaged")
+                say(
+                    f"{run}: judged anew: what {folder} holds is of other pictures, labels or weights, or damaged"
+                )
             validate(
                 run.out / "last.pt",
                 run.data,

@@ -16,7 +16,7 @@ from ghmdet.draw import save_jpeg
 from ghmdet.engine.sources import Reader, Source
 from ghmdet.engine.unfinished import Results
 from ghmdet.errors import GhmdetError
-from ghmdet.files import file_stamp, write_atomic
+from ghmdet.files import write_atomic
 
 LABELS, CROPS = "labels", "crops"
 """The folders that they are written into."""
@@ -92,9 +92,9 @@ def _as_written(folder: Path) -> bool:
 
 
 def _state(folder: Path) -> str:
-    """A word for the names, sizes and times of the files in a folder and below."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MARKER)
-    told = [f"{os.fsencode(file.relative_to(folder))!r} {file_stamp(file)}" for file in files]
+    """A word for the names and contents of the files in a folder and below, but for hidden ones."""
+    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
+    told = [f"{os.fsencode(file.relative_to(folder))!r} {zlib.crc32(file.read_bytes())}" for file in files]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 

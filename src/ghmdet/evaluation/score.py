@@ -162,7 +162,9 @@ def score_files(
     if json:
         require_ending("--json", json, ".json")
         if json.is_file() and not _is_metrics(json):
-            raise GhmdetError(f"--json {json}: would be replaced, and is no metrics file: give another name")
+            raise GhmdetError(
+                f"--json {json}: would be replaced, and is no metrics file of `ghmdet score`: give another name"
+            )
     metrics = score(annotations, results)
     if json:
         metrics.save_json(json)
@@ -173,7 +175,9 @@ def score_files(
 def _is_metrics(path: Path) -> bool:
     with suppress(ValueError):
         there = loads(path.read_text(encoding="utf-8"))
-        return isinstance(there, dict) and {*SUMMARY, "per_class"} <= there.keys()
+        own = isinstance(there, dict) and {*SUMMARY, "per_class"} <= there.keys()
+        # Those of a training and of `ghmdet val` speak of what lies beside them.
+        return own and "checkpoint" not in there and not path.with_name("run.json").exists()
     return False
 
 

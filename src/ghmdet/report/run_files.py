@@ -57,8 +57,8 @@ def read_curves(run: Path, damage: list[str]) -> tuple[dict[str, LineData], dict
 class Course(NamedTuple):
     """How a run went: at each validation its epoch, the AP, and the mean training loss of that epoch (NaN: unknown).
 
-    finished: whether the learning rate came to its end, which only an interrupted run's does not. steps: that were
-    logged. first_loss: the training loss of the first step that saw an object, without which a loss is near 0.
+    finished: whether the learning rate came to its end, which only an interrupted run's does not. steps: how many
+    there were. first_loss: the training loss of the first step that saw an object, without which a loss is near 0.
     last_loss: its median over the last ten such steps.
     """
 
@@ -74,7 +74,7 @@ class Course(NamedTuple):
 def read_course(run: Path) -> Course:
     """How a run went, by what is whole of its metrics.csv and log.csv."""
     validations = _read_table(run / "metrics.csv", ("epoch", "AP"), [])
-    log = _read_table(run / "log.csv", ("epoch", "loss", "lr", "bbox_regression"), [])
+    log = _read_table(run / "log.csv", ("step", "epoch", "loss", "lr", "bbox_regression"), [])
     epoch, AP = (
         column[np.isfinite(list(validations.values())).all(axis=0)] for column in validations.values()
     )
@@ -87,7 +87,7 @@ def read_course(run: Path) -> Course:
         AP.tolist(),
         [float(one.mean()) if len(one) else math.nan for one in loss],
         finished=bool(len(rate)) and bool(rate[-1] < LAST_RATE * rate.max()),
-        steps=int(logged.sum()),
+        steps=int(np.nan_to_num(log["step"][logged]).max(initial=0)),
         first_loss=losses[0] if losses else math.nan,
         last_loss=median(losses[-10:]) if losses else math.nan,
     )
