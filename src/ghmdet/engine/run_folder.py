@@ -111,9 +111,8 @@ def same_data(one: Path | str, other: object) -> bool:
 
 def require_no_run(out: Path) -> None:
     """Raise GhmdetError where the results of another command would go into the folder of a training."""
-    if any(
-        (folder / "run.json").is_file() for folder in (out, (out.parent if out.name == "inspection" else out))
-    ):
+    run = out.parent if out.name == "inspection" else out
+    if (run / "run.json").is_file():
         raise GhmdetError(
             f"--out {out} is the folder of a training, whose files it could replace: give another"
         )
