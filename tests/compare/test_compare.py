@@ -651,7 +651,7 @@ def test_classes_are_told_by_name_and_a_sure_difference_has_a_narrow_interval(
             write_json(
                 run.out / "val" / "metrics.json", about | {"digest": scored(part), "checkpoint_digest": ""}
             )
-            nothing.save(spectrum_file(run, part))
+            nothing.save(spectrum_file(run, "val", scored(part)))
     arms = judged(plan)["arms"]
     assert arms["ce"]["per_class"]["red"]["AP"]["values"] == pytest.approx([1, 1])
     assert arms["ce"]["per_class"]["blue"]["AP"]["values"] == [0, 0]

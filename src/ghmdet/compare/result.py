@@ -53,10 +53,10 @@ def judge(
     if not runs:
         raise GhmdetError(f"every arm failed; {first}: {failed[first]}")
     say(part.describe())
-    counts = resamples(len(part.records), RESAMPLES)
+    counts, of = resamples(len(part.records), RESAMPLES), scored(part)
     with counting("runs judged", sum(map(len, runs.values()))) as advance:
-        judged = {arm: _judge(of_arm, part, counts, advance, say) for arm, of_arm in runs.items()}
-    spectra = {arm: _spectrum(of_arm[0], part) for arm, of_arm in runs.items()}
+        judged = {arm: _judge(of_arm, part, of, counts, advance, say) for arm, of_arm in runs.items()}
+    spectra = {arm: _spectrum(of_arm[0], part, of) for arm, of_arm in runs.items()}
     arms: dict[str, dict[str, Any]] = {arm: {"settings": settings(own)} for arm, own in plan.arms.items()}
     for arm, own in judged.items():
         compared = judged.get(first) if arm != first else None
@@ -95,12 +95,13 @@ class Judged(NamedTuple):
 def _judge(
     runs: Sequence[Run],
     part: DetectionData,
+    of: str,
     counts: Floats,
     advance: Callable[[int], None],
     say: Callable[[str], None],
 ) -> Judged:
     AP, AP50 = [], []
-    truth, of = part.to_coco(), scored(part)
+    truth = part.to_coco()
     for run in runs:
         by_name = _kept(run, part.split, of, truth)
         if by_name is None:
@@ -184,15 +185,15 @@ def _spread(values: Floats) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": deviation, "values": values.tolist()}
 
 
-def spectrum_file(run: Run, part: DetectionData) -> Path:
-    """Where the spectrum of a run's last weights on the data is kept: named by both."""
-    of = f"{content_digest(run.out / 'last.pt')} {scored(part)}"
-    return run.out / part.split / f"spectrum-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npz"
+def spectrum_file(run: Run, split: str, of: str) -> Path:
+    """Where the spectrum of a run's last weights on the data is kept: named by both. of: the data, as by `scored`."""
+    both = f"{content_digest(run.out / 'last.pt')} {of}"
+    return run.out / split / f"spectrum-{hashlib.sha256(both.encode()).hexdigest()[:16]}.npz"
 
 
-def _spectrum(run: Run, part: DetectionData) -> SpectrumCounts:
+def _spectrum(run: Run, part: DetectionData, of: str) -> SpectrumCounts:
     """The spectrum of a run's last weights on up to `SPECTRUM_PICTURES` pictures, measured once."""
-    kept = spectrum_file(run, part)
+    kept = spectrum_file(run, part.split, of)
     with suppress(GhmdetError):
         return SpectrumCounts.load(kept)
     for old in kept.parent.glob("spectrum*.npz"):
