@@ -270,6 +270,9 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("pictureless/run.json").write_text(json.dumps(made))
     Path("run/val").mkdir()
     Path("run/val/metrics.json").write_text("{}")
+    for name, text in (("others", '[{"image_id": 1}]'), ("predicted", '[\n{"file_name": "a.png"}\n]\n')):
+        Path(name).mkdir()
+        (Path(name) / "predictions.json").write_text(text)
     Path("bestless/best.pt").unlink()
     Path("curveless/metrics.csv").unlink()
     Path("spectrumless/spectrum.npz").write_text("x")
@@ -361,6 +364,8 @@ ODD = (
     ("val run set --out run/inspection", 2, "is the folder of a training"),
     ("spectrum run set --out run/inspection", 2, "is the folder of a training"),
     ("predict run/best.pt set/images --out run/val", 2, "--out run/val holds results of `ghmdet val`"),
+    ("predict run/best.pt set/images --out others", 2, "others/predictions.json is of another tool"),
+    ("val run set --out predicted", 2, "--out predicted holds results of `ghmdet predict`"),
     ("report pictureless", 0, "written: "),
     ("report curveless", 0, "written: "),
     ("report headless", 0, "written: "),

@@ -7,7 +7,7 @@ from ghmdet.data import read_data
 from ghmdet.data.fingerprint import scored
 from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector, detect
-from ghmdet.engine.run_folder import require_no_run, results_folder, write_json, write_predictions
+from ghmdet.engine.run_folder import require_own, results_folder, write_json, write_predictions
 from ghmdet.evaluation.score import Metrics, score
 from ghmdet.files import checkpoint_file, content_digest, hold
 from ghmdet.options import BATCH_SIZE, WORKERS
@@ -53,7 +53,7 @@ def validate(
     part = read_data(data, split, classes=detector.classes)
     say(part.describe())
     out = results_folder(checkpoint.parent, data, part.split) if out is None else Path(out)
-    require_no_run(out)
+    require_own(out, "val")
     with hold(out):  # a wrong name is an error before the work
         with counting("pictures", len(part.records)) as advance:
             results = detect(

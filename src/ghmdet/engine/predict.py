@@ -21,7 +21,7 @@ from ghmdet.data.annotations import read_annotations
 from ghmdet.data.tree import HIDDEN, UNOPENED, UNREAD, Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
-from ghmdet.engine.run_folder import coco_results, require_no_run, write_json, write_predictions
+from ghmdet.engine.run_folder import coco_results, require_own, write_json, write_predictions
 from ghmdet.engine.sources import MOST_SIDE, VIDEOS, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
@@ -93,9 +93,7 @@ def predict(
     Range(0.0, 1.0).check("threshold", threshold)
     BATCH_SIZE.check("batch_size", batch_size)
     checkpoint, out = checkpoint_file(checkpoint), Path(out)
-    require_no_run(out)
-    if (out / "metrics.json").is_file():  # which speaks of the predictions beside it
-        raise GhmdetError(f"--out {out} holds results of `ghmdet val`, which would be replaced: give another")
+    require_own(out, "predict")
     given = [Path(picture) for picture in pictures]
     sources = with_frames(find_pictures(given, out, say), given, say, passed_over=annotations is not None)
     if not sources:

@@ -118,6 +118,25 @@ def require_no_run(out: Path) -> None:
         )
 
 
+def require_own(out: Path, command: str) -> None:
+    """Raise GhmdetError where the predictions of `val` or `predict` would replace what is of no such command."""
+    require_no_run(out)
+    predictions, scored = out / "predictions.json", (out / "metrics.json").is_file()
+    there = predictions.is_file()
+    if scored != (command == "val") and (scored or there):
+        other = "val" if scored else "predict"
+        raise GhmdetError(
+            f"--out {out} holds results of `ghmdet {other}`, which would be replaced: give another"
+        )
+    if there:
+        with predictions.open("rb") as file:
+            head = file.read(16)
+        if not head.startswith((b'[\n{"file_name"', b"[\n\n]")):
+            raise GhmdetError(
+                f"{predictions} is of another tool, and would be replaced: move it, or give another --out"
+            )
+
+
 def note_changed_data(folder: Path, step: int, what: list[str]) -> None:
     """Write into a run's run.json what had changed of its data when it went on after a step, once."""
     made, note = read_json(folder / "run.json") or {}, {"step": step, "what": what}
