@@ -273,6 +273,7 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, text in (("others", '[{"image_id": 1}]'), ("predicted", '[\n{"file_name": "a.png"}\n]\n')):
         Path(name).mkdir()
         (Path(name) / "predictions.json").write_text(text)
+    Path("predicted/a.jpg").write_text("a drawing")
     Path("bestless/best.pt").unlink()
     Path("curveless/metrics.csv").unlink()
     Path("spectrumless/spectrum.npz").write_text("x")

@@ -267,6 +267,23 @@ def test_examples_without_a_number_are_left_out_and_told(softmax, dense, tmp_pat
     assert (counted.gradient == sound.epochs.gradient[-1:]).all()
 
 
+@pytest.mark.parametrize("row", [[torch.inf, 0, 0], [torch.inf, torch.inf, 0], [-torch.inf] * 3])
+@pytest.mark.parametrize("background", [None, -1])
+def test_examples_that_overflowed_in_a_softmax_are_left_out_and_told(row, background):
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, -100, 1])
+    bad = logits.clone()
+    bad[1] = torch.tensor(row)
+    bad[4] = torch.nan  # which is not asked for
+    classes = 3 if background is None else 2
+    watch, sound = (ghmdet.watch(classes, softmax=True, background=background) for _ in range(2))
+    watch(bad, labels)
+    kept = torch.tensor([0, 2, 3, 5])
+    sound(logits[kept], labels[kept])
+    with pytest.warns(UserWarning, match="1 examples of the epoch are left out: scores that are no numbers"):
+        counted = watch.end_epoch()
+    assert (counted.examples == sound.end_epoch().examples).all() and counted.examples.any()
+
+
 def test_an_epoch_that_cannot_be_told_is_dropped_and_the_others_are_shown(tmp_path):
     watch = broken()
     with pytest.raises(ValueError, match="no numbers"):

@@ -8,7 +8,7 @@ import re
 import socket
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -105,6 +105,16 @@ def file_stamp(path: Path) -> tuple[int, int]:
 def content_digest(path: Path) -> str:
     """A word for the content of a file, empty where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def state_of(root: Path, files: Iterable[Path], by_size: Collection[str] = ()) -> str:
+    """A word for the names and contents of files below a folder; of those with such an ending the size counts alone."""
+    told = []
+    for file in files:
+        sized = file.suffix.lower() in by_size
+        content = file.stat().st_size if sized else zlib.crc32(file.read_bytes())
+        told.append(f"{os.fsencode(file.relative_to(root))!r} {content}")
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def require_ending(option: str, path: Path, *endings: str) -> None:

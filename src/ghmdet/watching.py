@@ -49,7 +49,8 @@ class Watch:
     def __call__(self, logits: Levels, targets: Levels, valid: Levels | None = None) -> None:
         """Count a batch: the arguments of `ghmdet.functional.ghm_c_loss`, or of ``softmax_ghm_loss``.
 
-        Examples with a score that is no number (NaN), as a step that is left out in fp16 may have, are not counted.
+        Examples with a score that is no number (NaN, or infinite in a softmax), as a step that is left out in fp16 may
+        have, are not counted.
         """
         x, wanted, mask, _ = join_levels(logits, targets, valid, None)
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != self.logits:
@@ -64,9 +65,21 @@ class Watch:
                 self.sums.tables[name] += table.to(x.device)
         self.sums.tables["pictures"] += x.shape[0]
         broken = x.isnan().any(1)
-        self.broken = self.broken + broken.sum()
+        if self.softmax:  # of which no probabilities can be had
+            broken |= (x == torch.inf).any(1) | (x == -torch.inf).all(1)
+        told = broken
+        if wanted.shape == broken.shape:
+            told = told & (wanted >= 0) & (wanted != self.ignore_index)
+        if mask is not None and mask.shape == broken.shape:
+            told = told & mask.bool()
+        self.broken = self.broken + told.sum()
         sound = ~broken if mask is None or mask.dim() < x.dim() else ~broken[:, None]
-        x, mask = x.nan_to_num(0.0, torch.inf, -torch.inf), sound if mask is None else sound & mask.bool()
+        x = (
+            x.masked_fill(broken.unsqueeze(1), 0.0)
+            if self.softmax
+            else x.nan_to_num(0.0, torch.inf, -torch.inf)
+        )
+        mask = sound if mask is None else sound & mask.bool()
         if self.softmax:
             self._add_softmax(self.sums, x, wanted, mask)
             return
@@ -129,7 +142,9 @@ class Watch:
             sums.tables[name] = sum_over_ranks(table)
         if count := int(sum_over_ranks(broken)):
             warnings.warn(
-                f"{count} examples of the epoch are left out: scores that are no numbers (NaN)", stacklevel=2
+                f"{count} examples of the epoch are left out: scores that are no numbers (NaN, or infinite in a"
+                " softmax)",
+                stacklevel=2,
             )
         sums.check()
         over = sums.counts()

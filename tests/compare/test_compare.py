@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -492,7 +493,9 @@ def test_an_option_that_cannot_be_used_is_named_before_any_work(
 # ---- the whole
 
 
-def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_process: list[Run]) -> None:
+def test_a_comparison_from_grid_to_result(
+    squares: Path, tmp_path: Path, in_process: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "arms.yaml").write_text(
         "ghm: {cls_loss: ghm}\nce: {cls_loss: ce, cls_weight: 0.2}\n"
         "wild: {cls_loss: ce, cls_weight: 1.0e+9, lr: 1000, warmup: 0, clip_norm: 1.0e+9}\n"
@@ -546,6 +549,10 @@ def test_a_comparison_from_grid_to_result(squares: Path, tmp_path: Path, in_proc
     assert len(in_process) == made
     assert [run.arm for run in in_process].count("wild") == 1
     assert predictions.stat().st_mtime_ns == before
+    monkeypatch.chdir(tmp_path)  # another spelling of the paths is no other data
+    other = replace(plan, data=Path(os.path.relpath(squares)), out=Path(os.path.relpath(out)))
+    assert judged(other, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
+    assert predictions.stat().st_mtime_ns == before
     # What `ghmdet val` left there of another checkpoint is not taken for the judged one's.
     write_json(predictions, [])
     kept = predictions.with_name("metrics.json")
@@ -596,6 +603,37 @@ def test_an_arm_is_judged_anew_where_the_pictures_or_labels_are_others(
     assert any("judged anew: what" in line for line in said) is (change != "nothing")
     ids = {one["id"] for one in content["images"]}
     assert {one["image_id"] for one in json.loads(kept.read_text())} <= ids
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_finished_run_that_lost_its_last_save_is_named_with_the_mend(
+    squares: Path, tmp_path: Path, in_process: list[Run], damage: str
+) -> None:
+    plan = make_plan(squares, tmp_path / "c", arms="ce", seeds=1)
+    judged(plan, "ce")
+    (run,) = final_runs(plan, "ce", 0.1)
+    last = run.out / "last.pt"
+    whole = last.read_bytes()
+    last.unlink()
+    if damage == "cut":
+        last.write_bytes(whole[:999])
+    said: list[str] = []
+    with pytest.raises(GhmdetError, match=rf"last\.pt.*: remove {run.out}, and the same command trains it"):
+        judged(plan, "ce", say=said.append)
+    assert not any("judged anew" in line for line in said)
+
+
+def test_a_finished_run_that_lost_its_last_ap_is_named_with_the_mend(
+    squares: Path, tmp_path: Path, in_process: list[Run]
+) -> None:
+    plan = make_plan(squares, tmp_path / "c", arms="ce", seeds=1)
+    judged(plan, "ce")
+    (run,) = final_runs(plan, "ce", 0.1)
+    (run.out / "metrics.csv").unlink()
+    said: list[str] = []
+    with pytest.raises(GhmdetError):
+        judged(plan, "ce", say=said.append)
+    assert any(f"the last AP is not in its metrics.csv: remove {run.out}, and" in line for line in said)
 
 
 @pytest.mark.parametrize("epochs", [1, 12])
@@ -713,6 +751,7 @@ def test_a_run_that_another_process_trains_is_waited_for(squares: Path, tmp_path
 
     assert "--resume continues" in engine.train_run(run, stop, show, heard)
     assert len(said) == 1 and re.search(rf"waiting for another process: .*process {other.pid} on ", said[0])
+    assert "--out" not in said[0]
     assert "another process trains it, which is waited for" in shown[0] and "epoch" in shown[-1]
 
 

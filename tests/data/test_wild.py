@@ -577,6 +577,23 @@ def test_yolo_rows_that_must_be_corners_are_refused(tmp_path: Path) -> None:
     assert f"{labels}/1.txt: boxes reach far out of their pictures" in refusal(tmp_path)
 
 
+def test_yolo_rows_that_may_hold_the_top_left_corner_are_told(tmp_path: Path) -> None:
+    labels = write_yolo(tmp_path, spread(12))
+    hint = "boxes stick out at the left and top alone"
+    assert not [one for one in read_data(tmp_path).problems if one.kind == hint]
+    for number, (file, picture) in enumerate(
+        zip(sorted(labels.iterdir()), sorted(spread(12), key=lambda p: p.name), strict=True)
+    ):
+        _, x1, y1, x2, y2 = picture.boxes[0]
+        x = 0 if number < 4 else x1 / 60
+        file.write_text(f"0 {x} {y1 / 40} {(x2 - x1) / 60} {(y2 - y1) / 40}\n")
+    (told,) = [one for one in read_data(tmp_path).problems if one.kind == hint]
+    assert Path(told.file).parent == labels and "write the centre" in told.mend
+    file = sorted(labels.iterdir())[-1]  # one that sticks out at the right: the set was cut like this
+    file.write_text("0 0.95 0.5 0.3 0.3\n")
+    assert not [one for one in read_data(tmp_path).problems if one.kind == hint]
+
+
 @pytest.mark.parametrize("box", [(-12, 3, 95, 97), (5, 5, 118, 97)])
 def test_boxes_that_would_stick_out_as_corners_too_are_clipped(
     tmp_path: Path, box: tuple[float, float, float, float]

@@ -195,6 +195,23 @@ def test_resume_refuses_other_settings_and_a_new_run_refuses_an_old_folder(squar
         train(squares, run, TINY)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_new_run_does_not_write_over_what_no_run_wrote_nor_into_the_data(
+    squares: Path, run: Path, tmp_path: Path, resume: bool
+) -> None:
+    shutil.copy(run / "best.pt", tmp_path / "best.pt")
+    start = replace(TINY, weights=str(tmp_path / "best.pt"))
+    with pytest.raises(GhmdetError, match=r"holds best\.pt but no run, and would replace it: give another"):
+        train(squares, tmp_path, start, resume=resume)
+    (tmp_path / "best.pt").rename(tmp_path / "metrics.json")
+    with pytest.raises(GhmdetError, match=r"holds metrics\.json but no run"):
+        train(squares, tmp_path, TINY, resume=resume)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.json"]
+    for data in (squares, squares / "annotations" / ".."):
+        with pytest.raises(GhmdetError, match="is the data set's own folder: give another"):
+            train(data, squares, TINY, resume=resume)
+
+
 @pytest.mark.parametrize("part", ["place", "optimizer", "average", "rng"])
 def test_a_training_state_of_another_version_is_named_with_the_version_that_made_it(
     squares: Path, run: Path, tmp_path: Path, part: str

@@ -119,6 +119,15 @@ def test_labels_that_changed_since_the_run_are_named_on_its_page_and_by_val(
     change(data, lambda boxes: [boxes[0] | {"bbox": [1, 1, 20, 20]}, *boxes[1:]])
     what = "pictures of val: 1 with other labels"
     assert what in run.page() and what in said(data)[0]
+    lines: list[str] = []
+    write_report([run.path], say=lines.append)
+    assert any(what in line for line in lines)
+    (tmp_path / "link").symlink_to(data)
+    made = json.loads((run.path / "run.json").read_text())
+    for spelt in (tmp_path / "link", data / ".." / data.name):  # as `train ../data` and a link are kept
+        made["arguments"]["data"] = str(spelt)
+        (run.path / "run.json").write_text(json.dumps(made))
+        assert what in said(spelt)[0] and what in said(data)[0] and what in run.page(data=spelt)
     change(elsewhere, lambda boxes: boxes[1:])
     other = data / "annotations" / "instances_mini_val.json"  # another list in the same folder
     other.write_text((elsewhere / "annotations" / "instances_val.json").read_text())

@@ -18,7 +18,7 @@ from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.engine.run_folder import provenance, read_json
-from ghmdet.errors import GhmdetError
+from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.evaluation.matching import ClassMatches, matches
 from ghmdet.evaluation.tables import Floats
 from ghmdet.files import content_digest
@@ -106,21 +106,29 @@ def _judge(
         by_name = _kept(run, part.split, of, truth)
         if by_name is None:
             config, folder = run.config, run.out / part.split
-            if (folder / "metrics.json").exists():
-                say(
-                    f"{run}: judged anew: what {folder} holds is of other pictures, labels or weights, or damaged"
+            earlier = (folder / "metrics.json").exists()
+            (folder / "predictions.json").unlink(missing_ok=True)  # damaged ones are no one else's
+            try:
+                validate(
+                    run.out / "last.pt",
+                    run.data,
+                    split=part.split,
+                    out=folder,
+                    batch_size=config.batch_size,
+                    workers=config.workers or 0,
+                    device=config.device,
+                    precision=config.precision,
+                    say=lambda line: None,
                 )
-            validate(
-                run.out / "last.pt",
-                run.data,
-                split=part.split,
-                out=folder,
-                batch_size=config.batch_size,
-                workers=config.workers or 0,
-                device=config.device,
-                precision=config.precision,
-                say=lambda line: None,
-            )
+            except CheckpointError as error:
+                why = str(error).rpartition(": ")[0]
+                raise CheckpointError(
+                    f"{run}: {why}: remove {run.out}, and the same command trains it anew"
+                ) from error
+            if earlier:
+                say(
+                    f"{run}: judged anew: what {folder} held was of other pictures, labels or weights, or damaged"
+                )
             by_name = matches(truth, folder / "predictions.json")
         found = average_precision({name: by_name[name] for name in part.classes}, counts)
         AP.append(found.mean(axis=2))
@@ -135,9 +143,7 @@ def _kept(run: Run, split: str, of: str, truth: dict[str, Any]) -> dict[str, Cla
     of: the data, as `scored` says it. truth: the same as COCO annotations.
     """
     folder = run.out / split
-    last = run.out / "last.pt"
-    about = {"checkpoint": str(last), "data": str(run.data.absolute()), "split": split}
-    about |= {"checkpoint_digest": content_digest(last), "digest": of}
+    about = {"split": split, "checkpoint_digest": content_digest(run.out / "last.pt"), "digest": of}
     with suppress(GhmdetError):
         metrics = read_json(folder / "metrics.json") or {}  # the last thing that `validate` writes
         if about.items() <= metrics.items():

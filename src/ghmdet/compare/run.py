@@ -170,7 +170,8 @@ def _make_runs(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
             if outcome is None:
                 if "--accept-changed-data" in reason:
                     reason += f" (by hand: ghmdet {shlex.join([*run.command, '--accept-changed-data'])})"
-                outcome = Outcome(failed=reason or "it left no AP")
+                gone = f"the last AP is not in its metrics.csv: remove {run.out}, and it is trained anew"
+                outcome = Outcome(failed=reason or gone)
                 failed[run.arm] = f"{run}: {outcome.failed}"
             done += 1
             if outcome.AP is None:
@@ -219,7 +220,7 @@ def train_run(
                 break
         except Busy as busy:
             if not told:
-                told = f"{WAITING} {busy}"
+                told = f"{WAITING} {str(busy).partition(': wait')[0]}"
                 heard(told)
             show(f"{run}: another process trains it, which is waited for")
             time.sleep(1)

@@ -89,6 +89,18 @@ def must_be_corners(written: NDArray[np.float64], corners: NDArray[np.float64]) 
     return bool((abs(corners - 0.5) > 0.6).any(axis=1).mean() >= 0.25)
 
 
+def may_be_top_left(corners: NDArray[np.float64]) -> bool:
+    """Whether boxes of which x, y are read as the centre may have been written with the top left corner.
+
+    corners: [n, 4] as read, in fractions of the picture. Many of them stick out at the left or top, none at the right
+    or bottom, and with x, y as the corner all lie within.
+    """
+    start, end = corners[:, :2], corners[:, 2:]
+    middle, sides = (start + end) / 2, end - start
+    inside = (end < 1.01).all() and (middle + sides < 1.01).all()
+    return bool(len(corners) >= MISREAD and inside and (start < -0.01).any(axis=1).mean() >= 0.1)
+
+
 class Collector:
     """Packs the records of one split; each box is judged, and what is wrong is kept as a `Problem`.
 

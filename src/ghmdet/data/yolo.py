@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from ghmdet.data.collector import CORNERS, PROBED, Collector, must_be_corners
+from ghmdet.data.collector import CORNERS, PROBED, Collector, may_be_top_left, must_be_corners
 from ghmdet.data.layout import SPLITS, by_split, checked_classes, meant, part_of, read_lines, read_text
 from ghmdet.data.records import DetectionData
 from ghmdet.data.rows import Rows, boxes_of, label_lines
@@ -363,6 +363,10 @@ def read_split(
     if must_be_corners(np.hstack([(start + end) / 2, end - start]), ends):
         where = few[int((abs(ends - 0.5) > 0.6).any(axis=1).argmax())][0]
         raise DataError(f"{where}: boxes reach far out of their pictures: these are {CORNERS} cx, cy, w, h")
+    if may_be_top_left(ends):
+        collect.file = few[int((start < -0.01).any(axis=1).argmax())][0] or tree.root
+        mend = "if x, y are the top left corner, write the centre: cx, cy, w, h"
+        collect.report("boxes stick out at the left and top alone", "", "", mend, "warning")
     if len(own) in rows.classes and 0 not in rows.classes:
         raise DataError(f"{named}: rows of classes 1 to {len(own)} and none of class 0: number them from 0")
     bare = [os.path.splitext(picture)[0] for picture, label in found if label is None]

@@ -22,6 +22,8 @@ from ghmdet.models.weights import is_model_state, read_state
 
 PREVIOUS = "previous.pt"
 """The `last.pt` before the last one, of which a run that has not ended goes on where that one is damaged."""
+REPLACED = ("best.pt", "log.csv", "metrics.csv", "metrics.json", "predictions.json", "spectrum.npz")
+"""Files that a run writes, and others have, too."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: bool = False) -> None:
@@ -121,7 +123,8 @@ def saved_run(
     Where `last.pt` is damaged or gone, that of the save before it, which `say` is told.
 
     Raises:
-        GhmdetError: `out` holds a run and `resume` is off, or the run has other settings.
+        GhmdetError: `out` holds a run and `resume` is off, or the run has other settings; `out` is the data set's
+            folder, or holds results of something else.
         CheckpointError: neither can be read.
     """
     if not resume and (can_resume(out) or (out / "run.json").exists()):
@@ -133,6 +136,8 @@ def saved_run(
                 f"{out}: its last.pt is gone, without which the run cannot go on: train on from what it found best in"
                 f" another folder: --weights {best}"
             )
+        if not (out / "run.json").exists():
+            _require_free(out, data)
         return None
     checkpoint, last = _last_save(out, say)
     training: dict[str, Any] | None = checkpoint.get("training")
@@ -162,6 +167,14 @@ def saved_run(
             f" its weights in another folder: --weights {last}"
         )
     return training | about
+
+
+def _require_free(out: Path, data: Path) -> None:
+    """Raise GhmdetError where a new run would write into the data set, or over files that no run wrote."""
+    if out.resolve() == (data if data.is_dir() else data.parent).resolve():
+        raise GhmdetError(f"--out {out} is the data set's own folder: give another")
+    if there := next((name for name in REPLACED if (out / name).exists()), ""):
+        raise GhmdetError(f"--out {out} holds {there} but no run, and would replace it: give another")
 
 
 def can_resume(out: Path) -> bool:
@@ -222,7 +235,7 @@ def changed_since(out: Path, where: Path | str, data: DetectionData) -> str | No
         saved = _last_save(out, lambda line: None)[0]
         training, classes = saved["training"], saved["classes"]
         made = (read_json(out / "run.json") or {})["arguments"]
-        if Path(where).resolve() == Path(made["data"]):
+        if Path(where).resolve() == Path(made["data"]).resolve():
             if list(data.classes) != list(classes):  # labels are numbers, by the order of the classes
                 data = read_data(where, data.split, classes=classes)
             then = training["fingerprints"][data.split]

@@ -1,6 +1,5 @@
 """What `ghmdet predict` writes on demand: YOLO labels of its boxes (`--save-txt`), and what is in each (`--crop`)."""
 
-import hashlib
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from ghmdet.draw import save_jpeg
 from ghmdet.engine.sources import Reader, Source
 from ghmdet.engine.unfinished import Results
 from ghmdet.errors import GhmdetError
-from ghmdet.files import write_atomic
+from ghmdet.files import state_of, write_atomic
 
 LABELS, CROPS = "labels", "crops"
 """The folders that they are written into."""
@@ -93,9 +92,7 @@ def _as_written(folder: Path) -> bool:
 
 def _state(folder: Path) -> str:
     """A word for the names and contents of the files in a folder and below, but for hidden ones."""
-    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
-    told = [f"{os.fsencode(file.relative_to(folder))!r} {zlib.crc32(file.read_bytes())}" for file in files]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    return state_of(folder, sorted(file for file in folder.rglob("[!.]*") if file.is_file()))
 
 
 def _new(folder: Path) -> None:

@@ -123,7 +123,8 @@ def require_own(out: Path, command: str) -> None:
     require_no_run(out)
     predictions, scored = out / "predictions.json", (out / "metrics.json").is_file()
     there = predictions.is_file()
-    if scored != (command == "val") and (scored or there):
+    drawn = there and not scored and next(out.glob("**/*.jpg"), None)
+    if (command == "predict" and scored) or (command == "val" and drawn):
         other = "val" if scored else "predict"
         raise GhmdetError(
             f"--out {out} holds results of `ghmdet {other}`, which would be replaced: give another"

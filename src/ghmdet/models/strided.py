@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 
 class StridedConv2d(nn.Conv2d):
-    """An `nn.Conv2d` that works in float32 where a CPU would compute it in bf16 over one or two columns.
+    """An `nn.Conv2d` that works in float32 where a CPU would compute it in bf16 over up to three columns.
 
-    There (PyTorch 2.14) a convolution with a stride leaves values of its result as the memory was, and over one column
-    its weight's gradient, too.
+    There (PyTorch 2.14) a convolution with a stride leaves values of its result, or of a gradient, as the memory was.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ class StridedConv2dSame(Conv2dSame):
 
 def _wrong(input: Tensor) -> bool:
     half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    return half and input.device.type == "cpu" and input.shape[-1] <= 2
+    return half and input.device.type == "cpu" and input.shape[-1] <= 3
 
 
 KINDS: dict[type, type] = {nn.Conv2d: StridedConv2d, Conv2dSame: StridedConv2dSame}

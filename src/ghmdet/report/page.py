@@ -124,6 +124,8 @@ def _inspect(
         say(f"{run}: not inspected: {error}")
         damaged += [str(error)] if isinstance(error, CheckpointError) else []
         return None, f"The best checkpoint could not be inspected: {error}."
+    if inspection.note:
+        say(f"{run}: {inspection.note}")
     return inspection, inspection.note
 
 

@@ -39,6 +39,27 @@ def test_two_parts_hold_every_picture_once_and_can_be_trained_on(one_part: Path,
     assert train(tmp_path / "two", tmp_path / "x", TINY, say=lambda line: None).epoch == TINY.epochs
 
 
+def test_a_made_set_that_was_mended_by_hand_is_not_replaced(one_part: Path, tmp_path: Path) -> None:
+    split(one_part, tmp_path / "two")
+    mended = tmp_path / "two" / "annotations" / "instances_train.json"
+    as_made = mended.read_text()
+    (tmp_path / "two" / "notes.txt").write_text("mine")
+    split(one_part, tmp_path / "two", say=lambda line: None)
+    content = json.loads(as_made)
+    mended.write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
+    with pytest.raises(
+        DataError, match="two: was changed since 'data split' wrote it, and would be replaced"
+    ):
+        split(one_part, tmp_path / "two", val_share=0.5)
+    assert len(json.loads(mended.read_text())["annotations"]) == len(content["annotations"]) - 1
+    assert (tmp_path / "two" / "notes.txt").read_text() == "mine"
+    told = json.loads((tmp_path / "two" / "split.json").read_text())
+    del told["written"]  # as when it was interrupted, and of older versions
+    (tmp_path / "two" / "split.json").write_text(json.dumps(told))
+    split(one_part, tmp_path / "two", say=lambda line: None)
+    assert mended.read_text() == as_made
+
+
 def test_the_same_pictures_give_the_same_parts_and_other_files_are_left_alone(
     one_part: Path, tmp_path: Path
 ) -> None:

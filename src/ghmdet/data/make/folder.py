@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ghmdet.data.annotations import load_json
 from ghmdet.errors import DataError
-from ghmdet.files import LOCK, hold, write_atomic
+from ghmdet.files import LOCK, hold, state_of, write_atomic
+from ghmdet.pictures import EXTENSIONS
 
 UNFINISHED = ".unfinished"
 
@@ -18,9 +20,11 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     """A folder to write a data set into: at the end of the block, what it holds takes its place in `out`.
 
     The folders of an earlier set that the new one has too are replaced, and other files of `out` stay. Nothing there
-    changes when the block fails. marker: the file by which a set of the same command is known.
+    changes when the block fails. marker: the JSON file by which a set of the same command is known; it gets a word for
+    what was written, by which changes since are known.
 
-    Raises DataError where `out` is a file, or a folder with something in it but no marker.
+    Raises DataError where `out` is a file, a folder with something in it but no marker, or a set that was changed since
+    it was written.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file: give a folder to write the data set into")
@@ -30,19 +34,43 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             raise DataError(
                 f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
             )
+        if found and not _as_written(out, marker):
+            raise DataError(
+                f"{out}: was changed since '{command}' wrote it, and would be replaced: give another folder, or remove"
+                " this one"
+            )
         building = out / UNFINISHED
         shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
         building.mkdir(parents=True)
         try:
             yield building
-            for entry in building.iterdir():
-                if entry.is_dir():
-                    shutil.rmtree(out / entry.name, ignore_errors=True)
-            # The annotations last: without them it is no set.
-            for entry in sorted(building.iterdir(), reverse=True):
-                entry.replace(out / entry.name)
+            names = sorted((entry.name for entry in building.iterdir()), reverse=True)
+            told = {"names": [name for name in names if name != marker], "state": ""}
+            told["state"] = _state(building, told["names"])
+            # The marker first, by which an interrupted one is known; the annotations last: without them it is no set.
+            for name in sorted(names, key=lambda name: name != marker):
+                if (building / name).is_dir():
+                    shutil.rmtree(out / name, ignore_errors=True)
+                (building / name).replace(out / name)
+            about = json.loads((out / marker).read_text(encoding="utf-8"))
+            write_atomic(out / marker, json.dumps(about | {"written": told}, indent=1) + "\n")
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+
+def _as_written(out: Path, marker: str) -> bool:
+    """Whether nothing that its marker tells of was changed; an interrupted one, or one of before, tells nothing."""
+    with suppress(DataError, KeyError, OSError, TypeError):
+        told = load_json(out / marker)["written"]
+        return bool(told["state"] == _state(out, told["names"]))
+    return True
+
+
+def _state(root: Path, names: Iterable[str]) -> str:
+    """A word for these files and folders in a folder, of pictures their sizes alone."""
+    entries = [root / name for name in names]
+    files = [file for one in entries for file in ([one] if one.is_file() else sorted(one.rglob("[!.]*")))]
+    return state_of(root, (file for file in files if file.is_file()), EXTENSIONS)
 
 
 def write_annotations(root: Path, split: str, content: Mapping[str, Any]) -> None:
