@@ -312,7 +312,7 @@ ODD = (
     ("val run/best.pt set --split test", 2, "no split 'test'"),
     ("val run set", 0, "written: run/val-set/metrics.json"),
     ("spectrum run set --out x", 0, "written: x/spectrum.npz"),
-    ("export run --out x.onnx", 0, "x.onnx: "),
+    ("export run --out x.pt2 --format torch", 0, "x.pt2: "),
     ("audit set --checkpoint run --out x", 0, "to review the first "),
     ("train set --weights run --out x --epochs 1 --no-report --size 96", 0, "All weights from run/best.pt."),
     ("val cut/best.pt set", 2, "cut/best.pt: cut off, as it is not all of"),

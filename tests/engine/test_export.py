@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.export import ExportedProgram
 
 from engine_cases import film
 from ghmdet import Detector, runtime
@@ -28,6 +30,37 @@ from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.evaluation.score import score
 
 SIDES = ((72, 96), (96, 72), (300, 400), (96, 96), (40, 400), (50, 20))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_once() -> Iterator[None]:
+    """The same network is traced and converted once for all tests: it takes half a minute."""
+    trace, to_onnx = module.trace, module.to_onnx
+    programs, contents = dict[str, ExportedProgram](), dict[tuple[int, bool], bytes]()
+
+    def trace_once(detector: Detector, *, raw: bool, dtype: torch.dtype = torch.float32) -> ExportedProgram:
+        weights = [(name, one.numpy().tobytes()) for name, one in detector.model.state_dict().items()]
+        key = hashlib.sha256(repr((weights, detector.model.config, raw, dtype)).encode()).hexdigest()
+        if key not in programs:
+            programs[key] = trace(detector, raw=raw, dtype=dtype)
+        return programs[key]
+
+    def to_onnx_once(program: ExportedProgram, metadata: dict[str, str], *, raw: bool) -> bytes:
+        import onnx as library
+
+        key = id(program), raw
+        if key not in contents:
+            contents[key] = to_onnx(program, {}, raw=raw)
+        model = library.load_model_from_string(contents[key])
+        for name, value in metadata.items():
+            model.metadata_props.add(key=name, value=value)
+        content: bytes = model.SerializeToString()
+        return content
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "trace", trace_once)
+        patch.setattr(module, "to_onnx", to_onnx_once)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -431,9 +464,9 @@ def test_a_network_whose_range_does_not_fit_16_bits_is_refused(
         if re.match(r"neck\.output\.\d+.*weight", name):
             weight /= 1e7
     torch.save(state, checkpoint)
-    out = tmp_path / "x.onnx"
+    out, format = (tmp_path / "x.onnx", "onnx") if raw else (tmp_path / "x.pt2", "torch")
     with pytest.raises(GhmdetError, match="does not fit 16 bits: take --precision fp32 or int8"):
-        export(checkpoint, out=out, raw=raw, precision="fp16", say=lambda line: None)
+        export(checkpoint, out=out, raw=raw, precision="fp16", format=format, say=lambda line: None)
     assert not out.exists()
 
 
