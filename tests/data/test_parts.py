@@ -269,6 +269,19 @@ def test_a_key_that_names_nothing_there_or_a_part_again_is_no_part(
     assert warned(read_data(tmp_path, "val")) == {}
 
 
+@pytest.mark.parametrize(
+    "line", ["dev: images/b", "dev: [images/b]", "validate: images/b", "eval: [images/b, images/c]"]
+)
+def test_a_key_of_another_word_names_a_part_where_all_of_it_is_there(tmp_path: Path, line: str) -> None:
+    yolo(tmp_path, "a", "b")
+    (tmp_path / "data.yaml").write_text(f"names: [cat]\ntrain: [images/a]\n{line}\n")
+    if "images/c" in line:
+        with pytest.raises(DataError, match="no split 'val'"):
+            read_data(tmp_path, "val")
+    else:
+        assert found(tmp_path, "val") == ["images/b/0.jpg"]
+
+
 @pytest.mark.parametrize("line", ["eval: true", "training: {epochs: 3}"])
 def test_a_yaml_file_of_other_settings_names_no_part(tmp_path: Path, line: str) -> None:
     yolo(tmp_path, "train", "val")
@@ -363,7 +376,7 @@ def test_a_pattern_that_no_picture_fits_is_told_with_its_file(tmp_path: Path, en
 # --- COCO files
 
 
-@pytest.mark.parametrize("folder", ["dev", "test", "eval", "val", "Val2017"])
+@pytest.mark.parametrize("folder", ["dev", "test", "eval", "validate", "val", "Val2017"])
 @pytest.mark.parametrize("file", ["result.json", "annotations/instances_default.json", "annotations.json"])
 def test_the_folder_of_a_set_names_no_part_of_it(tmp_path: Path, folder: str, file: str) -> None:
     draw(tmp_path / folder / "images" / "0.jpg", 60, 40)

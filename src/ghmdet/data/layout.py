@@ -14,7 +14,7 @@ from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 SPLITS = ("train", *VALIDATION_NAMES, "test")
-MEANT = {"training": "train", "dev": "val", "eval": "val", "testing": "test"}
+MEANT = {"training": "train", "dev": "val", "eval": "val", "validate": "val", "testing": "test"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 T = TypeVar("T")
 DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")

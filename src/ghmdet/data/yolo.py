@@ -161,8 +161,16 @@ def _entries(config: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     named = {part_of(key) for key in content if key.lower() in SPLITS}
 
     def is_split(key: str, entry: Any) -> bool:
-        if meant(key) not in SPLITS or part_of(key) in named or not isinstance(entry, str):
+        entries = entry if isinstance(entry, list) else [entry]
+        if (
+            meant(key) not in SPLITS
+            or part_of(key) in named
+            or not all(isinstance(one, str) for one in entries)
+        ):
             return key.lower() in SPLITS
+        return bool(entries) and all(is_there(key, one) for one in entries)
+
+    def is_there(key: str, entry: str) -> bool:
         if entry.lower() in NOTHING or surrounds(base / entry, base):
             return False
         with suppress(OSError):  # a text that is too long for a name
