@@ -527,6 +527,38 @@ def test_what_cannot_be_judged_or_mended_is_refused_with_the_mend(squares: Path,
         apply(tmp_path / "out", out=tmp_path / "mended", say=str)
 
 
+def test_an_audit_does_not_replace_one_that_somebody_decided_on(squares: Path, tmp_path: Path) -> None:
+    shutil.copytree(squares, tmp_path / "set")
+    (tmp_path / "r.json").write_text("[]")
+
+    def look() -> None:
+        write_audit(tmp_path / "set", out=tmp_path / "a", results=tmp_path / "r.json", say=str)
+
+    look()
+    before = (tmp_path / "a" / "audit.json").read_bytes()
+    decisions = tmp_path / "a" / "decisions.json"
+    decisions.write_text(json.dumps({"audit": read(tmp_path / "a")["audit"], "decisions": []}))
+    look()  # the same again
+    file = tmp_path / "set" / "annotations" / "instances_train.json"
+    truth = json.loads(file.read_text())
+    truth["annotations"][0]["bbox"][0] += 3
+    file.write_text(json.dumps(truth))
+    for content in (decisions.read_text(), "[]", "{"):
+        decisions.write_text(content)
+        if "audit" in content:
+            with pytest.raises(
+                GhmdetError, match=r"decisions\.json: holds decisions on the audit that is there, wh"
+            ):
+                look()
+            assert (
+                json.loads((tmp_path / "a" / "audit.json").read_text())["items"]
+                == json.loads(before)["items"]
+            )
+        else:
+            look()
+    assert json.loads((tmp_path / "a" / "audit.json").read_text())["items"] != json.loads(before)["items"]
+
+
 def test_a_fold_that_diverged_or_failed_ends_the_audit_with_its_reason(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -553,6 +553,11 @@ def test_a_comparison_from_grid_to_result(
     other = replace(plan, data=Path(os.path.relpath(squares)), out=Path(os.path.relpath(out)))
     assert judged(other, str(tmp_path / "arms.yaml"), "0.1,0.2,0.4")["arms"] == result["arms"]
     assert predictions.stat().st_mtime_ns == before
+    said: list[str] = []
+    (tmp_path / "one.yaml").write_text("ce: {cls_loss: ce, cls_weight: 0.2}")
+    one = judged(plan, str(tmp_path / "one.yaml"), "0.1,0.2,0.4", say=said.append)
+    assert one["arms"].keys() == {"ce"}
+    assert "not in this result, though trained here: ghm, wild (name them in --arms, too)" in said
     # What `ghmdet val` left there of another checkpoint is not taken for the judged one's.
     write_json(predictions, [])
     kept = predictions.with_name("metrics.json")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.export import ExportedProgram
+from torchvision.ops import box_iou
 
 from engine_cases import film
 from ghmdet import Detector, runtime
+from ghmdet.engine import alike
 from ghmdet.engine import export as module
 from ghmdet.engine.export import export
 from ghmdet.engine.predict import predict
 from ghmdet.errors import CheckpointError, DataError, GhmdetError
 from ghmdet.evaluation.score import score
+from ghmdet.models.anchors import make_anchors
 
 SIDES = ((72, 96), (96, 72), (300, 400), (96, 96), (40, 400), (50, 20))
 
@@ -296,7 +300,7 @@ def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
     found = detector.predict(image, threshold=0)[0]
     right = tuple(found[name].numpy() for name in ("boxes", "scores", "labels"))
     assert len(right[1]) > 3
-    assert module.compare(detector, lambda _: right, about, [image]) == (0, 0, len(right[1]))
+    assert module.compare(detector, lambda _: right, about, [image]) == (0, 0, len(right[1]), 0)
     moved = right[0] + np.float32(0.6)
     for wrong in (
         (moved, *right[1:]),
@@ -307,6 +311,34 @@ def test_a_file_that_detects_something_else_is_not_written(run: Path) -> None:
     ):
         with pytest.raises(GhmdetError, match="not exported: the file would not detect what PyTorch does"):
             module.compare(detector, lambda _, wrong=wrong: wrong, about, [image])
+
+
+def test_what_depends_on_rounding_in_pytorch_too_is_no_difference(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector.load(run / "best.pt", device="cpu", precision="fp32")
+    config, about = detector.model.config, module.describe(detector, raw=False)
+    anchors, _ = make_anchors(config, 96, 96, torch.device("cpu"))
+    inside = ((anchors >= 0).all(1) & (anchors[:, 2] <= 96) & (anchors[:, 3] <= 72)).nonzero()[:, 0]
+    overlap = box_iou(anchors[inside], anchors[inside]).fill_diagonal_(0)
+    pair = (overlap == overlap.max()).nonzero()[0]
+    logits, deltas = torch.full((1, len(anchors), 2), -12.0), torch.zeros(1, len(anchors), 4)
+    logits[0, inside[pair], 0] = torch.tensor([0.5, 0.5 + 1e-5])  # as good as one another
+    image = np.zeros((72, 96, 3), np.uint8)
+    batch = detector.model.preprocess([torch.zeros(3, 72, 96)])
+    monkeypatch.setattr(detector.model, "forward_raw", lambda images: (logits, deltas))
+
+    def found(difference: float) -> tuple[NDArray[Any], ...]:
+        changed = logits.clone()
+        changed[0, inside[pair[1]], 0] += difference
+        return alike._detections(detector, changed, deltas, batch)
+
+    assert module.compare(detector, lambda _: found(0), about, [image]).unsteady == 0
+    other = module.compare(detector, lambda _: found(-2e-5), about, [image])
+    assert (other.unsteady, other.compared) == (1, 0)
+    logits[0, inside[pair[1]], 0] += 0.5  # which of both is better is no matter of rounding now
+    with pytest.raises(GhmdetError, match="would not detect what PyTorch does"):
+        module.compare(detector, lambda _: found(-1), about, [image])
 
 
 @pytest.fixture(scope="module")

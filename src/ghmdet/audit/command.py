@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -257,6 +257,7 @@ def write(
         "warnings": list(warnings),
         "made": provenance(about),
     }
+    _require_undecided(out, told["audit"])
     write_atomic(out / "audit.json", partial(_put_json, told, "items", rows()))
     write_atomic(out / "audit.csv", partial(_put_csv, rows()))
     content = {
@@ -294,6 +295,18 @@ def write(
     }
     items = [_row(place + 1, found[place], data) for place in shown]
     write_review(out, data, [found[place] for place in shown], items, about)
+
+
+def _require_undecided(out: Path, audit: str) -> None:
+    """Raise GhmdetError where a review's decisions are there of an audit that another one would replace."""
+    decisions, given = out / "decisions.json", None
+    with suppress(GhmdetError):
+        given = read_json(decisions)
+    if given and given.get("audit", audit) != audit:
+        raise GhmdetError(
+            f"{decisions}: holds decisions on the audit that is there, which this one would replace: apply them first"
+            f" (ghmdet audit apply {out} --out NEW), or move the file away"
+        )
 
 
 def _put_json(about: dict[str, Any], name: str, rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:

@@ -14,6 +14,7 @@ from ghmdet.compare.paired import LEVEL, average_precision, interval, over_class
 from ghmdet.compare.plan import Plan, Run, Standing, unlearnt
 from ghmdet.data import DetectionData
 from ghmdet.data.fingerprint import scored
+from ghmdet.engine.checkpoint import load_checkpoint
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.evaluate import validate
 from ghmdet.engine.observation import measure_spectrum
@@ -107,8 +108,13 @@ def _judge(
         if by_name is None:
             config, folder = run.config, run.out / part.split
             earlier = (folder / "metrics.json").exists()
-            (folder / "predictions.json").unlink(missing_ok=True)  # damaged ones are no one else's
             try:
+                load_checkpoint(run.out / "last.pt")
+                for name in (
+                    "metrics.json",
+                    "predictions.json",
+                ):  # damaged, they would be taken for another tool's
+                    (folder / name).unlink(missing_ok=True)
                 validate(
                     run.out / "last.pt",
                     run.data,

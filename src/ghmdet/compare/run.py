@@ -121,6 +121,9 @@ def compare(
         failed = _make_runs(plan, say)
         result, spectra = judge(plan, part, failed, say)
         say(summary(result))
+        trained = {folder.name for folder in (out / "runs" / "final").glob("*") if folder.is_dir()}
+        if left := sorted(trained - result["arms"].keys()):
+            say(f"not in this result, though trained here: {', '.join(left)} (name them in --arms, too)")
         say(f"written: {', '.join(map(str, write_comparison(out, result, spectra)))}")
     bad = [name for name, arm in result["arms"].items() if arm.get("failed") or arm.get("unlearnt")]
     if bad:

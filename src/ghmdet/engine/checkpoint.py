@@ -13,7 +13,7 @@ import torch
 
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.fingerprint import count_known, differences, fingerprint, labelled
-from ghmdet.engine.run_folder import DIVERGED, read_json, read_rows
+from ghmdet.engine.run_folder import DIVERGED, data_folder, read_json, read_rows
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import CheckpointError, GhmdetError
 from ghmdet.files import hold, write_atomic
@@ -171,7 +171,7 @@ def saved_run(
 
 def _require_free(out: Path, data: Path) -> None:
     """Raise GhmdetError where a new run would write into the data set, or over files that no run wrote."""
-    if out.resolve() == (data if data.is_dir() else data.parent).resolve():
+    if out.resolve() in (data_folder(data), data.resolve().parent if data.is_file() else data.resolve()):
         raise GhmdetError(f"--out {out} is the data set's own folder: give another")
     if there := next((name for name in REPLACED if (out / name).exists()), ""):
         raise GhmdetError(f"--out {out} holds {there} but no run, and would replace it: give another")

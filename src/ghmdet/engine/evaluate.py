@@ -66,14 +66,10 @@ def validate(
             )
         truth = part.to_coco()
         metrics = score(truth, results)
-        about = {
-            "checkpoint": str(checkpoint),
-            "data": str(data.absolute()),
-            "split": part.split,
-            "checkpoint_digest": content_digest(checkpoint),
-            "digest": scored(part),
-        }
+        about = {"checkpoint": str(checkpoint), "data": str(data.absolute()), "split": part.split}
+        write_json(out / "metrics.json", about)  # a kill leaves no old figures beside new predictions
         write_predictions(out / "predictions.json", results, truth)
+        about |= {"checkpoint_digest": content_digest(checkpoint), "digest": scored(part)}
         write_json(out / "metrics.json", about | metrics.to_dict())
     say(metrics.table())
     run = checkpoint.parent

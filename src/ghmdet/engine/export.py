@@ -6,10 +6,10 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.fx.experimental import _config as export_config
 from ghmdet import runtime
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.tree import Tree
+from ghmdet.engine.alike import TOLERANCES, Outputs, Precision, compare
 from ghmdet.engine.detect import Detector, detect
 from ghmdet.engine.quantize import quantize
 from ghmdet.engine.run_folder import coco_results, read_json
@@ -28,38 +29,15 @@ from ghmdet.errors import DataError, GhmdetError
 from ghmdet.evaluation.score import score
 from ghmdet.files import checkpoint_file, require_ending, write_atomic
 from ghmdet.models.exportable import Exportable
-from ghmdet.models.preprocess import scale_boxes
 from ghmdet.progress import counting
 from ghmdet.words import many
 
-
-class Tolerance(NamedTuple):
-    """How far an exported detector may be from PyTorch's in fp32.
-
-    box: pixels of the scaled picture. score: in 0..1. least: detections that score less are not compared. share: of
-    those compared, so many must be as near as that.
-    """
-
-    box: float
-    score: float
-    least: float = 0.0
-    share: float = 1.0
-
-
-Precision = Literal["fp32", "fp16", "int8"]
-TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(0.5, 1e-3),
-    "fp16": Tolerance(1.0, 0.02, runtime.THRESHOLD, 0.95),
-    "int8": Tolerance(5.0, 0.1, runtime.THRESHOLD, 0.9),
-}
 AP_DROP = 0.01
 """A larger one is warned of."""
 PICTURES, CALIBRATED_ON, SCORED = 8, 64, 200
 """At most so many pictures are compared on, calibrated on, and scored."""
 MOST = 256  # times `size_divisible`: the longest side that the file takes
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-Outputs = Callable[[NDArray[np.uint8]], tuple[NDArray[Any], ...]]
-"""What an exported detector gives for a picture [h, w, 3]."""
 
 
 def export(
@@ -146,7 +124,7 @@ def export(
         torch.export.save(program, file, extra_files=metadata)
         content, outputs = file.getvalue(), _run(program, about, checked)
     with counting("pictures compared", len(chosen)) as advance:
-        boxes, scores, count = compare(detector, outputs, about, chosen, advance)
+        alike = compare(detector, outputs, about, chosen, advance)
     if format == "onnx" and not raw and precision != "fp32" and val is not None:
         try:
             _say_ap(detector, exported, val, say)
@@ -154,21 +132,22 @@ def export(
             say(f"Warning: AP is not compared: {error}")
     write_atomic(out, runtime.sealed(content) if format == "onnx" else content)
     kind = "logits and box offsets" if raw else "detections"
-    offsets = f"box offsets within {boxes:.1g}" if raw else f"boxes within {boxes:.1g} pixels"
-    limits, alike = TOLERANCES[precision], f"{offsets}, scores within {scores:.1g}"
+    offsets = f"box offsets within {alike.box:.1g}" if raw else f"boxes within {alike.box:.1g} pixels"
+    limits, within = TOLERANCES[precision], f"{offsets}, scores within {alike.score:.1g}"
     on = f"{many(len(chosen), 'picture')} {what}"
-    compared = many(count, "score" if raw else "detection")
-    if not count:
+    compared = many(alike.compared, "score" if raw else "detection")
+    if not alike.compared:
         least = f"scores {limits.least}" if limits.least else "is detected"
         say(
             f"Warning: on {on} nothing {least}, so nothing was compared: give --pictures with objects that it knows"
         )
     elif precision == "fp32":
-        say(f"the same as PyTorch on {on}: {compared} compared, {alike}")
+        others = f"; {alike.unsteady} others depend on rounding, in PyTorch too" if alike.unsteady else ""
+        say(f"the same as PyTorch on {on}: {compared} compared, {within}{others}")
     else:
         say(
             f"{precision} beside fp32 on {on}: the nearest {limits.share:.0%} of {compared} from"
-            f" {limits.least} up have {alike} (allowed: {limits.box:g} and {limits.score:g})"
+            f" {limits.least} up have {within} (allowed: {limits.box:g} and {limits.score:g})"
         )
     classes = many(len(about.classes), "class/classes")
     say(f"{out}: {len(content) / 1e6:.1f} MB, {kind} of {classes}, for pictures of any size")
@@ -242,97 +221,6 @@ def to_onnx(program: ExportedProgram, metadata: dict[str, str], *, raw: bool) ->
         model.metadata_props.add(key=key, value=value)
     content: bytes = model.SerializeToString()
     return content
-
-
-def compare(
-    detector: Detector,
-    outputs: Outputs,
-    about: runtime.About,
-    pictures: Sequence[NDArray[np.uint8]],
-    advance: Callable[[int], None] = lambda pictures: None,
-) -> tuple[float, float, int]:
-    """How far boxes (pixels of the scaled picture; offsets if raw) and scores are from PyTorch's, and how many scores.
-
-    The largest difference among the share of detections that `TOLERANCES` asks for, on pictures [h, w, 3].
-    advance: called with 1 before each picture.
-
-    Raises:
-        GhmdetError: more than the tolerance, a detection that only one of them has, or numbers that are not finite.
-    """
-    limits = TOLERANCES[about.precision]
-    boxes, scores = [np.zeros(0)], [np.zeros(0)]
-    sure, nothing = 0.0, True  # the best score of PyTorch, and whether the file finds nothing
-    for picture in pictures:
-        advance(1)
-        image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
-        with torch.inference_mode():
-            batch = detector.model.preprocess([image])
-            logits, deltas = detector.model.forward_raw(batch.images)
-        found = outputs(picture)
-        if not all(torch.isfinite(one).all() for one in (logits, deltas)):
-            raise GhmdetError(
-                "not exported: the network gives numbers that are not finite: give another checkpoint"
-            )
-        if not all(np.isfinite(one).all() for one in found):
-            raise _unlike_error("gives numbers that are not finite", about)
-        if about.outputs == "raw":
-            own, theirs = logits.sigmoid().numpy(), 1 / (1 + np.exp(-found[0]))
-            compared = np.maximum(own, theirs) >= limits.least
-            scores.append(np.abs(own - theirs)[compared])
-            boxes.append(np.abs(deltas.numpy() - found[1])[compared.any(axis=-1)].ravel())
-            continue
-        with torch.inference_mode():
-            seen = detector.model.postprocess(logits, deltas, batch)[0]
-        sure = max(sure, float(seen["scores"].max())) if len(seen["scores"]) else sure
-        nothing &= not len(found[1])
-        scaled = scale_boxes(seen["boxes"], batch.original_sizes[0], batch.sizes[0]).numpy()
-        unlike = _unlike((scaled, seen["scores"].numpy(), seen["labels"].numpy()), found, limits)
-        boxes.append(unlike[:, 0])
-        scores.append(unlike[:, 1])
-    differences = [np.concatenate(each) for each in (boxes, scores)]
-    pixels, certainty = (float(np.quantile(one, limits.share)) if len(one) else 0.0 for one in differences)
-    if not (pixels <= limits.box and certainty <= limits.score):
-        raise _unlike_error(
-            f"would not detect what PyTorch does (boxes differ by {pixels:.2g} pixels, scores by {certainty:.2g})",
-            about,
-        )
-    if about.outputs != "raw" and nothing and sure > detector.model.config.score_threshold + limits.score:
-        raise _unlike_error(f"finds nothing where PyTorch finds detections of scores up to {sure:.2g}", about)
-    return pixels, certainty, len(differences[1])
-
-
-def _unlike_error(what: str, about: runtime.About) -> GhmdetError:
-    """Why a file is refused, and what can be done about it."""
-    mend = {
-        "fp32": "please report it with the versions of torch and onnxruntime",
-        "fp16": "the range of the network's numbers does not fit 16 bits: take --precision fp32 or int8",
-        "int8": "give --calibrate pictures like those to be looked at, or another --precision",
-    }
-    return GhmdetError(f"not exported: the file {what}: {mend[about.precision]}")
-
-
-def _unlike(
-    own: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]], limits: Tolerance
-) -> NDArray[np.float64]:
-    """The differences [n, 2] of box and score between detections that mean the same.
-
-    A score that has no partner is a difference as a whole.
-    """
-    boxes, scores, labels = own
-    free = np.ones(len(others[1]), bool)
-    unlike = []
-    for box, own_score, label in zip(boxes, scores, labels, strict=True):
-        distance = np.abs(others[0] - box).max(axis=1, initial=0)
-        able = np.flatnonzero(free & (others[2] == label) & (np.abs(others[1] - own_score) <= limits.score))
-        found = (0.0, float(own_score))
-        if len(able):
-            partner = able[distance[able].argmin()]
-            free[partner] = False
-            found = float(distance[partner]), float(abs(others[1][partner] - own_score))
-        if own_score >= limits.least:
-            unlike.append(found)
-    unlike += [(0.0, float(one)) for one in others[1][free] if one >= limits.least]
-    return np.array(unlike).reshape(-1, 2)
 
 
 def _labelled(

@@ -15,7 +15,7 @@ from ghmdet.draw import save_jpeg
 from ghmdet.engine.sources import Reader, Source
 from ghmdet.engine.unfinished import Results
 from ghmdet.errors import GhmdetError
-from ghmdet.files import state_of, write_atomic
+from ghmdet.files import files_below, state_of, write_atomic
 
 LABELS, CROPS = "labels", "crops"
 """The folders that they are written into."""
@@ -92,7 +92,7 @@ def _as_written(folder: Path) -> bool:
 
 def _state(folder: Path) -> str:
     """A word for the names and contents of the files in a folder and below, but for hidden ones."""
-    return state_of(folder, sorted(file for file in folder.rglob("[!.]*") if file.is_file()))
+    return state_of(folder, files_below(folder))
 
 
 def _new(folder: Path) -> None:

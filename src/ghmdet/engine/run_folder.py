@@ -27,6 +27,8 @@ from ghmdet.files import write_atomic
 
 PACKAGES = ("ghmdet", "torch", "torchvision", "timm", "accelerate", "hotcoco", "numpy", "pillow")
 
+UNFINISHED = "unfinished.jsonl"
+"""The file in which `ghmdet predict` keeps what is done until all is."""
 DIVERGED = "diverged.txt"
 """The file that says so of a run whose loss did not stay finite."""
 
@@ -51,10 +53,10 @@ def _gpus() -> list[str]:
 
 def data_name(data: Path) -> str:
     """What a data set is called: its folder's name."""
-    return _data_folder(data).name
+    return data_folder(data).name
 
 
-def _data_folder(data: Path) -> Path:
+def data_folder(data: Path) -> Path:
     """The folder of a data set that is named by it, or by a file in it, in `annotations` or in the folder of a part."""
     path = data.resolve()
     if not path.is_file():
@@ -104,7 +106,7 @@ def same_data(one: Path | str, other: object) -> bool:
 
     def home(data: Path) -> Path:
         whole = ending(str(data)) != ".json" or split_name(data) in SPLITS
-        return _data_folder(data) if whole else data.resolve()
+        return data_folder(data) if whole else data.resolve()
 
     return isinstance(other, str | Path) and home(Path(one)) == home(Path(other))
 
@@ -119,22 +121,31 @@ def require_no_run(out: Path) -> None:
 
 
 def require_own(out: Path, command: str) -> None:
-    """Raise GhmdetError where the predictions of `val` or `predict` would replace what is of no such command."""
+    """Raise GhmdetError where the results of `val` or `predict` would replace what is of no such command."""
     require_no_run(out)
-    predictions, scored = out / "predictions.json", (out / "metrics.json").is_file()
-    there = predictions.is_file()
-    drawn = there and not scored and next(out.glob("**/*.jpg"), None)
-    if (command == "predict" and scored) or (command == "val" and drawn):
-        other = "val" if scored else "predict"
-        raise GhmdetError(
-            f"--out {out} holds results of `ghmdet {other}`, which would be replaced: give another"
-        )
-    if there:
+    predictions, metrics, unfinished = (
+        out / name for name in ("predictions.json", "metrics.json", UNFINISHED)
+    )
+    is_val = False
+    with suppress(GhmdetError):
+        is_val = "checkpoint" in (read_json(metrics) or {})
+    if command == "predict" and is_val:
+        raise GhmdetError(f"--out {out} holds results of `ghmdet val`, which would be replaced: give another")
+    if predictions.is_file():
         with predictions.open("rb") as file:
             head = file.read(16)
         if not head.startswith((b'[\n{"file_name"', b"[\n\n]")):
             raise GhmdetError(
                 f"{predictions} is of another tool, and would be replaced: move it, or give another --out"
+            )
+    if command == "val" and not is_val:
+        if predictions.is_file() or unfinished.is_file():
+            raise GhmdetError(
+                f"--out {out} holds results of `ghmdet predict`, which would be replaced: give another"
+            )
+        if metrics.is_file():
+            raise GhmdetError(
+                f"{metrics} is not of `ghmdet val`, and would be replaced: move it, or give another --out"
             )
 
 

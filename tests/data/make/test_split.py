@@ -47,17 +47,46 @@ def test_a_made_set_that_was_mended_by_hand_is_not_replaced(one_part: Path, tmp_
     split(one_part, tmp_path / "two", say=lambda line: None)
     content = json.loads(as_made)
     mended.write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
+    newest = r"the newest file: annotations/instances_train\.json"
     with pytest.raises(
-        DataError, match="two: was changed since 'data split' wrote it, and would be replaced"
+        DataError, match=rf"two: was changed since 'data split' wrote it \({newest}\), and would"
     ):
         split(one_part, tmp_path / "two", val_share=0.5)
     assert len(json.loads(mended.read_text())["annotations"]) == len(content["annotations"]) - 1
     assert (tmp_path / "two" / "notes.txt").read_text() == "mine"
-    told = json.loads((tmp_path / "two" / "split.json").read_text())
-    del told["written"]  # as when it was interrupted, and of older versions
-    (tmp_path / "two" / "split.json").write_text(json.dumps(told))
+    marker = tmp_path / "two" / "split.json"
+    whole = json.loads(marker.read_text())
+    for damaged in ("", "[]", "{", json.dumps(whole | {"written": 5})):
+        marker.write_text(damaged)
+        with pytest.raises(
+            DataError, match=r"was changed since .* \(split\.json or another file cannot be read\)"
+        ):
+            split(one_part, tmp_path / "two")
+    del whole["written"]  # as when it was interrupted, and of older versions
+    marker.write_text(json.dumps(whole))
     split(one_part, tmp_path / "two", say=lambda line: None)
     assert mended.read_text() == as_made
+    mended.unlink()
+    with pytest.raises(DataError, match=r"was changed since .* \(files are gone, or others\)"):
+        split(one_part, tmp_path / "two")
+
+
+def test_what_programs_leave_in_a_made_set_is_no_change(one_part: Path, tmp_path: Path) -> None:
+    split(one_part, tmp_path / "two")
+    for name in (
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "train.cache",
+        ".ipynb_checkpoints/x-checkpoint.json",
+    ):
+        file = tmp_path / "two" / "annotations" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    split(one_part, tmp_path / "two", say=lambda line: None)
+    (tmp_path / "two" / "annotations" / "mine.json").write_text("{}")
+    with pytest.raises(DataError, match=r"the newest file: annotations/mine\.json"):
+        split(one_part, tmp_path / "two")
 
 
 def test_the_same_pictures_give_the_same_parts_and_other_files_are_left_alone(

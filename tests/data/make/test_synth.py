@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -285,3 +286,37 @@ def test_each_split_asked_for_has_a_picture(
     splits = {"train": train, "val": val} if val else {"train": train}
     assert len(list((tmp_path / "annotations").iterdir())) == len(splits)
     assert {split: len(content(tmp_path, split)["images"]) for split in splits} == splits
+
+
+def test_a_set_that_is_cut_off_while_it_takes_its_place_is_no_mixture_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, move = tmp_path / "set", Path.replace
+
+    def held() -> tuple[bytes, ...]:
+        files = (out / "images" / "train_00000.jpg", out / "annotations" / "instances_train.json")
+        return tuple(file.read_bytes() if file.exists() else b"" for file in files)
+
+    def make(seed: int) -> tuple[bytes, ...]:
+        synthesize(out, SynthConfig(images=4, size=(96, 64), seed=seed))
+        return held()
+
+    whole = [make(1), make(0)]
+    for last in range(8):
+        make(0)
+        moves: list[Path] = []
+
+        def cut_off(self: Path, target: Path, last: int = last, moves: list[Path] = moves) -> Path:
+            if self.parent.name == ".unfinished":
+                moves.append(self)
+            if len(moves) > last:
+                raise KeyboardInterrupt
+            return move(self, target)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "replace", cut_off)
+            make(1)
+        now = held()
+        assert now in whole or not now[1]  # without annotations it is no set
+        if last:
+            assert make(1) == whole[0]  # the same command goes on

@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ghmdet.data.annotations import load_json
 from ghmdet.errors import DataError
-from ghmdet.files import LOCK, hold, state_of, write_atomic
+from ghmdet.files import LOCK, files_below, hold, state_of, write_atomic
 from ghmdet.pictures import EXTENSIONS
 
 UNFINISHED = ".unfinished"
@@ -34,10 +34,10 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             raise DataError(
                 f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
             )
-        if found and not _as_written(out, marker):
+        if found and (what := _changed(out, marker)):
             raise DataError(
-                f"{out}: was changed since '{command}' wrote it, and would be replaced: give another folder, or remove"
-                " this one"
+                f"{out}: was changed since '{command}' wrote it ({what}), and would be replaced: give another folder,"
+                " or remove this one"
             )
         building = out / UNFINISHED
         shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
@@ -46,11 +46,14 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             yield building
             names = sorted((entry.name for entry in building.iterdir()), reverse=True)
             told = {"names": [name for name in names if name != marker], "state": ""}
-            told["state"] = _state(building, told["names"])
-            # The marker first, by which an interrupted one is known; the annotations last: without them it is no set.
-            for name in sorted(names, key=lambda name: name != marker):
+            told["state"] = state_of(building, _files(building, told["names"]), EXTENSIONS)
+            # The marker first, by which an interrupted one is known. Annotations go first and come last: without them
+            # it is no set.
+            (building / marker).replace(out / marker)
+            for name in reversed(told["names"]):
                 if (building / name).is_dir():
                     shutil.rmtree(out / name, ignore_errors=True)
+            for name in told["names"]:
                 (building / name).replace(out / name)
             about = json.loads((out / marker).read_text(encoding="utf-8"))
             write_atomic(out / marker, json.dumps(about | {"written": told}, indent=1) + "\n")
@@ -58,19 +61,28 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             shutil.rmtree(building, ignore_errors=True)
 
 
-def _as_written(out: Path, marker: str) -> bool:
-    """Whether nothing that its marker tells of was changed; an interrupted one, or one of before, tells nothing."""
-    with suppress(DataError, KeyError, OSError, TypeError):
-        told = load_json(out / marker)["written"]
-        return bool(told["state"] == _state(out, told["names"]))
-    return True
+def _changed(out: Path, marker: str) -> str:
+    """What was changed of what its marker tells of; empty where nothing was, and where the marker tells nothing, as one
+    of an interrupted set or of an older version.
+    """
+    try:
+        about = load_json(out / marker)
+        if isinstance(about, dict) and "written" not in about:
+            return ""
+        files = _files(out, about["written"]["names"])
+        if about["written"]["state"] == state_of(out, files, EXTENSIONS):
+            return ""
+        newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=out / marker)
+        since = newest.stat().st_mtime_ns > (out / marker).stat().st_mtime_ns
+        return f"the newest file: {newest.relative_to(out)}" if since else "files are gone, or others"
+    except (DataError, KeyError, OSError, TypeError, ValueError):
+        return f"{marker} or another file cannot be read"
 
 
-def _state(root: Path, names: Iterable[str]) -> str:
-    """A word for these files and folders in a folder, of pictures their sizes alone."""
+def _files(root: Path, names: Iterable[str]) -> list[Path]:
+    """The files that a made set consists of: those of such a name in a folder, and all below folders of such a name."""
     entries = [root / name for name in names]
-    files = [file for one in entries for file in ([one] if one.is_file() else sorted(one.rglob("[!.]*")))]
-    return state_of(root, (file for file in files if file.is_file()), EXTENSIONS)
+    return [file for one in entries for file in ([one] if one.is_file() else files_below(one))]
 
 
 def write_annotations(root: Path, split: str, content: Mapping[str, Any]) -> None:
