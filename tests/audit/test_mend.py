@@ -60,6 +60,12 @@ EXPECTED = [
 ]
 
 
+def write_anew(out: Path, *given: Any) -> None:
+    """Write an audit where one may be that was decided on."""
+    (out / "decisions.json").unlink(missing_ok=True)
+    write(out, *given)
+
+
 def audited(
     root: Path, writer: Writer, given: Path | None = None, warnings: Sequence[str] = ()
 ) -> tuple[Path, dict[str, Any]]:
@@ -67,7 +73,7 @@ def audited(
     writer(root / "set", pictures())
     data = read_data(given or root / "set")
     about = {"data": str((given or root / "set").absolute()), "judged_by": "a test", "learnt": False}
-    write(root / "audit", data, suspicions(data), about, 0, warnings)
+    write_anew(root / "audit", data, suspicions(data), about, 0, warnings)
     told = json.loads((root / "audit" / "audit.json").read_text())
     words = ["accept"] * 5 + ["reject"]
     decisions = [{"id": i, "decision": word} for i, word in enumerate(words, start=1)]
@@ -153,7 +159,7 @@ def test_of_two_alike_labels_the_one_that_is_meant_is_changed_once(tmp_path: Pat
         Suspicion(0, "class", 1, cat, dog, 0.7, 0.7, None, likeliest=False),
     ]
     about = {"data": str(tmp_path / "set"), "judged_by": "a test", "learnt": False}
-    write(tmp_path / "audit", read_data(tmp_path / "set"), found, about, 0)
+    write_anew(tmp_path / "audit", read_data(tmp_path / "set"), found, about, 0)
     told = json.loads((tmp_path / "audit" / "audit.json").read_text())
     accept = [{"id": number, "decision": "accept"} for number in (1, 3)]
     assert apply(tmp_path / "audit", {"audit": told["audit"], "decisions": accept}, tmp_path / "mended") == 1
@@ -362,7 +368,7 @@ def test_pictures_outside_the_set_are_found_by_the_copy_or_it_is_not_made(
     file.write_text(json.dumps(content))
     data = read_data(tmp_path / "set")
     about = {"data": str(tmp_path / "set"), "judged_by": "a test", "learnt": False}
-    write(tmp_path / "audit", data, suspicions(data), about, 0)
+    write_anew(tmp_path / "audit", data, suspicions(data), about, 0)
     audit = json.loads((tmp_path / "audit" / "audit.json").read_text())["audit"]
     decisions = {"audit": audit, "decisions": [{"id": 1, "decision": "accept"}]}
     status = apply(tmp_path / "audit", decisions, tmp_path / "deeper" / "copy")
@@ -394,7 +400,7 @@ def test_pictures_of_any_name_are_mended(tmp_path: Path, name: str, odd: str) ->
         Suspicion(place[f"{odd}.jpg"], "spurious", None, emu, None, 0.7, 0.7, None),
     ]
     about = {"data": str(tmp_path / "set"), "judged_by": "a test", "learnt": False}
-    write(tmp_path / "audit", data, found, about, 0)
+    write_anew(tmp_path / "audit", data, found, about, 0)
     audit = json.loads((tmp_path / "audit" / "audit.json").read_text())["audit"]
     decisions = {"audit": audit, "decisions": [{"id": i, "decision": "accept"} for i in (1, 2, 3)]}
     assert apply(tmp_path / "audit", decisions, tmp_path / "copy") == 1  # there is no emu to remove
@@ -410,7 +416,7 @@ def judged(
     """The status when all suspicions about the set in `root` are accepted, what was refused, and the mended rows."""
     data = read_data(root / "set")
     about = {"data": str(root / "set"), "judged_by": "a test", "learnt": False}
-    write(root / "audit", data, found, about, 0)
+    write_anew(root / "audit", data, found, about, 0)
     audit = json.loads((root / "audit" / "audit.json").read_text())["audit"]
     numbers = range(1, len(found) + 1)
     decisions = {"audit": audit, "decisions": [{"id": i, "decision": "accept"} for i in numbers]}
