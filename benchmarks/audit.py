@@ -221,6 +221,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         (peers if "peer" in row else last)[key] = row
     groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
     for (data, share, _, *kinds), row in sorted(last.items()):
+        if not kinds:  # of a loop alone
+            continue
         other = peers.get((data, share, str(row["seed"]), *kinds))
         for kind in kinds:
             best = {"AP": max(other[kind].values())} if other else {}
