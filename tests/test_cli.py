@@ -269,13 +269,18 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made["arguments"]["data"] = str(tmp_path / "fewer")
     Path("pictureless/run.json").write_text(json.dumps(made))
     Path("run/val").mkdir()
-    Path("run/val/metrics.json").write_text('{"checkpoint": "best.pt"}')
+    Path("run/val/metrics.json").write_text('{"checkpoint": "best.pt", "data": "", "split": "val"}')
     for name, text in (("others", '[{"image_id": 1}]'), ("predicted", '[\n{"file_name": "a.png"}\n]\n')):
         Path(name).mkdir()
         (Path(name) / "predictions.json").write_text(text)
-    for name, file in (("begun", "unfinished.jsonl"), ("scored", "metrics.json")):
+    for name, file in (
+        ("begun", "unfinished.jsonl"),
+        ("scored", "metrics.json"),
+        ("damaged", "metrics.json"),
+    ):
         Path(name).mkdir()
-        (Path(name) / file).write_text("{}")
+        (Path(name) / file).write_text("{}" if name != "damaged" else "")
+    Path("damaged/predictions.json").write_text('[\n{"file_name": "a.png"}\n]\n')
     Path("bestless/best.pt").unlink()
     Path("curveless/metrics.csv").unlink()
     Path("spectrumless/spectrum.npz").write_text("x")
@@ -370,6 +375,8 @@ ODD = (
     ("predict run/best.pt set/images --out others", 2, "others/predictions.json is of another tool"),
     ("val run set --out predicted", 2, "--out predicted holds results of `ghmdet predict`"),
     ("val run set --out begun", 2, "--out begun holds results of `ghmdet predict`"),
+    ("val run set --out damaged", 0, "written: damaged/metrics.json"),
+    ("predict run/best.pt set/images --out damaged", 2, "--out damaged holds results of `ghmdet val`"),
     ("val run set --out scored", 2, "scored/metrics.json is not of `ghmdet val`"),
     ("predict run/best.pt set/images --out scored", 0, "drawn: scored"),
     ("report pictureless", 0, "written: "),

@@ -336,6 +336,19 @@ def test_what_depends_on_rounding_in_pytorch_too_is_no_difference(
     assert module.compare(detector, lambda _: found(0), about, [image]).unsteady == 0
     other = module.compare(detector, lambda _: found(-2e-5), about, [image])
     assert (other.unsteady, other.compared) == (1, 0)
+    right = found(-2e-5)
+    away = int(
+        (
+            (inside[:, None] != inside[pair]).all(1)
+            & (box_iou(anchors[inside], anchors[inside[pair]]).max(1)[0] < 0.1)
+        ).nonzero()[0, 0]
+    )
+    logits[0, inside[away], 1] = 2.0  # a detection that is steady, and wrong in the file
+    boxes, scores, labels = found(-2e-5)
+    wrong = boxes + 20 * (labels == 1)[:, None].astype(np.float32), scores, labels
+    with pytest.raises(GhmdetError, match="would not detect what PyTorch does"):
+        module.compare(detector, lambda _: wrong, about, [image])
+    assert module.compare(detector, lambda _: found(-2e-5), about, [image]).compared == len(right[1])
     logits[0, inside[pair[1]], 0] += 0.5  # which of both is better is no matter of rounding now
     with pytest.raises(GhmdetError, match="would not detect what PyTorch does"):
         module.compare(detector, lambda _: found(-1), about, [image])

@@ -301,11 +301,11 @@ def _require_undecided(out: Path, audit: str) -> None:
     """Raise GhmdetError where a review's decisions are there of an audit that another one would replace."""
     decisions, given = out / "decisions.json", None
     with suppress(GhmdetError):
-        given = read_json(decisions)
-    if given and given.get("audit", audit) != audit:
+        given = read_json(decisions) or {}
+    if decisions.exists() and (given is None or given.get("audit") != audit):
         raise GhmdetError(
-            f"{decisions}: holds decisions on the audit that is there, which this one would replace: apply them first"
-            f" (ghmdet audit apply {out} --out NEW), or move the file away"
+            f"{decisions}: holds decisions on the audit that is there, which this one would replace: apply them"
+            f" (ghmdet audit apply {out} --out NEW), then move the file away"
         )
 
 

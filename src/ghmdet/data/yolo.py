@@ -168,7 +168,7 @@ def _entries(config: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             or not all(isinstance(one, str) for one in entries)
         ):
             return key.lower() in SPLITS
-        return bool(entries) and all(is_there(key, one) for one in entries)
+        return any(is_there(key, one) for one in entries)
 
     def is_there(key: str, entry: str) -> bool:
         if entry.lower() in NOTHING or surrounds(base / entry, base):

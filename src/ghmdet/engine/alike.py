@@ -95,9 +95,12 @@ def compare(
         sure = max(sure, float(seen[1].max())) if len(seen[1]) else sure
         nothing &= not len(found[1])
         unlike = _unlike(seen, found, limits)
-        beyond = (unlike > (limits.box, limits.score)).any(axis=1)
-        if limits.share == 1 and 0 < beyond.sum() <= _unsteady(detector, logits, deltas, batch, limits):
-            unlike, unsteady = unlike[~beyond], unsteady + int(beyond.sum())
+        beyond = _beyond(unlike, limits)
+        if limits.share == 1 and beyond.any():
+            changing, more = _unsteady(detector, logits, deltas, batch, limits)
+            own, added = beyond[: len(changing)] & changing, beyond[len(changing) :]
+            left_out = np.concatenate((own, added & (added.sum() <= more)))
+            unlike, unsteady = unlike[~left_out], unsteady + int(left_out.sum())
         boxes.append(unlike[:, 0])
         scores.append(unlike[:, 1])
     differences = [np.concatenate(each) for each in (boxes, scores)]
@@ -120,17 +123,28 @@ def _detections(detector: Detector, logits: Tensor, deltas: Tensor, batch: Batch
     return scaled.numpy(), seen["scores"].numpy(), seen["labels"].numpy()
 
 
-def _unsteady(detector: Detector, logits: Tensor, deltas: Tensor, batch: Batch, limits: Tolerance) -> int:
-    """How many of PyTorch's own detections change by more than the limits when its numbers change by `ROUNDING`."""
-    seen, most = _detections(detector, logits, deltas, batch), 0
+def _unsteady(
+    detector: Detector, logits: Tensor, deltas: Tensor, batch: Batch, limits: Tolerance
+) -> tuple[NDArray[np.bool_], int]:
+    """Which of PyTorch's own detections change by more than the limits when its numbers change by `ROUNDING`, and the
+    most that then are new.
+    """
+    seen, more = _detections(detector, logits, deltas, batch), 0
+    changing = np.zeros(len(seen[1]), dtype=bool)
     for seed in range(TRIES):
         random = torch.Generator().manual_seed(seed)
         scores, boxes = (
             one + ROUNDING * torch.randn(one.shape, generator=random) for one in (logits, deltas)
         )
         unlike = _unlike(seen, _detections(detector, scores, boxes, batch), limits)
-        most = max(most, int((unlike > (limits.box, limits.score)).any(axis=1).sum()))
-    return most
+        beyond = _beyond(unlike, limits)
+        changing |= beyond[: len(changing)]
+        more = max(more, int(beyond[len(changing) :].sum()))
+    return changing, more
+
+
+def _beyond(unlike: NDArray[Any], limits: Tolerance) -> NDArray[np.bool_]:
+    return np.asarray((unlike > (limits.box, limits.score)).any(axis=1))
 
 
 def _unlike_error(what: str, about: runtime.About) -> GhmdetError:

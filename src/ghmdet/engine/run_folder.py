@@ -126,9 +126,10 @@ def require_own(out: Path, command: str) -> None:
     predictions, metrics, unfinished = (
         out / name for name in ("predictions.json", "metrics.json", UNFINISHED)
     )
-    is_val = False
-    with suppress(GhmdetError):
-        is_val = "checkpoint" in (read_json(metrics) or {})
+    try:
+        is_val = {"checkpoint", "data", "split"} <= (read_json(metrics) or {}).keys()
+    except GhmdetError:  # damaged, it is no other's
+        is_val = True
     if command == "predict" and is_val:
         raise GhmdetError(f"--out {out} holds results of `ghmdet val`, which would be replaced: give another")
     if predictions.is_file():

@@ -71,6 +71,17 @@ def test_a_made_set_that_was_mended_by_hand_is_not_replaced(one_part: Path, tmp_
         split(one_part, tmp_path / "two")
 
 
+def test_a_made_set_of_which_a_folder_was_linked_stays(one_part: Path, tmp_path: Path) -> None:
+    split(one_part, tmp_path / "two")
+    (tmp_path / "two" / "annotations").rename(tmp_path / "elsewhere")
+    (tmp_path / "two" / "annotations").symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "two" / "split.json").read_bytes()
+    with pytest.raises(DataError, match="two/annotations: is a link, which would be replaced"):
+        split(one_part, tmp_path / "two")
+    assert (tmp_path / "two" / "split.json").read_bytes() == before
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+
+
 def test_what_programs_leave_in_a_made_set_is_no_change(one_part: Path, tmp_path: Path) -> None:
     split(one_part, tmp_path / "two")
     for name in (

@@ -47,6 +47,10 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             names = sorted((entry.name for entry in building.iterdir()), reverse=True)
             told = {"names": [name for name in names if name != marker], "state": ""}
             told["state"] = state_of(building, _files(building, told["names"]), EXTENSIONS)
+            if linked := next((out / name for name in names if (out / name).is_symlink()), None):
+                raise DataError(
+                    f"{linked}: is a link, which would be replaced: give another folder, or remove it"
+                )
             # The marker first, by which an interrupted one is known. Annotations go first and come last: without them
             # it is no set.
             (building / marker).replace(out / marker)
