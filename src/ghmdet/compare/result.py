@@ -110,10 +110,8 @@ def _judge(
             earlier = (folder / "metrics.json").exists()
             try:
                 load_checkpoint(run.out / "last.pt")
-                for name in (
-                    "metrics.json",
-                    "predictions.json",
-                ):  # damaged, they would be taken for another tool's
+                # Damaged, they would be taken for another tool's.
+                for name in ("metrics.json", "predictions.json"):
                     (folder / name).unlink(missing_ok=True)
                 validate(
                     run.out / "last.pt",
