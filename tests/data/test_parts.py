@@ -282,6 +282,14 @@ def test_a_key_of_another_word_names_a_part_where_some_of_it_is_there(tmp_path: 
         assert found(tmp_path, "val") == ["images/b/0.jpg"]
 
 
+@pytest.mark.parametrize("nothing", ["", "~", "none", "[]", "''"])
+def test_a_key_left_empty_hides_no_part_that_another_word_names(tmp_path: Path, nothing: str) -> None:
+    yolo(tmp_path, "a", "b")
+    lines = f"val: {nothing}\nvalidate: images/b\ntest: {nothing}\n"
+    (tmp_path / "data.yaml").write_text(f"names: [cat]\ntrain: images/a\n{lines}")
+    assert found(tmp_path, "val") == ["images/b/0.jpg"]
+
+
 @pytest.mark.parametrize("line", ["eval: true", "training: {epochs: 3}"])
 def test_a_yaml_file_of_other_settings_names_no_part(tmp_path: Path, line: str) -> None:
     yolo(tmp_path, "train", "val")

@@ -247,6 +247,22 @@ def test_predictions_carry_the_annotations_ids_and_score_as_val_does(
     assert json.loads((tmp_path / "val" / "metrics.json").read_text())["AP"] == pytest.approx(metrics.AP)
 
 
+def test_a_scoring_that_is_killed_leaves_no_old_score_beside_new_predictions(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual: dict[str, Any] = {"out": tmp_path / "val", "device": "cpu", "precision": "fp32"}
+    validate(run / "best.pt", squares, **usual)
+
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ghmdet.engine.evaluate.write_predictions", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        validate(run / "best.pt", squares, split="train", **usual)
+    left = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    assert left["split"] == "train" and "AP" not in left and "checkpoint_digest" not in left
+
+
 def test_a_turned_or_16_bit_picture_is_the_same_as_its_file(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

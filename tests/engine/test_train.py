@@ -207,7 +207,9 @@ def test_a_new_run_does_not_write_over_what_no_run_wrote_nor_into_the_data(
     with pytest.raises(GhmdetError, match=r"holds metrics\.json but no run"):
         train(squares, tmp_path, TINY, resume=resume)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.json"]
-    for data in (squares, squares / "annotations" / ".."):
+    part = squares / "annotations" / "instances_train.json"
+    assert part.is_file()
+    for data in (squares, squares / "annotations" / "..", part):
         with pytest.raises(GhmdetError, match="is the data set's own folder: give another"):
             train(data, squares, TINY, resume=resume)
 

@@ -158,7 +158,8 @@ def _entries(config: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """What a file of the endings KEYED says of each split, by the split that its key means: a split's own name, or
     another word that tells where a part is that is not there by such a name."""
     base = _base(config, content)
-    named = {part_of(key) for key in content if key.lower() in SPLITS}
+    told = {key: entry for key, entry in content.items() if entry and str(entry).lower() not in NOTHING}
+    named = {part_of(key) for key in told if key.lower() in SPLITS}
 
     def is_split(key: str, entry: Any) -> bool:
         entries = entry if isinstance(entry, list) else [entry]
@@ -178,15 +179,14 @@ def _entries(config: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             return os.path.exists(place) or bool(_pictures(place))
         return False
 
-    return by_split({key: entry for key, entry in content.items() if is_split(key, entry)})
+    return by_split({key: entry for key, entry in told.items() if is_split(key, entry)})
 
 
 def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
     content = load(tree, config)
     base, splits = _base(config, content), {}
     for split, entry in _entries(config, content).items():
-        entries = entry or []
-        entries = entries if isinstance(entries, list) else [entries]
+        entries = entry if isinstance(entry, list) else [entry]
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{config}: {split} is {shown(entries)}: give a folder, a list file or several")
         if wide := next((each for each in entries if surrounds(base / each, base, tree.root)), None):

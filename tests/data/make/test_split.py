@@ -58,14 +58,17 @@ def test_a_made_set_that_was_mended_by_hand_is_not_replaced(one_part: Path, tmp_
     whole = json.loads(marker.read_text())
     for damaged in ("", "[]", "{", json.dumps(whole | {"written": 5})):
         marker.write_text(damaged)
-        with pytest.raises(
-            DataError, match=r"was changed since .* \(split\.json or another file cannot be read\)"
-        ):
+        with pytest.raises(DataError, match=r"was changed since .* \(split\.json cannot be read\)"):
             split(one_part, tmp_path / "two")
     del whole["written"]  # as when it was interrupted, and of older versions
     marker.write_text(json.dumps(whole))
     split(one_part, tmp_path / "two", say=lambda line: None)
     assert mended.read_text() == as_made
+    lost = tmp_path / "two" / "annotations" / "lost.json"
+    lost.symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"was changed since .* \(.*lost\.json cannot be read\)"):
+        split(one_part, tmp_path / "two")
+    lost.unlink()
     mended.unlink()
     with pytest.raises(DataError, match=r"was changed since .* \(files are gone, or others\)"):
         split(one_part, tmp_path / "two")

@@ -79,8 +79,10 @@ def _changed(out: Path, marker: str) -> str:
         newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=out / marker)
         since = newest.stat().st_mtime_ns > (out / marker).stat().st_mtime_ns
         return f"the newest file: {newest.relative_to(out)}" if since else "files are gone, or others"
-    except (DataError, KeyError, OSError, TypeError, ValueError):
-        return f"{marker} or another file cannot be read"
+    except OSError as error:  # a link to what is gone, too
+        return f"{error.filename} cannot be read"
+    except (DataError, KeyError, TypeError, ValueError):
+        return f"{marker} cannot be read"
 
 
 def _files(root: Path, names: Iterable[str]) -> list[Path]:
