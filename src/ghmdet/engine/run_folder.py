@@ -1,4 +1,4 @@
-"""What a run leaves behind: how it was made, its numbers as CSV, its curves."""
+"""What a run leaves behind: how it was made, and its numbers as CSV."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -209,22 +209,26 @@ class CsvLog:
             self.also(row)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """All whole rows of a run's CSV by their columns, as text; none where there is no file.
+def each_row(path: Path) -> Iterator[dict[str, str]]:
+    """The whole rows of a run's CSV one by one, by their columns, as text; none where there is no file.
 
     A power cut can leave half a row, or zeros, at the end. Of a file whose head is damaged no row is whole.
     """
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
-    if not {"step", "epoch"} <= {*(rows.fieldnames or ())}:
-        return []
-    return [
-        row
-        for row in rows
-        if None not in (*row, *row.values()) and row["step"].isdecimal() and row["epoch"].isdecimal()
-    ]
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
+        if not {"step", "epoch"} <= {*(rows.fieldnames or ())}:
+            return
+        for row in rows:
+            whole = None not in (*row, *row.values())
+            if whole and row["step"].isdecimal() and row["epoch"].isdecimal():
+                yield row
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows that `each_row` gives."""
+    return list(each_row(path))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -283,25 +287,3 @@ def write_predictions(path: Path, results: Iterable[Mapping[str, Any]], truth: M
 
     write_atomic(path, write)
     return count
-
-
-def draw_curves(folder: Path) -> None:
-    """Draw the losses of `log.csv`, and AP and AP50 of `metrics.csv`, over the steps as `curves.png`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    for axes, file, names, marker in (
-        (losses, "log.csv", ("loss", "classification", "bbox_regression"), ""),
-        (scores, "metrics.csv", ("AP", "AP50"), "o"),
-    ):
-        for name in names:
-            rows = [row for row in read_rows(folder / file) if row.get(name)]
-            steps, values = [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
-            axes.plot(steps, values, label=name, linewidth=1, marker=marker, markersize=3)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    losses.set(xlabel="step", ylabel="loss", yscale="log", title="training")
-    scores.set(xlabel="step", ylim=(0, 1), title="validation")
-    write_atomic(folder / "curves.png", lambda file: figure.savefig(file, format="png", dpi=120))

@@ -24,6 +24,7 @@ from ghmdet.engine import symmetry
 from ghmdet.engine.budget import END, Budget, in_words
 from ghmdet.engine.checkpoint import Progress, drop_previous, restore, run_arguments, save_checkpoint
 from ghmdet.engine.context import RunContext, begin_run
+from ghmdet.engine.curves import draw_curves
 from ghmdet.engine.detect import detect
 from ghmdet.engine.device import peak_memory
 from ghmdet.engine.loss_log import LOSSES, LossLog, NonFiniteLoss
@@ -33,7 +34,6 @@ from ghmdet.engine.run_folder import (
     DIVERGED,
     CsvLog,
     default_folder,
-    draw_curves,
     note_changed_data,
     provenance,
     write_json,
