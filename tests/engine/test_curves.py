@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghmdet.engine.curves import curves_of
+from ghmdet.engine.curves import curves_of, draw_curves
 
 
 def curves(folder: Path, rows: int, loss: str = "{0}.5") -> Path:
