@@ -23,8 +23,11 @@ except ImportError:  # on Windows; the lock's text has to do
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says of a disk without room, or a file that may not be so large."""
 LOCK = ".ghmdet.lock"
-LEFT_BY_PROGRAMS = re.compile(r"\..*|.*\.cache|Thumbs\.db|desktop\.ini", re.DOTALL)
-"""Names of files that come by merely looking at a folder or training on it."""
+LEFT_BY_PROGRAMS = re.compile(
+    r"\.DS_Store|\._.*|\.directory|\.ghmdet.*|\.[0-9a-f.]+\.tmp|\.ipynb_checkpoints|\.nfs.*|.*\.cache|@eaDir|Thumbs\.db|desktop\.ini",
+    re.DOTALL,
+)
+"""Names of what comes by merely looking at a folder or training on it."""
 TEMPORARY = ".{name:08x}.{host:08x}.{process}.tmp"
 """What a file is called while it is written. Short whatever its name: a disk takes 255 bytes."""
 _held: dict[str, IO[str]] = {}  # the folders that this process holds, and their locked files
@@ -111,20 +114,24 @@ def content_digest(path: Path) -> str:
 
 def state_of(root: Path, files: Iterable[Path], by_size: Collection[str] = ()) -> str:
     """A word for the names and contents of files below a folder; of those with such an ending the size counts alone."""
-    told = []
-    for file in files:
+
+    def state(file: Path) -> object:
+        if file.is_symlink():
+            return os.fsencode(file.readlink())
         sized = file.suffix.lower() in by_size
-        content = file.stat().st_size if sized else zlib.crc32(file.read_bytes())
-        told.append(f"{os.fsencode(file.relative_to(root).as_posix())!r} {content}")
+        return file.stat().st_size if sized else zlib.crc32(file.read_bytes())
+
+    told = [f"{os.fsencode(file.relative_to(root).as_posix())!r} {state(file)!r}" for file in files]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in a folder and below, by name, but for hidden ones and those that programs leave as they look."""
+    """The files and links in a folder and below, by name, but for those that programs leave as they look."""
     found = []
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not LEFT_BY_PROGRAMS.fullmatch(name)]
+        folders[:] = [name for name in folders if not LEFT_BY_PROGRAMS.fullmatch(name)]
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [Path(place, name) for name in (*names, *links) if not LEFT_BY_PROGRAMS.fullmatch(name)]
     return sorted(found)
 
 

@@ -1,6 +1,7 @@
 """Writing a data set in COCO's layout where nothing, or an earlier one of ours, is."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +13,19 @@ from ghmdet.errors import DataError
 from ghmdet.files import LOCK, files_below, hold, state_of, write_atomic
 from ghmdet.pictures import EXTENSIONS
 
-UNFINISHED = ".unfinished"
+UNFINISHED, REPLACED = ".unfinished", ".replaced"
+"""Folders below a set while it is made: what it will consist of, and the earlier set while the new takes its place."""
+NAMES = ".names.json"
+"""The file in REPLACED that lists what takes its place."""
 
 
 @contextmanager
 def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     """A folder to write a data set into: at the end of the block, what it holds takes its place in `out`.
 
-    The folders of an earlier set that the new one has too are replaced, and other files of `out` stay. Nothing there
-    changes when the block fails. marker: the JSON file by which a set of the same command is known; it gets a word for
-    what was written, by which changes since are known.
+    An earlier set there goes as a whole, and other files of `out` stay. Nothing there changes when the block fails or
+    is stopped. marker: the JSON file by which a set of the same command is known; it gets a word for what was written,
+    by which changes since are known.
 
     Raises DataError where `out` is a file, a folder with something in it but no marker, or a set that was changed since
     it was written.
@@ -29,6 +33,7 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file: give a folder to write the data set into")
     with hold(out):
+        _put_back(out)  # where a run was killed
         found = {entry.name for entry in out.iterdir()} - {UNFINISHED, LOCK}
         if found and marker not in found:
             raise DataError(
@@ -40,46 +45,73 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
                 " or remove this one"
             )
         building = out / UNFINISHED
-        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:
             yield building
-            names = sorted((entry.name for entry in building.iterdir()), reverse=True)
-            told = {"names": [name for name in names if name != marker], "state": ""}
-            told["state"] = state_of(building, _files(building, told["names"]), EXTENSIONS)
-            if linked := next((out / name for name in names if (out / name).is_symlink()), None):
-                raise DataError(
-                    f"{linked}: is a link, which would be replaced: give another folder, or remove it"
-                )
-            # The marker first, by which an interrupted one is known. Annotations go first and come last: without them
-            # it is no set.
-            (building / marker).replace(out / marker)
-            for name in reversed(told["names"]):
-                if (building / name).is_dir():
-                    shutil.rmtree(out / name, ignore_errors=True)
-            for name in told["names"]:
-                (building / name).replace(out / name)
-            about = json.loads((out / marker).read_text(encoding="utf-8"))
-            write_atomic(out / marker, json.dumps(about | {"written": told}, indent=1) + "\n")
+            names = sorted(entry.name for entry in building.iterdir() if entry.name != marker)
+            told = {"names": names, "state": state_of(building, _files(building, names), EXTENSIONS)}
+            about = json.loads((building / marker).read_text(encoding="utf-8"))
+            write_atomic(building / marker, json.dumps(about | {"written": told}, indent=1) + "\n")
+            _take_place(out, [*names, marker], _earlier(out, marker) if found else [])
         finally:
+            _put_back(out)
             shutil.rmtree(building, ignore_errors=True)
+
+
+def _take_place(out: Path, names: list[str], earlier: list[str]) -> None:
+    """Move what was built into `out`, and what an earlier set had there out of the way; only renamed, so in no time."""
+    building, aside = out / UNFINISHED, out / REPLACED
+    old = [name for name in dict.fromkeys((*earlier, *names)) if os.path.lexists(out / name)]
+    if linked := next((out / name for name in old if (out / name).is_symlink()), None):
+        raise DataError(f"{linked}: is a link, which would be replaced: give another folder, or remove it")
+    write_atomic(aside / NAMES, json.dumps(names))
+    for name in old:
+        (out / name).rename(aside / name)
+    for name in names:
+        (building / name).rename(out / name)
+    aside.rename(building / REPLACED)
+
+
+def _put_back(out: Path) -> None:
+    """Undo a `_take_place` that did not come to its end."""
+    building, aside = out / UNFINISHED, out / REPLACED
+    if not (aside / NAMES).exists():
+        return
+    for name in load_json(aside / NAMES):
+        if os.path.lexists(out / name) and not os.path.lexists(building / name):
+            (out / name).rename(building / name)
+    for entry in aside.iterdir():
+        if entry.name != NAMES:
+            entry.rename(out / entry.name)
+    shutil.rmtree(aside)
+
+
+def _earlier(out: Path, marker: str) -> list[str]:
+    """What the set in a folder consists of, as its marker tells it; of an older version's nothing is known."""
+    about: Any = load_json(out / marker)
+    return list(about["written"]["names"]) if "written" in about else []
 
 
 def _changed(out: Path, marker: str) -> str:
     """What was changed of what its marker tells of; empty where nothing was, and where the marker tells nothing, as one
-    of an interrupted set or of an older version.
+    of an older version.
     """
     try:
         about = load_json(out / marker)
         if isinstance(about, dict) and "written" not in about:
             return ""
         files = _files(out, about["written"]["names"])
-        if about["written"]["state"] == state_of(out, files, EXTENSIONS):
+        at = {file: file.lstat().st_mtime_ns for file in files}
+        since = [
+            file for file in files if at[file] > (out / marker).stat().st_mtime_ns
+        ]  # which was written last
+        painted = any(file.suffix.lower() in EXTENSIONS for file in since)
+        if about["written"]["state"] == state_of(out, files, EXTENSIONS) and not painted:
             return ""
-        newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=out / marker)
-        since = newest.stat().st_mtime_ns > (out / marker).stat().st_mtime_ns
-        return f"the newest file: {newest.relative_to(out)}" if since else "files are gone, or others"
-    except OSError as error:  # a link to what is gone, too
+        newest = max(since, key=lambda file: at[file], default=None)
+        return f"the newest file: {newest.relative_to(out)}" if newest else "files are gone, or others"
+    except OSError as error:
         return f"{error.filename} cannot be read"
     except (DataError, KeyError, TypeError, ValueError):
         return f"{marker} cannot be read"

@@ -1,0 +1,94 @@
+"""A made set takes the place of an earlier one as a whole, or not at all, whenever it is stopped."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghmdet.data.make import folder
+from ghmdet.data.make.folder import new_set
+from ghmdet.errors import DataError
+
+OLD = {"annotations/a.json": "old", "train.json": "old", "only-old/a.txt": "old"}
+NEW = {"annotations/a.json": "new", "annotations/b.json": "new", "val/x.jpg": "new", "top.txt": "new"}
+
+
+def make(out: Path, files: Mapping[str, str]) -> None:
+    with new_set(out, "made.json", "make") as building:
+        for name, text in {**files, "made.json": json.dumps({"seed": 1})}.items():
+            (building / name).parent.mkdir(exist_ok=True)
+            (building / name).write_text(text)
+
+
+def content(out: Path) -> dict[str, str]:
+    return {path.relative_to(out).as_posix(): path.read_text() for path in out.rglob("*") if path.is_file()}
+
+
+def test_nothing_of_an_earlier_set_is_left_beside_a_new_one_and_other_files_are(tmp_path: Path) -> None:
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    make(out, OLD)
+    (out / "notes.txt").write_text("mine")
+    make(out, NEW)
+    make(fresh, NEW)
+    assert content(out) == content(fresh) | {"notes.txt": "mine"}
+    assert not (out / "only-old").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_set_that_is_stopped_while_it_takes_its_place_is_the_old_one_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """killed: nothing is tidied up either, and the next command finds what was left."""
+    make(tmp_path / "old", OLD)
+    make(tmp_path / "new", NEW)
+    old, new = content(tmp_path / "old"), content(tmp_path / "new")
+    rename, found = Path.rename, set[str]()
+    for moves in range(12):
+        out, done = tmp_path / f"{killed}{moves}", list[Path]()
+        make(out, OLD)
+
+        def stops(self: Path, target: Any, done: list[Path] = done, moves: int = moves) -> Any:
+            done.append(self)
+            if len(done) == moves + 1:  # once: what tidies up may rename
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Path, "rename", stops)
+            if killed:
+                patch.setattr(folder, "_put_back", lambda out: None)
+                patch.setattr("shutil.rmtree", lambda *_, **__: None)
+            make(out, NEW)
+        if killed:
+            with pytest.raises(ZeroDivisionError), new_set(out, "made.json", "make"):
+                raise ZeroDivisionError
+        found.add("old" if content(out) == old else "new" if content(out) == new else f"mixed at {moves}")
+    assert found == {"old", "new"}
+
+
+@pytest.mark.parametrize("name", [".notes.md", ".git/HEAD", "mine.txt", "link"])
+def test_what_a_user_keeps_in_a_made_folder_stays(tmp_path: Path, name: str) -> None:
+    make(tmp_path, NEW)
+    own = tmp_path / "val" / name
+    own.parent.mkdir(exist_ok=True)
+    own.symlink_to(tmp_path) if name == "link" else own.write_text("mine")
+    with pytest.raises(
+        DataError, match=rf"was changed since 'make' wrote it \(the newest file: val/{name}\)"
+    ):
+        make(tmp_path, NEW)
+    assert os.path.lexists(own)
+
+
+def test_a_picture_that_was_painted_over_at_equal_size_is_a_change(tmp_path: Path) -> None:
+    make(tmp_path, NEW)
+    picture, made = tmp_path / "val" / "x.jpg", (tmp_path / "made.json").stat().st_mtime_ns
+    os.utime(picture, ns=(made, made))
+    make(tmp_path, NEW)
+    picture.write_text("two")
+    os.utime(picture, ns=(made + 10**9, made + 10**9))
+    with pytest.raises(DataError, match=r"the newest file: val/x\.jpg"):
+        make(tmp_path, NEW)
