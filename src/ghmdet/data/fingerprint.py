@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import torch
@@ -76,23 +77,28 @@ def _hash(*parts: bytes) -> int:
 def differences(data: DetectionData, now: Tensor, then: Tensor) -> str:
     """In words what differs between a data set's fingerprint and an earlier one; empty where nothing does."""
     before = {name: rest for name, *rest in then.tolist()}
+    listed, listed_before = (Counter(names[:, 0].tolist()) for names in (now, then))
     found: dict[str, list[str]] = {
         "new": [],
         "with other labels, or the same in another order": [],
         "whose file has another size or time": [],
+        "listed more often, or less": [],
     }
     for index, (name, *rest) in enumerate(now.tolist()):
         labels, file = (a != b for a, b in zip(rest, before.get(name, rest), strict=True))
-        for what, so in zip(found, (name not in before, labels, file), strict=True):
+        often = name in before and listed[name] != listed_before[name]
+        for what, so in zip(found, (name not in before, labels, file, often), strict=True):
             if so:
                 found[what].append(data.records.name(index))
     told = []
-    for what, names in found.items():
+    for what, names in ((what, list(dict.fromkeys(names))) for what, names in found.items()):
         more = ", ..." if len(names) > NAMED_PROBLEMS else ""
         told += [f"{len(names)} {what} ({', '.join(names[:NAMED_PROBLEMS])}{more})"] if names else []
-    here = dict.fromkeys(now[:, 0].tolist())
-    gone = len(before.keys() - here.keys())
+    gone = len(before.keys() - listed.keys())
     told += [f"{gone} gone"] if gone else []
-    in_another_order = [name for name in before if name in here] != [name for name in here if name in before]
-    told += ["listed in another order"] if in_another_order else []
+    kept, kept_before = (
+        [name for name in names[:, 0].tolist() if name in listed and name in before] for names in (now, then)
+    )
+    same_numbers = Counter(kept) == Counter(kept_before)
+    told += ["listed in another order"] if same_numbers and kept != kept_before else []
     return f"pictures of {data.split}: {', '.join(told)}" if told else ""
