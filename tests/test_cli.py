@@ -14,6 +14,7 @@ from ghmdet.cli import app, main
 from ghmdet.engine.train import Trainer
 from ghmdet.errors import unknown_name
 from measured_data import shared_data
+from small_sets import three_pictures, write_yolo
 
 
 def status(*arguments: str) -> int:
@@ -273,13 +274,21 @@ def odd(run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, text in (("others", '[{"image_id": 1}]'), ("predicted", '[\n{"file_name": "a.png"}\n]\n')):
         Path(name).mkdir()
         (Path(name) / "predictions.json").write_text(text)
-    for name, file in (
-        ("begun", "unfinished.jsonl"),
-        ("scored", "metrics.json"),
-        ("damaged", "metrics.json"),
+    for file, text in (
+        ("begun/unfinished.jsonl", "[5, {}]\n"),
+        ("scored/metrics.json", "{}"),
+        ("damaged/metrics.json", ""),
+        ("logged/metrics.json", '{"iteration": 19}\n{"iteration": 39}\n'),
+        ("lines/unfinished.jsonl", '{"iteration": 19}\n'),
+        ("failed/failed.json", "{}"),
+        ("drawn/boxes.png", "mine"),
+        ("drawn/report.html", "mine"),
+        ("report.html", "<title>mine</title>"),
     ):
-        Path(name).mkdir()
-        (Path(name) / file).write_text("{}" if name != "damaged" else "")
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(text)
+    for part in ("train", "val"):
+        write_yolo(Path("yolo"), three_pictures(), part)
     Path("damaged/predictions.json").write_text('[\n{"file_name": "a.png"}\n]\n')
     Path("bestless/best.pt").unlink()
     Path("curveless/metrics.csv").unlink()
@@ -379,6 +388,27 @@ ODD = (
     ("predict run/best.pt set/images --out damaged", 2, "--out damaged holds results of `ghmdet val`"),
     ("val run set --out scored", 2, "scored/metrics.json is not of `ghmdet val`"),
     ("predict run/best.pt set/images --out scored", 0, "drawn: scored"),
+    ("val run set --out logged", 2, "logged/metrics.json is not of `ghmdet val`"),
+    ("predict run set/images --out lines", 2, "lines/unfinished.jsonl is of another tool"),
+    ("predict run set/images --out failed", 2, "failed/failed.json is not of `ghmdet predict`"),
+    ("spectrum run set --out drawn", 2, "drawn/boxes.png is not of `ghmdet spectrum`"),
+    ("train set --out drawn", 2, "--out drawn holds report.html but no run"),
+    (
+        "report run --out drawn/report.html",
+        2,
+        "drawn/report.html is no report of ghmdet, and would be replaced",
+    ),
+    ("report run list", 2, "report.html is no report of ghmdet"),
+    ("report run --out list/report.html", 2, "--out list is the folder of a training"),
+    ("report run --out list/inspection/x.html", 2, "--out list/inspection is the folder of a training"),
+    (
+        "train yolo --out yolo/images/train/x",
+        2,
+        "is below {}/yolo/images/train, whose pictures are those of train",
+    ),
+    ("train yolo --out yolo/images/val", 2, "whose pictures are those of val: what is drawn there"),
+    ("compare yolo --arms ce,ghm-c --out yolo/images/val/x", 2, "whose pictures are those of val"),
+    ("audit yolo --out yolo/images/train/x", 2, "whose pictures are those of train"),
     ("report pictureless", 0, "written: "),
     ("report curveless", 0, "written: "),
     ("report headless", 0, "written: "),
@@ -401,7 +431,7 @@ def test_an_odd_use_ends_without_a_traceback_and_names_what_is_wrong(
     device = [] if command.startswith(("train", "score", "export")) else ["--device=cpu"]
     assert status(*command.split(), *device) == expected
     told = capsys.readouterr()
-    assert said in told.out + told.err
+    assert said.format(Path.cwd()) in told.out + told.err
     assert told.err.count("\n") == (expected > 0)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,11 @@ def errors_name_the_file(path: Path, mend: str = MEND) -> Iterator[None]:
                 " pattern to the command `ghmdet predict`"
             ) from None
         raise DataError(f"{path}: missing image: put it there or {mend}") from None
+    except Image.DecompressionBombError as error:
+        found, most = re.findall(r"\d+", str(error))
+        raise DataError(
+            f"{path}: unreadable image ({found} pixels, more than {most}): cut it into tiles or {mend}"
+        ) from None
     except Exception as error:  # damaged files raise whatever the decoder happened to trip over
         told = str(error).replace(repr(str(path)), "").replace(str(path), "")  # named already
         reason = " ".join(told.split()).rstrip(" :") or type(error).__name__

@@ -193,3 +193,12 @@ def test_pictures_in_several_folders_and_outside_the_root_are_found(tmp_path: Pa
     (tmp_path / "elsewhere" / "d.jpg").unlink()
     with pytest.raises(DataError, match=r"d\.jpg: missing image, the first of 1 of the 4 images"):
         require_images(data)
+
+
+def test_a_picture_of_too_many_pixels_is_to_be_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "wide.png"
+    Image.new("L", (300, 30)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert message(path).startswith(
+        f"{path}: unreadable image (9000 pixels, more than 2000): cut it into tiles or "
+    )

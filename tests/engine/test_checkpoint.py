@@ -270,9 +270,15 @@ def test_a_run_without_a_save_is_not_begun_again_over_its_best_checkpoint(
     (out / "last.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"cut off.*no other save is here: begin in another folder"):
         train(squares, out, replace(TINY, epochs=2, val_every=1), resume=True)
-    (out / "last.pt").rename(out / "best.pt")
-    with pytest.raises(GhmdetError, match=r"its last\.pt is gone.*--weights .*best\.pt"):
+    (out / PREVIOUS).write_text("x")
+    both = r"last\.pt: cut off.*; .*previous\.pt: not a checkpoint.*: begin in another folder, from --weights .*best"
+    with pytest.raises(CheckpointError, match=both):
         train(squares, out, replace(TINY, epochs=2, val_every=1), resume=True)
+    (out / PREVIOUS).unlink()
+    (out / "last.pt").rename(out / "best.pt")
+    for resume in (True, False):
+        with pytest.raises(GhmdetError, match=r"its last\.pt is gone.*--weights .*best\.pt"):
+            train(squares, out, replace(TINY, epochs=2, val_every=1), resume=resume)
 
 
 def test_a_run_made_before_a_setting_was_there_is_resumed_with_its_default(tmp_path: Path) -> None:

@@ -92,6 +92,20 @@ def test_rows_that_a_resumed_run_no_longer_has_are_told(
     assert len(rows(out / "log.csv")) == last
 
 
+def test_rows_that_are_gone_from_the_middle_are_told(run: Path, squares: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "run", list[str]()
+    shutil.copytree(run, out)
+    train(squares, out, TINY, resume=True, say=said.append)
+    assert not any("its rows" in line for line in said)
+    lines = (out / "log.csv").read_text().splitlines(keepends=True)
+    (out / "log.csv").write_text("".join([*lines[:3], *lines[5:]]))
+    train(squares, out, TINY, resume=True, say=said.append)
+    assert (
+        f"Warning: {out / 'log.csv'}: 2 of its rows until step 9 are missing; the run goes on all the same"
+        in said
+    )
+
+
 def test_a_run_without_a_folder_gets_the_next_of_its_data_and_resumes_the_last(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

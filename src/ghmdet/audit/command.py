@@ -32,7 +32,7 @@ from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.run_folder import provenance, read_json, same_data
+from ghmdet.engine.run_folder import provenance, read_json, require_apart, same_data
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.evaluation.matching import overlaps
@@ -115,15 +115,15 @@ def write_audit(
         if checkpoint:
             checkpoint = checkpoint_file(checkpoint)
             how, judges = f"the detector {checkpoint}", [checkpoint.parent]
-            part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, config.device, say)
+            part, found, agrees, learnt = _by_checkpoint(data, checkpoint, split, out, config.device, say)
         elif results:
             how = f"the detections {results}"
             part, detections = by_results(data, results, split, say)
-            _tell(part, say)
+            _tell(part, out, say)
             found, agrees = audit(detections, part), ap50(detections, part)
         else:
             aloud = (lambda line: None) if list_commands else say
-            _tell(part := read_data(data, split or "train"), aloud)
+            _tell(part := read_data(data, split or "train"), out, aloud)
             how = f"detectors of {folds or 3} folds, none of which learnt the labels it judges"
             runs = plan(part, out, folds or 3, config, aloud)
             if list_commands:
@@ -195,14 +195,15 @@ def how_far(found: Sequence[Suspicion], review: int) -> str:
     )
 
 
-def _tell(part: DetectionData, say: Callable[[str], None]) -> None:
-    """Say what is judged; raises DataError where its pictures are missing."""
+def _tell(part: DetectionData, out: Path, say: Callable[[str], None]) -> None:
+    """Say what is judged; raises GhmdetError where its pictures are missing, or crops in `out` would be among them."""
     say(part.describe())
     require_images(part)
+    require_apart(out, part)
 
 
 def _by_checkpoint(
-    data: Path, checkpoint: Path, split: str | None, device: str, say: Callable[[str], None]
+    data: Path, checkpoint: Path, split: str | None, out: Path, device: str, say: Callable[[str], None]
 ) -> tuple[DetectionData, list[Suspicion], float, str]:
     """The part that is judged, what a detector finds there, its AP50, and that it was trained on it, or nothing."""
     detector = Detector.load(checkpoint, device=device, precision="fp32")
@@ -215,7 +216,7 @@ def _by_checkpoint(
             f"{checkpoint}: does not know class '{unknown[0]}' of {data}; it has {', '.join(detector.classes)}: give a"
             " detector of the same classes, or leave --checkpoint out"
         )
-    _tell(part := read_data(data, split, classes=detector.classes), say)
+    _tell(part := read_data(data, split, classes=detector.classes), out, say)
     results = list[Mapping[str, Any]]()
     sampled = set(sample(part).records.image_ids.tolist())
 

@@ -22,7 +22,7 @@ from ghmdet.data import read_data, require_images
 from ghmdet.engine.budget import in_words
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.run_folder import read_rows
+from ghmdet.engine.run_folder import read_rows, require_apart
 from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.errors import Busy, GhmdetError, PartlyDone
 from ghmdet.files import hold
@@ -110,6 +110,7 @@ def compare(
         raise GhmdetError(f"--split {split}: the arms are trained on it: give another part to judge them on")
     require_images(train)
     require_images(part)
+    require_apart(out, train, part)
     if list_commands:
         plan.keep(train)
         for command in plan.commands():

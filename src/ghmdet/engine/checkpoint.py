@@ -22,7 +22,10 @@ from ghmdet.models.weights import is_model_state, read_state
 
 PREVIOUS = "previous.pt"
 """The `last.pt` before the last one, of which a run that has not ended goes on where that one is damaged."""
-REPLACED = ("best.pt", "log.csv", "metrics.csv", "metrics.json", "predictions.json", "spectrum.npz")
+REPLACED = (
+    *("best.pt", "log.csv", "metrics.csv", "metrics.json", "predictions.json", "spectrum.npz"),
+    *("batch.jpg", "curves.png", "report.html", "inspection"),
+)
 """Files that a run writes, and others have, too."""
 
 
@@ -127,15 +130,15 @@ def saved_run(
             folder, or holds results of something else.
         CheckpointError: neither can be read.
     """
+    # Killed in its first validation, a run has no last.pt yet.
+    if not can_resume(out) and len(read_rows(out / "metrics.csv")) > 1 and (best := out / "best.pt").exists():
+        raise GhmdetError(
+            f"{out}: its last.pt is gone, without which the run cannot go on: train on from what it found best in"
+            f" another folder: --weights {best}"
+        )
     if not resume and (can_resume(out) or (out / "run.json").exists()):
         raise GhmdetError(f"{out} holds a run already: add --resume to continue it, or give another --out")
     if not can_resume(out):
-        # Killed in its first validation, a run has none yet.
-        if len(read_rows(out / "metrics.csv")) > 1 and (best := out / "best.pt").exists():
-            raise GhmdetError(
-                f"{out}: its last.pt is gone, without which the run cannot go on: train on from what it found best in"
-                f" another folder: --weights {best}"
-            )
         if not (out / "run.json").exists():
             _require_free(out, data)
         return None
@@ -188,12 +191,19 @@ def _last_save(out: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Any]
     try:
         return load_checkpoint(last), last
     except CheckpointError as error:
-        told = str(error).removesuffix(": copy it again, or give another")
-        if not previous.exists():
-            best = f", from --weights {out / 'best.pt'}" if (out / "best.pt").exists() else ""
-            raise CheckpointError(f"{told}; no other save is here: begin in another folder{best}") from error
-        say(f"Warning: {told}. The run goes on from the save before it, {previous}")
-        return load_checkpoint(previous), previous
+        told = _reason(error)
+    try:
+        found = load_checkpoint(previous)
+    except CheckpointError as error:
+        other = _reason(error) if previous.exists() else "no other save is here"
+        best = f", from --weights {out / 'best.pt'}" if (out / "best.pt").exists() else ""
+        raise CheckpointError(f"{told}; {other}: begin in another folder{best}") from error
+    say(f"Warning: {told}. The run goes on from the save before it, {previous}")
+    return found, previous
+
+
+def _reason(error: CheckpointError) -> str:
+    return str(error).removesuffix(": copy it again, or give another")
 
 
 def interrupted(out: Path) -> int | None:

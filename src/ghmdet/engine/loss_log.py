@@ -24,6 +24,8 @@ class LossLog(CsvLog):
     file_names: gives the names of pictures by their ids.
     """
 
+    every_step = True
+
     def __init__(self, run: RunContext, file_names: Callable[[list[int]], list[str]]) -> None:
         super().__init__(run.folder / "log.csv", LOG_COLUMNS)
         self.run, self.file_names = run, file_names

@@ -21,7 +21,14 @@ from ghmdet.data.annotations import read_annotations
 from ghmdet.data.tree import HIDDEN, UNOPENED, UNREAD, Tree
 from ghmdet.draw import draw_detections, save_jpeg
 from ghmdet.engine import extracts
-from ghmdet.engine.run_folder import UNFINISHED, coco_results, require_own, write_json, write_predictions
+from ghmdet.engine.run_folder import (
+    FAILED,
+    UNFINISHED,
+    coco_results,
+    require_own,
+    write_json,
+    write_predictions,
+)
 from ghmdet.engine.sources import MOST_SIDE, VIDEOS, Frame, Reader, Source, file_of, with_frames
 from ghmdet.engine.unfinished import Stamp, Unfinished, stamp
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 JPEG = (".jpg", ".jpeg")
 DRAWN = b"drawn by ghmdet predict"
 """The comment in each drawing, which tells it from the user's own pictures."""
-PREDICTIONS, FAILED = "predictions.json", "failed.json"
+PREDICTIONS = "predictions.json"
 
 
 def predict(

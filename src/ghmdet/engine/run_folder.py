@@ -21,14 +21,15 @@ import numpy as np
 from ghmdet.data.annotations import load_json
 from ghmdet.data.coco import split_name
 from ghmdet.data.layout import SPLITS, split_called
+from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import ending
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
 
 PACKAGES = ("ghmdet", "torch", "torchvision", "timm", "accelerate", "hotcoco", "numpy", "pillow")
 
-UNFINISHED = "unfinished.jsonl"
-"""The file in which `ghmdet predict` keeps what is done until all is."""
+UNFINISHED, FAILED = "unfinished.jsonl", "failed.json"
+"""The files in which `ghmdet predict` keeps what is done until all is, and says what could not be read."""
 DIVERGED = "diverged.txt"
 """The file that says so of a run whose loss did not stay finite."""
 
@@ -128,16 +129,15 @@ def require_own(out: Path, command: str) -> None:
     )
     try:
         is_val = {"checkpoint", "data", "split"} <= (read_json(metrics) or {}).keys()
-    except GhmdetError:  # damaged, it is no other's
-        is_val = True
+    except GhmdetError:
+        is_val = _begins(metrics, rb'(\{\n  "checkpoint".*|\0*)')  # damaged
     if command == "predict" and is_val:
         raise GhmdetError(f"--out {out} holds results of `ghmdet val`, which would be replaced: give another")
-    if predictions.is_file():
-        with predictions.open("rb") as file:
-            head = file.read(16)
-        if not head.startswith((b'[\n{"file_name"', b"[\n\n]")):
+    own = rb'\[\n(\{"file_name"|\n\]).*', rb"(\[\d.*|\0*)"
+    for file, head in zip((predictions, unfinished), own, strict=True):
+        if file.is_file() and not _begins(file, head):
             raise GhmdetError(
-                f"{predictions} is of another tool, and would be replaced: move it, or give another --out"
+                f"{file} is of another tool, and would be replaced: move it, or give another --out"
             )
     if command == "val" and not is_val:
         if predictions.is_file() or unfinished.is_file():
@@ -147,6 +147,39 @@ def require_own(out: Path, command: str) -> None:
         if metrics.is_file():
             raise GhmdetError(
                 f"{metrics} is not of `ghmdet val`, and would be replaced: move it, or give another --out"
+            )
+    if (
+        command == "predict"
+        and (out / FAILED).exists()
+        and not predictions.exists()
+        and not unfinished.exists()
+    ):
+        raise GhmdetError(
+            f"{out / FAILED} is not of `ghmdet predict`, and would be replaced: move it, or give another --out"
+        )
+
+
+def _begins(file: Path, head: bytes) -> bool:
+    """Whether the first bytes of a file match a pattern; not where it cannot be read."""
+    with suppress(OSError), file.open("rb") as content:
+        return bool(re.fullmatch(head, content.read(64), re.DOTALL))
+    return False
+
+
+def require_apart(out: Path, *parts: DetectionData) -> None:
+    """Raise GhmdetError where pictures that are written into `out` would be read as those of a part, without objects.
+
+    Of a YOLO set every picture below a folder counts; other formats name theirs.
+    """
+    above = {out.resolve(), *out.resolve().parents}
+    for part in parts:
+        records = part.records
+        folders = {records.name(index).rpartition("/")[0] for index in range(len(records))}
+        places = {(records.root / folder).resolve() for folder in folders}
+        if part.format == "YOLO" and (inside := sorted(places & above)):
+            raise GhmdetError(
+                f"--out {out} is below {inside[0]}, whose pictures are those of {part.split}: what is drawn there would"
+                " be read as pictures without objects: give another"
             )
 
 
@@ -181,6 +214,9 @@ def _git_state() -> dict[str, Any] | None:
 class CsvLog:
     """A CSV that grows by rows and can be cut back to a step, so that a resumed run repeats no row."""
 
+    every_step = False
+    """Whether each step has a row."""
+
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
         self.path = path
         self.columns = list(columns)
@@ -195,9 +231,13 @@ class CsvLog:
         writer.writeheader()
         writer.writerows(kept)
         write_atomic(self.path, text.getvalue())
-        last = int(kept[-1][column]) if kept else 0
-        lost = f"it was damaged or removed, and has nothing of what came after {column} {last} until {column} {until}"
-        return f"{self.path}: {lost}; the run goes on all the same" if last < until else ""
+        last, lost = int(kept[-1][column]) if kept else 0, ""
+        if last < until:
+            came = f"what came after {column} {last} until {column} {until}"
+            lost = f"it was damaged or removed, and has nothing of {came}"
+        elif self.every_step and (missing := until - len({row[column] for row in kept})):
+            lost = f"{missing} of its rows until {column} {until} are missing"
+        return f"{self.path}: {lost}; the run goes on all the same" if lost else ""
 
     def append(self, *rows: dict[str, Any]) -> None:
         """Add rows, which a power cut leaves there; columns that they lack stay empty."""

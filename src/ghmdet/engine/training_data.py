@@ -25,6 +25,7 @@ from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.engine.checkpoint import can_resume
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
+from ghmdet.engine.run_folder import require_apart
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.progress import counting
 from ghmdet.words import many
@@ -63,6 +64,7 @@ class TrainingData:
                 f" that is trained on, as augmented copies have ({named}): keep them in one part, or AP is too high."
             )
         if not run.saved:
+            require_apart(run.folder, self.train, self.val)
             config = fit_to_data(config, self.train, run.say)
         self.config, self.folder = config, run.folder
         model = config.network()

@@ -4,6 +4,7 @@ import errno
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -76,6 +77,12 @@ def write_spectrum(
         GhmdetError: the device is not there.
     """
     require_no_run(out)
+    pictures = [f"{name}.{end}" for name in (*figures.OF_SPECTRUM, "reliability") for end in ("svg", "png")]
+    there = [name for name in ("spectrum.npz", "spectrum.json", *pictures) if (out / name).exists()]
+    if there and not _of_spectrum(out / "spectrum.json"):
+        raise GhmdetError(
+            f"{out / there[0]} is not of `ghmdet spectrum`, and would be replaced: give another --out"
+        )
     checkpoint = checkpoint_file(checkpoint)
     part, _, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
     drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
@@ -83,6 +90,7 @@ def write_spectrum(
         drawn["reliability"] = figures.draw_reliability(findings.reliability)
     about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
     with hold(out):
+        write_json(out / "spectrum.json", about)  # a kill leaves no old figures beside new ones
         measured.spectrum.save(out / "spectrum.npz")
         for name, figure in drawn.items():
             figures.save_figure(figure, out / name)
@@ -94,6 +102,13 @@ def write_spectrum(
         say(sentence)
     say(f"written: {out / 'spectrum.npz'}, {out / 'spectrum.json'}, {', '.join(drawn)} (each .svg and .png)")
     return summary
+
+
+def _of_spectrum(file: Path) -> bool:
+    """Whether `ghmdet spectrum` wrote it."""
+    with suppress(GhmdetError):
+        return {"checkpoint", "data", "split"} <= (read_json(file) or {}).keys()
+    return False
 
 
 def inspect_run(

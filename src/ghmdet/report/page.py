@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.run_folder import same_data
+from ghmdet.engine.run_folder import require_no_run, same_data
 from ghmdet.errors import CheckpointError, GhmdetError, PartlyDone
 from ghmdet.files import require_ending, write_atomic
 from ghmdet.report import figures
@@ -24,6 +24,7 @@ from ghmdet.spectrum import OBJECTS, REGIONS, Floats, SpectrumCounts
 
 MOST_EPOCHS, MOST_CLASSES = 60, 80  # that a page holds
 PULLERS = ("easy background", "hard background", "objects seen", "objects not yet seen")
+MARK = b"ghmdet report</title>"  # by which a page is known
 T = TypeVar("T")
 MOST_CONFUSED = 20  # classes in a confusion matrix; of more, the commonest confusions are listed
 WIDE = ("examples", "shares")
@@ -69,6 +70,10 @@ def write_report(
     require_ending("--out", out, ".html", ".htm")
     for path in paths:
         require_run(path)
+    if paths != [out.parent.resolve()]:
+        require_no_run(out.parent)
+    if out.resolve() != paths[0] / "report.html":
+        _require_own(out)
     shown, failed, damaged = [], list[str](), list[str]()
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True), start=1):
         shown.append(_run(path, name, f"r{number}", *_inspect(path, data, split, device, say, damaged)))
@@ -97,10 +102,19 @@ def write_gradient_page(spectrum: SpectrumCounts, out: Path, name: str) -> Path:
     name: what the model is called.
     """
     require_ending("the page", out, ".html", ".htm")
+    _require_own(out)
     shown = {"name": name, "key": "r1", "training": _training(spectrum, "", "r1")}
     page = templates().get_template("page.html.jinja")
     write_atomic(out, page.render(runs=[shown], together={}, pullers=PULLERS).lstrip())
     return out
+
+
+def _require_own(out: Path) -> None:
+    """Raise GhmdetError where a page would replace something else than a report."""
+    if out.is_file():
+        with out.open("rb") as page:
+            if MARK not in (page.read(4096) or MARK):
+                raise GhmdetError(f"{out} is no report of ghmdet, and would be replaced: give another name")
 
 
 def _inspect(
