@@ -111,6 +111,17 @@ def test_a_followed_loss_is_counted_in_training_only_and_gives_what_it_gave():
     loss.train()(logits, labels)
     assert_counted(watch.end_epoch(), sigmoid_examples(logits, labels))
 
+    valid = torch.arange(50) % 3 == 0
+    for way in (
+        lambda: loss(logits, labels, valid),
+        lambda: loss(logits, labels, valid=valid),
+        lambda: loss(valid=valid, targets=labels, inputs=logits),
+    ):
+        handle = watch.follow(loss)
+        way()
+        handle.remove()
+        assert_counted(watch.end_epoch(), sigmoid_examples(logits[valid], labels[valid]))
+
     seen, torchs = ghmdet.watch(3, softmax=True), nn.CrossEntropyLoss()
     seen.follow(torchs)
     torchs(logits, labels.clamp(0, 2)).item()

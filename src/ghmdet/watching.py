@@ -1,5 +1,6 @@
 """See which examples pull at any model: count the gradient norms of its logits, and write the report's page of them."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Sequence
@@ -123,12 +124,12 @@ class Watch:
 
         For modules that are called as ``loss(logits, targets)``: torch's own, GHMC, and those of a harmonized model.
         """
-        return loss.register_forward_pre_hook(self._seen)
+        return loss.register_forward_pre_hook(self._seen, with_kwargs=True)
 
-    def _seen(self, loss: nn.Module, given: tuple[Any, ...]) -> None:
+    def _seen(self, loss: nn.Module, given: tuple[Any, ...], by_name: dict[str, Any]) -> None:
         if loss.training:
-            valid = given[2] if len(given) > 2 else None
-            self(given[0], given[1], valid)
+            names = list(inspect.signature(loss.forward).parameters)[:3]
+            self(*given[:3], *(by_name[name] for name in names[len(given) :] if name in by_name))
 
     def end_epoch(self) -> SpectrumCounts:
         """End the epoch, which becomes a row of the page, and begin the next; its counts.

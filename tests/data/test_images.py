@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ghmdet.data import read_data, require_images
-from ghmdet.data.images import load_image, shrunk_size
+from ghmdet.data.images import load_image, require_apart, shrunk_size
 from ghmdet.data.records import Record
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.pictures import image_size, read_pixels, upright_pixels
@@ -202,3 +202,17 @@ def test_a_picture_of_too_many_pixels_is_to_be_cut(tmp_path: Path, monkeypatch: 
     assert message(path).startswith(
         f"{path}: unreadable image (9000 pixels, more than 2000): cut it into tiles or "
     )
+
+
+def test_a_folder_all_of_whose_pictures_count_is_no_place_for_others(tmp_path: Path) -> None:
+    write_yolo(tmp_path, three_pictures(), "train/deep")
+    write_yolo(tmp_path, three_pictures(), "val")
+    part = read_data(tmp_path, "train")
+    for inside in ("images/train", "images/train/run", "images/train/deep/run"):
+        with pytest.raises(DataError, match=r"images/train, all of whose pictures are those of train"):
+            require_apart(tmp_path / inside, part)
+    for outside in ("runs/x", "images/val/run", "images"):
+        require_apart(tmp_path / outside, part)
+    (tmp_path / "train.txt").write_text("images/train/deep/a.jpg\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, emu]\ntrain: train.txt\n")
+    require_apart(tmp_path / "images" / "train" / "run", read_data(tmp_path, "train"))  # a list names its own

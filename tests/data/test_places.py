@@ -610,3 +610,36 @@ def test_a_png_called_jpg_is_read(tmp_path: Path) -> None:
     write_yolo(tmp_path, three_pictures())
     Image.new("RGB", (60, 40)).save(tmp_path / "images" / "train" / "a.jpg", format="PNG")
     assert len(read_data(tmp_path).records) == 3
+
+
+@pytest.mark.parametrize("kind", ["COCO", "VOC", "data.yaml", "classes.txt", "beside", "list", "LabelMe"])
+def test_the_folder_that_one_is_in_is_read_as_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "COCO":
+        write_coco(tmp_path, three_pictures())
+    elif kind == "VOC":
+        write_voc(tmp_path, three_pictures())
+    elif kind == "LabelMe":
+        for picture in three_pictures():
+            draw(tmp_path / picture.name, picture.width, picture.height)
+            (tmp_path / picture.name).with_suffix(".json").write_text(labelme(picture))
+    else:
+        write_yolo(tmp_path, three_pictures())
+        images, labels = tmp_path / "images" / "train", tmp_path / "labels" / "train"
+        if kind in ("beside", "list"):
+            for file in (*images.iterdir(), *labels.iterdir()):
+                file.rename(tmp_path / file.name)
+            shutil.rmtree(tmp_path / "images"), shutil.rmtree(tmp_path / "labels")
+        if kind == "list":
+            (tmp_path / "train.txt").write_text("./a.jpg\n./b.jpg\n")
+        if kind in ("data.yaml", "list"):
+            (tmp_path / "classes.txt").unlink()
+            place = "images/train" if kind == "data.yaml" else "train.txt"
+            (tmp_path / "data.yaml").write_text(f"names: [cat, dog, emu]\ntrain: {place}\n")
+    monkeypatch.chdir(tmp_path)
+    here, named = (read_data(place, "train") for place in (".", tmp_path))
+    assert here.to_coco(absolute=True) == named.to_coco(absolute=True) and len(here.records) >= 2
+    assert here.records.boxes.shape[0] == 4
+    told = ([str(one).replace(str(tmp_path), ".") for one in check_data(place)] for place in (".", tmp_path))
+    assert len(set(map(tuple, told))) == 1

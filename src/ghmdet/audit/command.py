@@ -26,13 +26,13 @@ from ghmdet.audit.suspicion import KINDS, Label, Suspicion, audit, judge_all, ra
 from ghmdet.compare.arms import settings
 from ghmdet.compare.plan import unlearnt
 from ghmdet.data import DetectionData, read_data, require_images
-from ghmdet.data.images import load_image
+from ghmdet.data.images import load_image, require_apart
 from ghmdet.data.records import Record
 from ghmdet.draw import save_jpeg, window_around
 from ghmdet.engine.checkpoint import trained_on
 from ghmdet.engine.detect import Detector
 from ghmdet.engine.device import choose_device
-from ghmdet.engine.run_folder import provenance, read_json, require_apart, same_data
+from ghmdet.engine.run_folder import provenance, read_json, same_data
 from ghmdet.engine.settings import FoldConfig
 from ghmdet.errors import DataError, GhmdetError, PartlyDone, Range
 from ghmdet.evaluation.matching import overlaps

@@ -14,6 +14,7 @@ import numpy as np
 from ghmdet.audit.sheets import SHEETS, Corners, Seen, Sheet
 from ghmdet.audit.suspicion import meets
 from ghmdet.data.collector import MENDS, judge_box
+from ghmdet.data.images import require_apart
 from ghmdet.data.make.folder import new_set
 from ghmdet.data.read import FORMATS, DataSet
 from ghmdet.data.records import NAMED_PROBLEMS, Record
@@ -80,6 +81,7 @@ def mend(audit: Path, out: Path, decisions: Path, say: Callable[[str], None] = p
     used = _used(source, sheet, home)
     if closed := next((file for file in sorted(used) if not readable(home / file)), None):
         raise DataError(f"{home / closed}: cannot be copied: mend its link or its permissions, or remove it")
+    require_apart(out, part)
     with new_set(out, MARKER, "audit apply") as folder:
         for file in used:
             _link(home / file, folder / file)

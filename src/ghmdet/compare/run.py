@@ -19,10 +19,11 @@ from ghmdet.compare.page import summary, write_comparison
 from ghmdet.compare.plan import Outcome, Plan, Run
 from ghmdet.compare.result import judge
 from ghmdet.data import read_data, require_images
+from ghmdet.data.images import require_apart
 from ghmdet.engine.budget import in_words
 from ghmdet.engine.device import choose_device
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.run_folder import read_rows, require_apart
+from ghmdet.engine.run_folder import read_rows
 from ghmdet.engine.settings import SharedConfig, TrainConfig
 from ghmdet.errors import Busy, GhmdetError, PartlyDone
 from ghmdet.files import hold

@@ -1,6 +1,7 @@
 """Opening pictures: EXIF orientation honoured, always RGB, and errors that name the file."""
 
 import os
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -57,3 +58,14 @@ def require_images(data: DetectionData) -> None:
         raise DataError(
             f"{missing[0]}: missing image, the first of {count}: put them there or remove their records; {CHECK}"
         )
+
+
+def require_apart(out: Path, *parts: DetectionData) -> None:
+    """Raise DataError where pictures that are written into `out` would be read as some of a part, without objects."""
+    for part in parts:
+        for folder in part.folders:
+            if out.resolve().is_relative_to(folder.resolve()):
+                raise DataError(
+                    f"--out {out} is in {folder}, all of whose pictures are those of {part.split}: what is drawn there"
+                    " would be read as pictures without objects: give another"
+                )

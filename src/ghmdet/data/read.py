@@ -11,7 +11,7 @@ from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
-from ghmdet.data.layout import SPLITS, apart, namesakes, part_of, split_called, split_names
+from ghmdet.data.layout import REPLACED, SPLITS, apart, namesakes, part_of, split_called, split_names
 from ghmdet.data.others import other_format
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem
 from ghmdet.data.tree import Tree, ending, looks_like_label, readable
@@ -46,6 +46,10 @@ class DataSet:
             raise DataError(f"{path}: no such file or folder: check the path")
         self.tree, self.format, self.splits = Tree(self.path), "", dict[str, Any]()
         self.called: str | None = None
+        if os.path.lexists(os.path.join(self.tree.root, REPLACED)):
+            raise DataError(
+                f"{path}: was being made anew when that was killed: give the command for that again"
+            )
         with _reading(self.path):
             if not self.tree.whole:
                 name = FILES.get(ending(str(path)))

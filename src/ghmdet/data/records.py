@@ -161,6 +161,8 @@ class DetectionData:
     category_ids: tuple[int, ...]
     records: Records
     problems: tuple[Problem, ...]
+    folders: tuple[Path, ...] = ()
+    """Those in which every picture counts, however deep, whether it has labels or not."""
 
     def boxes_per_class(self) -> dict[str, int]:
         """The number of boxes of each class, crowd regions not counted."""

@@ -21,18 +21,8 @@ from ghmdet.pictures import EXTENSIONS, beginning
 WHOLE = re.compile(r"(?:[a-zA-Z][\w+.-]*:|[\\/])")  # how a path begins that is below no folder of here
 FOREIGN = re.compile(rf"\\|%[\da-fA-F]{{2}}|\?\w+=|^{WHOLE.pattern}|^\.\.")  # a path of elsewhere
 SEPARATORS = re.compile(r"[\\/]+|[?&]\w+=")  # of paths, and of URLs that carry one
-BESIDE = {
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "jpegimages",
-    "pictures",
-    "photos",
-    "data",
-    "set",
-    "obj",
-}  # words of no meaning
+BESIDE = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "set", "obj"}
+"""Words of no meaning in a folder's name."""
 LABELS = {
     ".txt": re.compile(rb"\s*[\d.]+([ \t]+[-+.\deE]+){4}"),
     ".xml": re.compile(rb"<(\w+:)?(annotations?|object)\b", re.IGNORECASE),
@@ -153,6 +143,9 @@ class Tree:
         # Up from a link: the system follows it first.
         if os.path.realpath(self.root) != os.path.realpath(folder):
             self.root = os.path.realpath(folder)
+        if self.root == os.curdir:  # it has no name in the paths of what it holds
+            self.root = os.path.abspath(folder)
+            self.given = Path(self.root, "" if self.whole else given.name)
         self.linked = False  # whether any link was seen
         self.used: set[str] = set()  # the pictures and label files that readers say they read
         self.skipped: dict[str, dict[str, None]] = defaultdict(dict)  # paths by kind of LEFT

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -384,4 +385,5 @@ def read_split(
         collect.file = tree.root
         mend = "read as a picture without objects: an empty label file says so on purpose"
         collect.report("picture without a label file", "", f"({tried})", mend, "warning", len(bare))
-    return collect.pack(tree.given, "YOLO", split)
+    folders = tuple(Path(place) for place in source.images if os.path.isdir(place))
+    return replace(collect.pack(tree.given, "YOLO", split), folders=folders)

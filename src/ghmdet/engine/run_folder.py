@@ -21,7 +21,6 @@ import numpy as np
 from ghmdet.data.annotations import load_json
 from ghmdet.data.coco import split_name
 from ghmdet.data.layout import SPLITS, split_called
-from ghmdet.data.records import DetectionData
 from ghmdet.data.tree import ending
 from ghmdet.errors import GhmdetError
 from ghmdet.files import write_atomic
@@ -148,15 +147,17 @@ def require_own(out: Path, command: str) -> None:
             raise GhmdetError(
                 f"{metrics} is not of `ghmdet val`, and would be replaced: move it, or give another --out"
             )
-    if (
-        command == "predict"
-        and (out / FAILED).exists()
-        and not predictions.exists()
-        and not unfinished.exists()
-    ):
+    if command == "predict" and (failed := out / FAILED).is_file() and not _is_failed(failed):
         raise GhmdetError(
-            f"{out / FAILED} is not of `ghmdet predict`, and would be replaced: move it, or give another --out"
+            f"{failed} is of another tool, and would be replaced: move it, or give another --out"
         )
+
+
+def _is_failed(file: Path) -> bool:
+    """Whether a file is as `ghmdet predict` says what it could not read: a reason by each picture's name."""
+    with suppress(GhmdetError):
+        return any(isinstance(reason, str) for reason in (read_json(file) or {}).values())
+    return False
 
 
 def _begins(file: Path, head: bytes) -> bool:
@@ -164,23 +165,6 @@ def _begins(file: Path, head: bytes) -> bool:
     with suppress(OSError), file.open("rb") as content:
         return bool(re.fullmatch(head, content.read(64), re.DOTALL))
     return False
-
-
-def require_apart(out: Path, *parts: DetectionData) -> None:
-    """Raise GhmdetError where pictures that are written into `out` would be read as those of a part, without objects.
-
-    Of a YOLO set every picture below a folder counts; other formats name theirs.
-    """
-    above = {out.resolve(), *out.resolve().parents}
-    for part in parts:
-        records = part.records
-        folders = {records.name(index).rpartition("/")[0] for index in range(len(records))}
-        places = {(records.root / folder).resolve() for folder in folders}
-        if part.format == "YOLO" and (inside := sorted(places & above)):
-            raise GhmdetError(
-                f"--out {out} is below {inside[0]}, whose pictures are those of {part.split}: what is drawn there would"
-                " be read as pictures without objects: give another"
-            )
 
 
 def note_changed_data(folder: Path, step: int, what: list[str]) -> None:

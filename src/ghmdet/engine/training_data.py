@@ -20,12 +20,11 @@ from ghmdet.data import (
 )
 from ghmdet.data.check import copies, in_both
 from ghmdet.data.fingerprint import differences, fingerprint, labelled
-from ghmdet.data.images import load_image
+from ghmdet.data.images import load_image, require_apart
 from ghmdet.data.records import NAMED_PROBLEMS
 from ghmdet.engine.checkpoint import can_resume
 from ghmdet.engine.context import RunContext
 from ghmdet.engine.fitting import fit_to_data
-from ghmdet.engine.run_folder import require_apart
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.progress import counting
 from ghmdet.words import many

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ghmdet.data import DetectionData, read_data
 from ghmdet.data.fingerprint import scored
-from ghmdet.data.images import load_image
+from ghmdet.data.images import load_image, require_apart
 from ghmdet.draw import draw_crop, save_jpeg
 from ghmdet.engine.checkpoint import changed_since, trained_on
 from ghmdet.engine.detect import Detector
@@ -85,6 +85,7 @@ def write_spectrum(
         )
     checkpoint = checkpoint_file(checkpoint)
     part, _, measured, findings, summary = _look(checkpoint, data, split, device, workers, say)
+    require_apart(out, part)
     drawn = {name: draw(measured.spectrum) for name, draw in figures.OF_SPECTRUM.items()}
     if findings.reliability:
         drawn["reliability"] = figures.draw_reliability(findings.reliability)

@@ -113,7 +113,7 @@ def _require_own(out: Path) -> None:
     """Raise GhmdetError where a page would replace something else than a report."""
     if out.is_file():
         with out.open("rb") as page:
-            if MARK not in (page.read(4096) or MARK):
+            if MARK not in (page.read(1 << 16) or MARK):
                 raise GhmdetError(f"{out} is no report of ghmdet, and would be replaced: give another name")
 
 

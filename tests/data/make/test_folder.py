@@ -11,6 +11,7 @@ import pytest
 
 from ghmdet.data.make import folder
 from ghmdet.data.make.folder import new_set
+from ghmdet.data.read import DataSet
 from ghmdet.errors import DataError
 
 OLD = {"annotations/a.json": "old", "train.json": "old", "only-old/a.txt": "old"}
@@ -63,6 +64,9 @@ def test_a_set_that_is_stopped_while_it_takes_its_place_is_the_old_one_or_the_ne
                 patch.setattr(folder, "_put_back", lambda out: None)
                 patch.setattr("shutil.rmtree", lambda *_, **__: None)
             make(out, NEW)
+        if killed and (out / ".replaced").exists():
+            with pytest.raises(DataError, match="was being made anew when that was killed"):
+                DataSet(out)
         if killed:
             with pytest.raises(ZeroDivisionError), new_set(out, "made.json", "make"):
                 raise ZeroDivisionError
@@ -92,3 +96,42 @@ def test_a_picture_that_was_painted_over_at_equal_size_is_a_change(tmp_path: Pat
     os.utime(picture, ns=(made + 10**9, made + 10**9))
     with pytest.raises(DataError, match=r"the newest file: val/x\.jpg"):
         make(tmp_path, NEW)
+
+
+def test_a_linked_picture_of_the_future_is_no_change(tmp_path: Path) -> None:
+    later = 2 * 10**18
+
+    def linked() -> None:
+        with new_set(tmp_path, "made.json", "make") as building:
+            (building / "a.jpg").write_text("a")
+            os.utime(building / "a.jpg", ns=(later, later))
+            (building / "made.json").write_text("{}")
+
+    linked()
+    linked()
+    os.utime(tmp_path / "a.jpg", ns=(later + 1000, later + 1000))
+    with pytest.raises(DataError, match="was changed since"):
+        linked()
+
+
+def test_what_a_kill_before_the_first_move_leaves_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / ".replaced").mkdir()
+    (tmp_path / ".replaced" / ".0a.0b.1.tmp").write_text("{")
+    make(tmp_path, NEW)
+    assert not (tmp_path / ".replaced").exists()
+
+
+def test_a_folder_put_back_by_hand_after_a_kill_is_named(tmp_path: Path) -> None:
+    make(tmp_path, OLD)
+    for name, text in {
+        ".replaced/.names.json": '["val"]',
+        ".replaced/train.json": "old",
+        ".unfinished/val/x": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(
+        DataError, match=r"\.replaced/train\.json: was in the place of .*train\.json: remove one"
+    ):
+        make(tmp_path, NEW)
+    assert (tmp_path / "train.json").read_text() == "old"

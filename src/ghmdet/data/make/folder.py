@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ghmdet.data.annotations import load_json
+from ghmdet.data.layout import REPLACED
 from ghmdet.errors import DataError
 from ghmdet.files import LOCK, files_below, hold, state_of, write_atomic
 from ghmdet.pictures import EXTENSIONS
 
-UNFINISHED, REPLACED = ".unfinished", ".replaced"
-"""Folders below a set while it is made: what it will consist of, and the earlier set while the new takes its place."""
+UNFINISHED = ".unfinished"
+"""The folder below a set in which the one is that will take its place."""
 NAMES = ".names.json"
 """The file in REPLACED that lists what takes its place."""
 
@@ -34,7 +35,7 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
         raise DataError(f"{out}: is a file: give a folder to write the data set into")
     with hold(out):
         _put_back(out)  # where a run was killed
-        found = {entry.name for entry in out.iterdir()} - {UNFINISHED, LOCK}
+        found = {entry.name for entry in out.iterdir()} - {UNFINISHED, REPLACED, LOCK}
         if found and marker not in found:
             raise DataError(
                 f"{out}: holds files that '{command}' did not write (no {marker}): give a new or an empty folder"
@@ -45,7 +46,8 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
                 " or remove this one"
             )
         building = out / UNFINISHED
-        shutil.rmtree(building, ignore_errors=True)
+        for left in (building, out / REPLACED):
+            shutil.rmtree(left, ignore_errors=True)
         building.mkdir(parents=True)
         try:
             yield building
@@ -53,6 +55,9 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
             told = {"names": names, "state": state_of(building, _files(building, names), EXTENSIONS)}
             about = json.loads((building / marker).read_text(encoding="utf-8"))
             write_atomic(building / marker, json.dumps(about | {"written": told}, indent=1) + "\n")
+            # Times of linked pictures are their own: later than the marker's means painted over since.
+            newest = max((file.stat().st_mtime_ns for file in _files(building, [*names, marker])), default=0)
+            os.utime(building / marker, ns=(newest, newest))
             _take_place(out, [*names, marker], _earlier(out, marker) if found else [])
         finally:
             _put_back(out)
@@ -74,14 +79,20 @@ def _take_place(out: Path, names: list[str], earlier: list[str]) -> None:
 
 
 def _put_back(out: Path) -> None:
-    """Undo a `_take_place` that did not come to its end."""
+    """Undo a `_take_place` that did not come to its end, unless only its last step is missing."""
     building, aside = out / UNFINISHED, out / REPLACED
     if not (aside / NAMES).exists():
         return
-    for name in load_json(aside / NAMES):
+    names = load_json(aside / NAMES)
+    if not any(os.path.lexists(building / name) for name in names):  # all are in their place
+        aside.rename(building / REPLACED)
+        return
+    for name in names:
         if os.path.lexists(out / name) and not os.path.lexists(building / name):
             (out / name).rename(building / name)
     for entry in aside.iterdir():
+        if os.path.lexists(out / entry.name):
+            raise DataError(f"{entry}: was in the place of {out / entry.name}: remove one of them")
         if entry.name != NAMES:
             entry.rename(out / entry.name)
     shutil.rmtree(aside)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ghmdet.data.images import load_image, require_images
+from ghmdet.data.images import load_image, require_apart, require_images
 from ghmdet.data.make.folder import new_set, write_annotations
 from ghmdet.data.read import DataSet, read_data
 from ghmdet.data.records import DetectionData, Records
@@ -74,6 +74,7 @@ def thin(
     targets, others = _targets(part, shares), _other_splits(data, split, part)
     for each in (part, *others):
         require_images(each)
+    require_apart(out, part, *others)
 
     random, records = np.random.default_rng(seed), part.records
     gone = _no_box(records) if how == "images" else _choose_erased(records, targets, random)
