@@ -135,3 +135,26 @@ def test_a_folder_put_back_by_hand_after_a_kill_is_named(tmp_path: Path) -> None
     ):
         make(tmp_path, NEW)
     assert (tmp_path / "train.json").read_text() == "old"
+
+
+def test_a_set_of_somebody_else_moves_nothing_outside(tmp_path: Path) -> None:
+    out, own = tmp_path / "out", tmp_path / "own.txt"
+    own.write_text("mine")
+    make(out, NEW)
+    names = [
+        "../own.txt",
+        str(own),
+        "..",
+        ".",
+        "",
+        5,
+        *json.loads((out / "made.json").read_text())["written"]["names"],
+    ]
+    assert folder._plain(names) == ["annotations", "top.txt", "val"]
+    told = {"names": ["../own.txt"], "state": folder.state_of(out, [out / "../own.txt"])}
+    (out / "made.json").write_text(json.dumps({"written": told}))
+    make(out, NEW)
+    (out / ".replaced").mkdir()
+    (out / ".replaced" / ".names.json").write_text('["../own.txt"]')
+    make(out, NEW)
+    assert own.read_text() == "mine" and own.exists()

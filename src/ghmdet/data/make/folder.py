@@ -83,13 +83,14 @@ def _put_back(out: Path) -> None:
     building, aside = out / UNFINISHED, out / REPLACED
     if not (aside / NAMES).exists():
         return
-    names = load_json(aside / NAMES)
-    if not any(os.path.lexists(building / name) for name in names):  # all are in their place
+    names = _plain(load_json(aside / NAMES))
+    building.mkdir(exist_ok=True)
+    moved = [name for name in names if os.path.lexists(out / name) and not os.path.lexists(building / name)]
+    if names and moved == names:  # all are in their place
         aside.rename(building / REPLACED)
         return
-    for name in names:
-        if os.path.lexists(out / name) and not os.path.lexists(building / name):
-            (out / name).rename(building / name)
+    for name in moved:
+        (out / name).rename(building / name)
     for entry in aside.iterdir():
         if os.path.lexists(out / entry.name):
             raise DataError(f"{entry}: was in the place of {out / entry.name}: remove one of them")
@@ -101,7 +102,13 @@ def _put_back(out: Path) -> None:
 def _earlier(out: Path, marker: str) -> list[str]:
     """What the set in a folder consists of, as its marker tells it; of an older version's nothing is known."""
     about: Any = load_json(out / marker)
-    return list(about["written"]["names"]) if "written" in about else []
+    return _plain(about["written"]["names"]) if "written" in about else []
+
+
+def _plain(names: Iterable[Any]) -> list[str]:
+    """Those that name something in a folder itself: a set may be of anyone, and what it names elsewhere stays there."""
+    texts = (name for name in names if isinstance(name, str) and name not in ("", os.pardir))
+    return [name for name in texts if name == Path(name).name]
 
 
 def _changed(out: Path, marker: str) -> str:
