@@ -159,7 +159,11 @@ def _entries(config: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """What a file of the endings KEYED says of each split, by the split that its key means: a split's own name, or
     another word that tells where a part is that is not there by such a name."""
     base = _base(config, content)
-    told = {key: entry for key, entry in content.items() if entry and str(entry).lower() not in NOTHING}
+    told = {
+        key: one
+        for key, one in content.items()
+        if one and not (isinstance(one, str) and one.lower() in NOTHING)
+    }
     named = {part_of(key) for key in told if key.lower() in SPLITS}
 
     def is_split(key: str, entry: Any) -> bool:
