@@ -121,9 +121,8 @@ def _changed(out: Path, marker: str) -> str:
             return ""
         files = _files(out, about["written"]["names"])
         at = {file: file.lstat().st_mtime_ns for file in files}
-        since = [
-            file for file in files if at[file] > (out / marker).stat().st_mtime_ns
-        ]  # which was written last
+        made = (out / marker).stat().st_mtime_ns  # it was written last
+        since = [file for file in files if at[file] > made]
         painted = any(file.suffix.lower() in EXTENSIONS for file in since)
         if about["written"]["state"] == state_of(out, files, EXTENSIONS) and not painted:
             return ""
