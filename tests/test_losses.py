@@ -410,6 +410,10 @@ def test_softmax_is_copied_and_saved_with_its_state():
             lambda: SoftmaxGHMC(4)(*labelled(0)),
             r"have 3 classes .* num_classes=4: make it with num_classes=3, or give 4 logits",
         ),
+        (
+            lambda: GHMC.guarded(3)(torch.zeros(2, 5, 3), torch.zeros(2, 5).long()),
+            r"num_classes=3: flatten what comes before the classes: inputs.flatten\(0, 1\), labels.flatten\(\)",
+        ),
         (lambda: SoftmaxGHMC(3)([1.0], torch.zeros(1).long()), "must be a tensor"),
     ],
 )

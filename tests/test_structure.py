@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "ghmdet"
 # From the ground up: a room may import its own floor and those below it.
 FLOORS = (
-    ("errors", "files", "options", "pictures", "progress", "recipes", "runtime", "signals", "words"),
+    ("errors", "keys", "files", "options", "pictures", "progress", "recipes", "runtime", "signals", "words"),
     ("functional",),
     ("spectrum",),
     ("losses",),

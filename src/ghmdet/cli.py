@@ -6,10 +6,18 @@ import io
 import os
 import re
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from ghmdet.errors import GhmdetError, PartlyDone, unknown_name
 from ghmdet.files import FULL
@@ -21,6 +29,17 @@ app = parser(
     help="Gradient-harmonized one-stage object detection, for badly imbalanced training data.",
     suppress_keyboard_interrupt=False,  # what it says, how to go on, is for `main` to print
 )
+ELSEWHERE = {
+    "--imgsz": "--size",
+    "--img-size": "--size",
+    "--conf": "--threshold",
+    "--score-thr": "--threshold",
+    "--batch": "--batch-size",
+    "--lr0": "--lr",
+    "--project": "--out",
+    "--work-dir": "--out",
+}
+"""What options of other tools are called here."""
 data_app = App(name="data", help="Look at data sets and make new ones.")
 app.command(data_app)
 
@@ -72,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
             what = _help_of(error.argument.name, error.app)
             said = f"{error.argument.name} is missing: give it{what}, or look at --help"
+        elif isinstance(error, UnknownOptionError) and error.token.source == "cli":
+            said = _unknown_option(error)
         elif isinstance(error, UnusedCliTokensError):
             said = _too_much(error, sys.argv[1:] if arguments is None else arguments)
         lines = (" ".join(line.split()) for line in said.splitlines())
@@ -101,6 +122,15 @@ def _help_of(name: str, app: App | None) -> str:
     known = app.assemble_argument_collection(parse_docstring=True) if app else ()
     said = next((one.parameter.help for one in known if one.name == name), None)
     return f" ({' '.join(said.split()).partition('. ')[0].removesuffix('.')})" if said else ""
+
+
+def _unknown_option(error: UnknownOptionError) -> str:
+    """What an option that there is not may mean: one of nearly its name, or of another tool's name for it."""
+    word = (error.token.keyword or error.token.value).partition("=")[0]
+    options = (one for one in error.argument_collection if one.parse)
+    known = [name for one in options for name in one.names if name.startswith("--")]
+    near = [ELSEWHERE[word]] if ELSEWHERE.get(word) in known else get_close_matches(word, known, 1, 0.7)
+    return f"unknown option {word}: " + (f"did you mean {near[0]}? " if near else "") + "--help lists all"
 
 
 def _too_much(error: UnusedCliTokensError, words: list[str]) -> str:

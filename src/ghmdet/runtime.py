@@ -125,8 +125,9 @@ class Detector:
         except GhmdetError:
             raise
         except Exception as error:  # onnxruntime's errors have no common class
+            mend = "export it: ghmdet export" if Path(name).suffix == ".pt" else "copy or export it again"
             raise CheckpointError(
-                f"{name}: no ONNX file that onnxruntime can open ({type(error).__name__}): copy or export it again"
+                f"{name}: no ONNX file that onnxruntime can open ({type(error).__name__}): {mend}"
             ) from error
         self.about = _about(found, name)
         providers = self.session.get_providers()

@@ -213,6 +213,21 @@ def test_a_picture_without_a_label_file_gets_one(tmp_path: Path) -> None:
     assert text == "2 0.300000 0.350000 0.500000 0.500000\n"
 
 
+def test_a_set_whose_yaml_names_a_part_that_is_not_there_is_mended(tmp_path: Path) -> None:
+    """Roboflow names a test part that it has not exported."""
+
+    def exported(root: Path, pictures: list[Picture]) -> Path:
+        write_yolo(root, pictures)
+        yaml = root / "data.yaml"
+        yaml.write_text("names: [cat, dog, emu]\ntrain: ../images/train\ntest: ../test/images\n")
+        return yaml
+
+    audit, decisions = audited(tmp_path, exported)
+    assert apply(audit, decisions, tmp_path / "mended") == 0
+    mended = rows(read_data(tmp_path / "mended"))
+    assert [row[:2] for row in mended] == [row[:2] for row in EXPECTED]
+
+
 def test_a_polygon_keeps_its_points_unless_it_is_moved(tmp_path: Path) -> None:
     audit, decisions = audited(tmp_path, write_yolo)
     file = tmp_path / "set" / "labels" / "train" / "a.txt"

@@ -134,6 +134,8 @@ def test_arms_by_short_names_and_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("a: {cls_loss: ce}\na: {cls_loss: ghm}", "line 2, column 1"),
+        ("a: {cls_loss: ce, cls_loss: ghm}", "'cls_loss' is given twice"),
         ("a: {cls_los: ce}", "arm 'a': Unknown option: --cls-los. Did you mean --cls-loss?"),
         ("a: {hflp: 0}", "Did you mean --hflip?"),
         ("a: {cls_loss: gmh}", "did you mean 'ghm-c'?"),

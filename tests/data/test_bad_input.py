@@ -300,6 +300,8 @@ def test_yolo_class_names(tmp_path: Path) -> None:
     assert failure(tmp_path).endswith(
         "no class names: write classes.txt, one name a line, or names: in data.yaml"
     )
+    (tmp_path.parent / "data.yaml").write_text("names: [cat, dog, emu]")
+    assert failure(tmp_path).endswith(f"no class names: give {tmp_path.parent}, whose data.yaml names them")
     config = tmp_path / "data.yaml"
     for names, said in (
         ("{0: cat, 2: dog}", "names are not numbered 0 to 1: number them without a gap"),

@@ -208,11 +208,28 @@ def test_a_folder_all_of_whose_pictures_count_is_no_place_for_others(tmp_path: P
     write_yolo(tmp_path, three_pictures(), "train/deep")
     write_yolo(tmp_path, three_pictures(), "val")
     part = read_data(tmp_path, "train")
-    for inside in ("images/train", "images/train/run", "images/train/deep/run"):
-        with pytest.raises(DataError, match=r"images/train, all of whose pictures are those of train"):
+    for inside in ("images/train", "images/train/run", "images/train/deep/run", "images/val/run"):
+        with pytest.raises(DataError, match=r"images/(train|val), all of whose pictures are a part"):
             require_apart(tmp_path / inside, part)
-    for outside in ("runs/x", "images/val/run", "images"):
+    for outside in ("runs/x", "images"):
         require_apart(tmp_path / outside, part)
     (tmp_path / "train.txt").write_text("images/train/deep/a.jpg\n")
     (tmp_path / "data.yaml").write_text("names: [cat, dog, emu]\ntrain: train.txt\n")
     require_apart(tmp_path / "images" / "train" / "run", read_data(tmp_path, "train"))  # a list names its own
+
+
+@pytest.mark.parametrize(
+    "pattern", ["images/train/**/*.*", "images/tr*n/deep/*.jpg", "images/t[r]ain/**/*.jpg"]
+)
+def test_a_folder_that_a_pattern_searches_is_no_place_for_others(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_yolo(tmp_path, three_pictures(), "train/deep")
+    (tmp_path / "data.yaml").write_text(f"names: [cat, dog, emu]\ntrain: {pattern}\n")
+    with pytest.raises(DataError, match=r"all of whose pictures are a part"):
+        require_apart(tmp_path / "images" / "train" / "deep" / "run", read_data(tmp_path, "train"))
+    require_apart(tmp_path / "runs" / "x", read_data(tmp_path, "train"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, emu]\ntrain: '**/*.jpg'\n")
+    with pytest.raises(DataError, match=r"all of whose pictures are a part"):
+        require_apart(Path("runs"), read_data("data.yaml", "train"))

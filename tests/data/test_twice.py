@@ -311,3 +311,45 @@ def test_a_record_goes_with_the_picture_that_is_left_out_and_says_so() -> None:
     assert "image id 1 has its name, and is left out: so is this" in said[1] and "taken as" not in " ".join(
         said
     )
+
+
+# --- keys
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "data.yaml",
+            "train: images\nnames: {0: a, 1: b, 1: c}\n",
+            r"line 2, column 21 \('1' is given twice\)",
+        ),
+        (
+            "data.yaml",
+            "names: [a]\ntrain: images\ntrain: others\n",
+            r"line 3, column 1 \('train' is given twice\)",
+        ),
+        (
+            "obj.data",
+            "classes = 1\ntrain = t.txt\nnames = n\n\ntrain = u.txt",
+            "train is given twice: keep one of",
+        ),
+    ],
+)
+def test_a_key_of_a_yaml_that_is_given_twice_is_named(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    draw(tmp_path / "images" / "a.jpg", 60, 40)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_data(tmp_path / name)
+
+
+def test_a_list_of_coco_that_is_given_twice_is_named(tmp_path: Path) -> None:
+    """The last would be taken, and the boxes of the first lost without a word."""
+    content = coco([image(1, "a.jpg"), image(2, "b.jpg")], [box(1)])
+    file = written(tmp_path, content)
+    more = json.dumps([box(2)])
+    file.write_text(f'{json.dumps(content)[:-1]}, "annotations": {more}}}')
+    with pytest.raises(DataError, match=r"invalid JSON \('annotations' is given twice in one object\)"):
+        read_data(tmp_path)

@@ -14,6 +14,7 @@ from ghmdet.engine.checkpoint import save_checkpoint
 from ghmdet.engine.detect import Detector, to_tensor
 from ghmdet.engine.observation import measure_spectrum
 from ghmdet.models import RetinaNet, model_state, preset
+from ghmdet.report import inspection
 from ghmdet.spectrum import SpectrumCounts
 from spectrum_cases import added, count_batch
 
@@ -58,6 +59,22 @@ def test_the_command_writes_counts_words_and_figures(scenes: Path, checkpoint: P
     for name in DRAWN:
         assert (tmp_path / f"{name}.svg").stat().st_size > 5000
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_figures_of_an_earlier_detector_are_gone_before_new_ones_are_told(
+    scenes: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two leaves none of one detector under the other's name."""
+    assert status("spectrum", checkpoint, scenes, "--out", tmp_path) == 0
+    write = inspection.write_json
+
+    def killed(path: Path, content: object) -> None:
+        write(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "write_json", killed)
+    assert status("spectrum", checkpoint, scenes, "--out", tmp_path) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["spectrum.json"]
 
 
 def test_the_pass_counts_what_each_picture_alone_gives(scenes: Path, checkpoint: Path) -> None:

@@ -228,9 +228,8 @@ def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
 def _used(source: DataSet, sheet: Sheet, home: Path) -> set[Path]:
     """The files that the splits of a data set use and that lie in its folder, relative to that."""
     reader = FORMATS[source.format]
-    files = (
-        file for split, place in source.splits.items() for file in reader.files(source.tree, split, place)
-    )
+    there = filter(source.is_there, source.splits)
+    files = (file for split in there for file in reader.files(source.tree, split, source.splits[split]))
     absolute = (Path(os.path.normpath(Path(file).absolute())) for file in (*files, *sheet.lists()))
     return {file.relative_to(home) for file in absolute if file.is_relative_to(home)}
 

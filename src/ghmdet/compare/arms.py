@@ -13,6 +13,7 @@ from cyclopts import CycloptsError, Parameter
 from ghmdet.engine.checkpoint import MAY_CHANGE, every_setting
 from ghmdet.engine.settings import TrainConfig
 from ghmdet.errors import GhmdetError
+from ghmdet.keys import TypedLoader
 from ghmdet.options import parser
 
 REFUSED = {
@@ -50,7 +51,7 @@ def read_arms(given: str, base: TrainConfig) -> dict[str, TrainConfig]:
 
 def _load(file: str) -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=TypedLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise GhmdetError(f"{file}: cannot be read ({error}): give a YAML file of arms") from None
     except yaml.YAMLError as error:

@@ -111,7 +111,7 @@ def compare(
         raise GhmdetError(f"--split {split}: the arms are trained on it: give another part to judge them on")
     require_images(train)
     require_images(part)
-    require_apart(out, train, part)
+    require_apart(out, train)
     if list_commands:
         plan.keep(train)
         for command in plan.commands():

@@ -29,7 +29,7 @@ def load_json(file: Path) -> Any:
     """The content of a JSON file; raises DataError naming it when it is missing, empty or no JSON."""
     text = read_text(file)
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # maybe half a character, or a byte of a file's name
             content = json.loads(HALVES.sub("?", json.dumps(content, ensure_ascii=False)))
         return content
@@ -37,9 +37,19 @@ def load_json(file: Path) -> Any:
         flawed = f" at line {error.lineno}, column {error.colno} ({error.msg})"
     except RecursionError:
         flawed = " (nested too deep)"
+    except KeyError as error:
+        flawed = f" ({shown(error.args[0])} is given twice in one object)"
     except ValueError:
         flawed = " (a number of thousands of digits)"
     raise DataError(f"{file}: invalid JSON{flawed}: write the file again")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises KeyError at a key that is there twice: the last would be taken without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError(next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at])))
+    return found
 
 
 @dataclass(frozen=True)

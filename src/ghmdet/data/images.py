@@ -60,12 +60,11 @@ def require_images(data: DetectionData) -> None:
         )
 
 
-def require_apart(out: Path, *parts: DetectionData) -> None:
-    """Raise DataError where pictures that are written into `out` would be read as some of a part, without objects."""
-    for part in parts:
-        for folder in part.folders:
-            if out.resolve().is_relative_to(folder.resolve()):
-                raise DataError(
-                    f"--out {out} is in {folder}, all of whose pictures are those of {part.split}: what is drawn there"
-                    " would be read as pictures without objects: give another"
-                )
+def require_apart(out: Path, data: DetectionData) -> None:
+    """Raise DataError where pictures that are written into `out` would be read with any part of the data set."""
+    for folder in data.folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise DataError(
+                f"--out {out} is in {folder}, all of whose pictures are a part of the data set: what is drawn there"
+                " would be read as pictures without objects: give another"
+            )

@@ -14,8 +14,9 @@ from ghmdet.data.values import shown
 from ghmdet.errors import DataError
 
 SPLITS = ("train", *VALIDATION_NAMES, "test")
-REPLACED = ".replaced"
-"""The folder below a set in which an earlier one is while the new takes its place."""
+REPLACED, REPLACING = ".replaced", ".names.json"
+"""The folder below a set in which an earlier one is while the new takes its place, and the file there that lists what
+does, without which nothing was moved yet."""
 MEANT = {"training": "train", "dev": "val", "eval": "val", "validate": "val", "testing": "test"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 T = TypeVar("T")

@@ -11,7 +11,16 @@ from typing import Any
 
 from ghmdet.data import coco, yolo
 from ghmdet.data.labelled import LABELME, VOC
-from ghmdet.data.layout import REPLACED, SPLITS, apart, namesakes, part_of, split_called, split_names
+from ghmdet.data.layout import (
+    REPLACED,
+    REPLACING,
+    SPLITS,
+    apart,
+    namesakes,
+    part_of,
+    split_called,
+    split_names,
+)
 from ghmdet.data.others import other_format
 from ghmdet.data.records import VALIDATION_NAMES, DetectionData, Problem
 from ghmdet.data.tree import Tree, ending, looks_like_label, readable
@@ -46,7 +55,9 @@ class DataSet:
             raise DataError(f"{path}: no such file or folder: check the path")
         self.tree, self.format, self.splits = Tree(self.path), "", dict[str, Any]()
         self.called: str | None = None
-        if os.path.lexists(os.path.join(self.tree.root, REPLACED)):
+        root = os.path.abspath(self.tree.root)
+        homes = (root, os.path.dirname(root))  # or its annotations/ were given
+        if any(os.path.exists(os.path.join(home, REPLACED, REPLACING)) for home in homes):
             raise DataError(
                 f"{path}: was being made anew when that was killed: give the command for that again"
             )
@@ -92,6 +103,18 @@ class DataSet:
             mend += f", or make one: ghmdet data split {shlex.quote(str(self.path))} NEW-FOLDER"
         raise DataError(f"{self.path}: no split '{split}': splits found: {there}: {mend}{_unread(self.tree)}")
 
+    def others(self, name: str) -> list[str]:
+        """The splits beside one that a copy of the data set has, too.
+
+        Without those that a data.yaml only names, and VOC's trainval, which would hold again what the copy changes.
+        """
+        return [other for other in self.splits if other not in (name, "trainval") and self.is_there(other)]
+
+    def is_there(self, split: str) -> bool:
+        """Whether something of a split is there: a data.yaml may name folders that an export has not brought."""
+        place = self.splits[split]
+        return not isinstance(place, yolo.YoloSplit) or any(map(os.path.exists, place.images))
+
     def _sharing(self, split: str) -> list[str]:
         """The names here that mean one part with a split, where they stand for different places."""
         places = {name: place for name, place in self.splits.items() if part_of(name) == part_of(split)}
@@ -108,6 +131,10 @@ class DataSet:
                 data: DetectionData = reader.read_split(self.tree, name, self.splits[name], classes)
             except DataError as error:
                 raise DataError(f"{error}{other_format(self.tree, of=str(error))}") from None
+            scanned = tuple(
+                folder for part in self.splits.values() for folder in getattr(part, "folders", ())
+            )
+            data = dataclasses.replace(data, folders=scanned)
             told, where = list(data.problems), (str(data.root), f"split {name}")
             for place, folder in self.tree.elsewhere.pop(name, {}).items():
                 mend = "taken, as no other has its name: correct the list if its boxes are not this one's"

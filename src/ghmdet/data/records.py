@@ -162,7 +162,7 @@ class DetectionData:
     records: Records
     problems: tuple[Problem, ...]
     folders: tuple[Path, ...] = ()
-    """Those in which every picture counts, however deep, whether it has labels or not."""
+    """Those in which every picture counts, for this part or another of the data set, whether it has labels or not."""
 
     def boxes_per_class(self) -> dict[str, int]:
         """The number of boxes of each class, crowd regions not counted."""

@@ -105,7 +105,8 @@ def boxes_of(
             collect.report(f"row of {len(row)} numbers", record, shown(line.strip()), mend)
             yield None
         elif row[0] not in range(len(names)):
-            collect.report("unknown class", record, shown(line.strip()), f"classes are 0 to {len(names) - 1}")
+            of_names = f"classes are 0 to {len(names) - 1}: correct the row, or name its class"
+            collect.report("unknown class", record, shown(line.strip()), of_names)
         elif max(row[1:5] if rows.points else row[1:]) > OUTSIDE:
             mend = "divide by the picture's width and height"
             collect.report("box not in fractions", record, shown(line.strip()), mend)

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from ghmdet.data.rows import Rows, boxes_of, label_lines
 from ghmdet.data.tree import UNREADABLE, Tree, below, ending, readable, surrounds
 from ghmdet.data.values import shown, whole
 from ghmdet.errors import DataError
+from ghmdet.keys import TextLoader
 from ghmdet.pictures import EXTENSIONS, fitting
 
 LOOKED_FOR = (
@@ -36,10 +36,17 @@ IMAGES, LABELS = ("images",), ("labels",)  # a folder of pictures, and its place
 
 
 class YoloSplit(NamedTuple):
-    """The folders of pictures or lists of pictures of a split, and the files that name the classes, the first meant."""
+    """The folders of pictures or lists of pictures of a split, the files that name the classes, the first meant, and
+    the folders that patterns search."""
 
     images: tuple[str, ...]
     names: tuple[Path, ...]
+    searched: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> list[Path]:
+        """Those in which every picture counts."""
+        return [Path(place) for place in (*self.images, *self.searched) if os.path.isdir(place)]
 
 
 def find_splits(tree: Tree) -> dict[str, YoloSplit]:
@@ -56,7 +63,7 @@ def find_splits(tree: Tree) -> dict[str, YoloSplit]:
             if _is_labelled(tree, split, place)
         }
         if found:
-            ((place, *_), names), *more = found.values()
+            ((place, *_), names, _), *more = found.values()
             if not more and names and place in (tree.root, tree.at(tree.root, "images")):
                 tree.one_part(place, EXTENSIONS)
             return found
@@ -133,11 +140,13 @@ def _parsed(file: Path) -> dict[str, Any]:
     """What a yaml file names, or lines `key = value` as in darknet's obj.data, all of it as the text written."""
     text = read_text(file)
     if file.suffix.lower() == ".data":
-        pairs = (line.partition("=") for line in text.splitlines())
-        return {key.strip(): value.strip() for key, _, value in pairs}
+        pairs = [line.partition("=") for line in text.splitlines() if line.strip()]
+        keys = [key.strip() for key, _, _ in pairs]
+        if twice := next((key for at, key in enumerate(keys) if key in keys[:at]), None):
+            raise DataError(f"{file}: {twice} is given twice: keep one of its lines")
+        return {key: value.strip() for key, (_, _, value) in zip(keys, pairs, strict=True)}
     try:
-        # Words as written: a class may be called yes or 2024.
-        content = yaml.load(text, Loader=yaml.BaseLoader)
+        content = yaml.load(text, Loader=TextLoader)
     except RecursionError:
         raise DataError(f"{file}: invalid YAML (nested too deep): write the file again") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -196,9 +205,10 @@ def _named_splits(tree: Tree, config: Path) -> dict[str, YoloSplit]:
             raise DataError(f"{config}: {split} is {shown(entries)}: give a folder, a list file or several")
         if wide := next((each for each in entries if surrounds(base / each, base, tree.root)), None):
             raise DataError(f"{config}: {split} is {wide}, which the data set lies in: give it a folder")
-        named = (_place(base, entry, split) for entry in entries if entry.lower() not in NOTHING)
+        named = [_place(base, entry, split) for entry in entries if entry.lower() not in NOTHING]
         if places := tuple(place for one in named for place in _pictures(one) or [one]):
-            splits[split] = YoloSplit(places, (config, *_names_files(tree, places[0])))
+            searched = (folder for one in named if _pictures(one) for folder in fitting(_searched(one)))
+            splits[split] = YoloSplit(places, (config, *_names_files(tree, places[0])), tuple(searched))
     return splits
 
 
@@ -225,6 +235,11 @@ def _pictures(pattern: str) -> list[str]:
     """The pictures that fit a pattern; none where it is none, or is there itself."""
     fit = fitting(pattern) if has_magic(pattern) and not os.path.lexists(pattern) else ()
     return [path for path in fit if ending(path) in EXTENSIONS]
+
+
+def _searched(pattern: str) -> str:
+    """The folders that a pattern searches, as a pattern: those of its files, or the ones above any depth (`**`)."""
+    return os.path.dirname(pattern.partition("**")[0]) or os.curdir
 
 
 def names_file(tree: Tree, file: Path) -> Path:
@@ -318,7 +333,9 @@ def read_split(
     DataError when class names or pictures are missing; single bad records become problems.
     """
     if not source.names:
+        above = Path(os.path.abspath(tree.root)).parent
         mend = "write classes.txt, one name a line, or names: in data.yaml"
+        mend = f"give {above}, whose data.yaml names them" if (above / "data.yaml").is_file() else mend
         raise DataError(f"{source.images[0]}: no class names: {mend}")
     named, *others = source.names
     own = class_names(tree, named)
@@ -389,5 +406,4 @@ def read_split(
         collect.file = tree.root
         mend = "read as a picture without objects: an empty label file says so on purpose"
         collect.report("picture without a label file", "", f"({tried})", mend, "warning", len(bare))
-    folders = tuple(Path(place) for place in source.images if os.path.isdir(place))
-    return replace(collect.pack(tree.given, "YOLO", split), folders=folders)
+    return collect.pack(tree.given, "YOLO", split)

@@ -63,7 +63,7 @@ class TrainingData:
                 f" that is trained on, as augmented copies have ({named}): keep them in one part, or AP is too high."
             )
         if not run.saved:
-            require_apart(run.folder, self.train, self.val)
+            require_apart(run.folder, self.train)
             config = fit_to_data(config, self.train, run.say)
         self.config, self.folder = config, run.folder
         model = config.network()

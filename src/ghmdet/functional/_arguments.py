@@ -224,10 +224,16 @@ def check_labels(logits: Tensor, labels: Tensor, valid: Tensor | None = None) ->
 def check_classes(inputs: Tensor, num_classes: int) -> None:
     """Raise for logits of another number of classes, along dimension 1, than a loss keeps statistics of."""
     if inputs.dim() > 1 and inputs.shape[1] != num_classes:
+        last = inputs.dim() - 1 if inputs.shape[-1] == num_classes else 0
+        flat = f"flatten what comes before the classes: inputs.flatten(0, {last - 1}), labels.flatten()"
         raise GhmdetError(
             f"inputs of shape {tuple(inputs.shape)} have {inputs.shape[1]} classes along dimension 1, and the loss was "
-            f"made for num_classes={num_classes}: make it with num_classes={inputs.shape[1]}, or give "
-            f"{num_classes} logits"
+            f"made for num_classes={num_classes}: "
+            + (
+                flat
+                if last > 1
+                else f"make it with num_classes={inputs.shape[1]}, or give {num_classes} logits"
+            )
         )
 
 

@@ -113,9 +113,9 @@ def unharmonize(model: Model) -> Model:
     return model
 
 
-def refuse(model: nn.Module, reason: str) -> GhmdetError:
+def refuse(model: nn.Module, reason: str, mend: str = BY_HAND) -> GhmdetError:
     """The error for a model that cannot be harmonized."""
-    return GhmdetError(f"{type(model).__name__} {reason}; {BY_HAND}")
+    return GhmdetError(f"{type(model).__name__} {reason}: {mend}")
 
 
 def install(owner: nn.Module, losses: dict[str, nn.Module]) -> None:

@@ -128,7 +128,7 @@ def _apply(part: str, plain: type[nn.Module], kind: type[nn.Module], model: Any,
     owner: Any = model.get_submodule(part)
     found = type(owner)
     if issubclass(found, kind):
-        raise refuse(model, "is harmonized already: unharmonize(model) first")
+        raise refuse(model, "is harmonized already", "unharmonize(model) first")
     if found is not plain:
         raise refuse(model, f"computes its loss in a {found.__name__}, and only {plain.__name__} is known")
     if plain is SSD:
@@ -147,7 +147,7 @@ def _apply(part: str, plain: type[nn.Module], kind: type[nn.Module], model: Any,
 def _undo(part: str, plain: type[nn.Module], kind: type[nn.Module], model: Any) -> None:
     owner: Any = model.get_submodule(part)
     if not isinstance(owner, kind):
-        raise refuse(model, "is not harmonized")
+        raise refuse(model, "is not harmonized", "harmonize(model) does that")
     owner.__class__ = plain
     for name in ("ghm_c", "ghm_r", "cls_weight", "box_weight"):
         if hasattr(owner, name):

@@ -84,7 +84,7 @@ def _apply(model: Any, choice: Choice) -> None:
             model, "has a loss function of its own, or is harmonized already: unharmonize(model) first"
         )
     if choice.box is not None:
-        raise refuse(model, "has no harmonized box loss: leave box=None")
+        raise refuse(model, "has no harmonized box loss", "leave box=None")
     config = model.config
     outputs = config.decoder_layers if config.auxiliary_loss else 1
     if config.auxiliary_loss and hasattr(
@@ -97,7 +97,7 @@ def _apply(model: Any, choice: Choice) -> None:
 
 def _undo(model: Any) -> None:
     if not isinstance(getattr(model, "_loss_function", None), HarmonizedDetrLoss):
-        raise refuse(model, "is not harmonized")
+        raise refuse(model, "is not harmonized", "harmonize(model) does that")
     del model._loss_function
 
 

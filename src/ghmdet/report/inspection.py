@@ -91,7 +91,9 @@ def write_spectrum(
         drawn["reliability"] = figures.draw_reliability(findings.reliability)
     about = {"checkpoint": str(checkpoint), "data": str(data), "split": part.split}
     with hold(out):
-        write_json(out / "spectrum.json", about)  # a kill leaves no old figures beside new ones
+        for name in ("spectrum.npz", *pictures):  # a kill leaves no old ones beside the new
+            (out / name).unlink(missing_ok=True)
+        write_json(out / "spectrum.json", about)
         measured.spectrum.save(out / "spectrum.npz")
         for name, figure in drawn.items():
             figures.save_figure(figure, out / name)

@@ -158,3 +158,33 @@ def test_a_set_of_somebody_else_moves_nothing_outside(tmp_path: Path) -> None:
     (out / ".replaced" / ".names.json").write_text('["../own.txt"]')
     make(out, NEW)
     assert own.read_text() == "mine" and own.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_set_that_is_stopped_before_anything_is_moved_is_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """As where the list of what takes its place is written: the disk is full, or somebody waits no longer."""
+    make(tmp_path, OLD)
+    old, write = content(tmp_path), folder.write_atomic
+
+    def full(path: Path, text: str) -> None:
+        if path.name == ".names.json":
+            path.parent.mkdir(exist_ok=True)
+            raise error
+        write(path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(folder, "write_atomic", full)
+        make(tmp_path, NEW)
+    assert content(tmp_path) == old and not (tmp_path / ".replaced").exists()
+
+
+def test_no_file_of_a_set_that_is_half_replaced_is_read(tmp_path: Path) -> None:
+    for name in ("annotations/instances_train.json", "data.yaml", ".replaced/.names.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+        for place in ("", "annotations/instances_train.json", "data.yaml"):
+            if name.startswith(".replaced"):
+                with pytest.raises(DataError, match="was being made anew when that was killed"):
+                    DataSet(tmp_path / place)

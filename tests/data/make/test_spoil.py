@@ -9,9 +9,10 @@ import pytest
 
 from ghmdet.cli import main
 from ghmdet.data import DetectionData, read_data
-from ghmdet.data.make import KINDS, SynthConfig, spoil, synthesize
+from ghmdet.data.make import KINDS, SynthConfig, spoil, synthesize, thin
 from ghmdet.errors import DataError, GhmdetError
 from ghmdet.evaluation.matching import overlaps
+from small_sets import Picture, write_yolo
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,15 @@ def test_labels_that_the_other_parts_lose_are_said(scenes: Path, tmp_path: Path)
     said = list[str]()
     spoil(tmp_path / "set", tmp_path / "x", share=0.5, say=said.append)
     assert "Rejected: 1 × unknown class" in "\n".join(said)
+
+
+def test_a_part_that_a_yaml_only_names_is_not_carried_over(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set", [Picture(f"{name}.jpg", boxes=[(0, 5, 5, 25, 35)]) for name in "abcd"])
+    write_yolo(tmp_path / "set", [Picture("e.jpg", boxes=[(1, 5, 5, 25, 35)])], "val")
+    yaml = "names: [cat, dog, emu]\ntrain: ../images/train\nval: ../images/val\ntest: ../test/images\n"
+    (tmp_path / "set" / "data.yaml").write_text(yaml)
+    spoil(tmp_path / "set", tmp_path / "spoilt", share=0.5, kinds="missing", say=lambda line: None)
+    thin(tmp_path / "set", tmp_path / "thinned", keep=["cat=.5"], say=lambda line: None)
+    for made in ("spoilt", "thinned"):
+        there = sorted(file.name for file in (tmp_path / made / "annotations").iterdir())
+        assert there == ["instances_train.json", "instances_val.json"]

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ghmdet.data.annotations import load_json
-from ghmdet.data.layout import REPLACED
+from ghmdet.data.layout import REPLACED, REPLACING
 from ghmdet.errors import DataError
 from ghmdet.files import LOCK, files_below, hold, state_of, write_atomic
 from ghmdet.pictures import EXTENSIONS
 
 UNFINISHED = ".unfinished"
 """The folder below a set in which the one is that will take its place."""
-NAMES = ".names.json"
-"""The file in REPLACED that lists what takes its place."""
 
 
 @contextmanager
@@ -46,8 +44,7 @@ def new_set(out: Path, marker: str, command: str) -> Iterator[Path]:
                 " or remove this one"
             )
         building = out / UNFINISHED
-        for left in (building, out / REPLACED):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:
             yield building
@@ -70,7 +67,7 @@ def _take_place(out: Path, names: list[str], earlier: list[str]) -> None:
     old = [name for name in dict.fromkeys((*earlier, *names)) if os.path.lexists(out / name)]
     if linked := next((out / name for name in old if (out / name).is_symlink()), None):
         raise DataError(f"{linked}: is a link, which would be replaced: give another folder, or remove it")
-    write_atomic(aside / NAMES, json.dumps(names))
+    write_atomic(aside / REPLACING, json.dumps(names))
     for name in old:
         (out / name).rename(aside / name)
     for name in names:
@@ -81,9 +78,10 @@ def _take_place(out: Path, names: list[str], earlier: list[str]) -> None:
 def _put_back(out: Path) -> None:
     """Undo a `_take_place` that did not come to its end, unless only its last step is missing."""
     building, aside = out / UNFINISHED, out / REPLACED
-    if not (aside / NAMES).exists():
+    if not (aside / REPLACING).exists():  # nothing was moved
+        shutil.rmtree(aside, ignore_errors=True)
         return
-    names = _plain(load_json(aside / NAMES))
+    names = _plain(load_json(aside / REPLACING))
     building.mkdir(exist_ok=True)
     moved = [name for name in names if os.path.lexists(out / name) and not os.path.lexists(building / name)]
     if names and moved == names:  # all are in their place
@@ -94,7 +92,7 @@ def _put_back(out: Path) -> None:
     for entry in aside.iterdir():
         if os.path.lexists(out / entry.name):
             raise DataError(f"{entry}: was in the place of {out / entry.name}: remove one of them")
-        if entry.name != NAMES:
+        if entry.name != REPLACING:
             entry.rename(out / entry.name)
     shutil.rmtree(aside)
 

@@ -73,9 +73,7 @@ def spoil(
         raise DataError(
             f"{data}: has one class, so no label can be given another: give --kinds {','.join(KINDS[1:])}"
         )
-    others = [
-        source.read(name, part.classes) for name in source.splits if name not in (part.split, "trainval")
-    ]
+    others = [source.read(name, part.classes) for name in source.others(part.split)]
     for each in (part, *others):
         require_images(each)
     content = part.to_coco(absolute=True)

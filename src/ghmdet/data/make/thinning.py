@@ -71,10 +71,11 @@ def thin(
     if data.resolve().is_relative_to(out.resolve()):
         raise DataError(f"{out}: is the data set to be thinned: give another folder")
     part = dataclasses.replace(read_data(data, split), split=split)
-    targets, others = _targets(part, shares), _other_splits(data, split, part)
+    targets, source = _targets(part, shares), DataSet(data)
+    others = [source.read(other, part.classes) for other in source.others(source.find(split))]
     for each in (part, *others):
         require_images(each)
-    require_apart(out, part, *others)
+    require_apart(out, part)
 
     random, records = np.random.default_rng(seed), part.records
     gone = _no_box(records) if how == "images" else _choose_erased(records, targets, random)
@@ -185,13 +186,6 @@ def _targets(part: DetectionData, keep: Mapping[str, float]) -> dict[int, int]:
             raise DataError(f"{part.root}: class '{name}' has no box in split {part.split}: nothing to thin")
         targets[part.classes.index(name)] = max(1, round(share * boxes[name]))
     return targets
-
-
-def _other_splits(data: Path, split: str, part: DetectionData) -> list[DetectionData]:
-    """The other splits, but for VOC's trainval, which would hold again what is thinned away."""
-    source = DataSet(data)
-    left_out = {source.find(split), "trainval"}
-    return [source.read(other, part.classes) for other in source.splits if other not in left_out]
 
 
 def _no_box(records: Records) -> Mask:
