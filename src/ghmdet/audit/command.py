@@ -91,7 +91,7 @@ def write_audit(
         review: Suspicions on the page, the likeliest; of each kind's own list as many.
         list_commands: Only print the training commands that can be run now, one a line, for other hosts; nothing when
             all are done.
-        config: How the folds' detectors are trained; a budget is shared among them.
+        config: How the folds' detectors are trained; their trainings share a budget; judging comes after it.
         say: Takes each line meant for the user.
 
     Raises:
