@@ -157,6 +157,18 @@ def test_many_categories_are_read_in_linear_time(tmp_path: Path) -> None:
     assert took[1] < 8 * took[0] + 0.2  # quadratic: 16 times, and 10 s
 
 
+@pytest.mark.parametrize("name", ["train.json", "obj.data", "data.yaml"])
+def test_a_key_that_is_there_twice_among_many_is_found_at_once(tmp_path: Path, name: str) -> None:
+    keys = [*(f"k{i}" for i in range(12_000)), "last", "last"]
+    lines = {"obj.data": "{} = 1", "data.yaml": "{}: 1", "train.json": '"{}": 1'}[name]
+    text = (",\n" if name == "train.json" else "\n").join(map(lines.format, keys))
+    (tmp_path / name).write_text(f"{{{text}}}" if name == "train.json" else text)
+    began = time.process_time()
+    with pytest.raises(DataError, match="'last' is given twice"):
+        read_data(tmp_path / name)
+    assert time.process_time() - began < (4 if name == "data.yaml" else 1)  # PyYAML's own pace
+
+
 def test_what_a_name_may_hold_reaches_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["val", "\x1b[31m\x07\x9bred.pt", str(tmp_path)])

@@ -332,7 +332,7 @@ def test_a_record_goes_with_the_picture_that_is_left_out_and_says_so() -> None:
         (
             "obj.data",
             "classes = 1\ntrain = t.txt\nnames = n\n\ntrain = u.txt",
-            "train is given twice: keep one of",
+            "'train' is given twice: keep one of",
         ),
     ],
 )

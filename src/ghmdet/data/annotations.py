@@ -48,7 +48,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; raises KeyError at a key that is there twice: the last would be taken without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise KeyError(next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at])))
+        raise KeyError(Counter(key for key, _ in pairs).most_common(1)[0][0])
     return found
 
 

@@ -6,6 +6,7 @@ A row is `class cx cy w h`, fractions of the picture's size; of longer ones see 
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from glob import has_magic
@@ -141,10 +142,10 @@ def _parsed(file: Path) -> dict[str, Any]:
     text = read_text(file)
     if file.suffix.lower() == ".data":
         pairs = [line.partition("=") for line in text.splitlines() if line.strip()]
-        keys = [key.strip() for key, _, _ in pairs]
-        if twice := next((key for at, key in enumerate(keys) if key in keys[:at]), None):
-            raise DataError(f"{file}: {twice} is given twice: keep one of its lines")
-        return {key: value.strip() for key, (_, _, value) in zip(keys, pairs, strict=True)}
+        for key, times in Counter(key.strip() for key, _, _ in pairs).items():
+            if times > 1:
+                raise DataError(f"{file}: {shown(key)} is given twice: keep one of its lines")
+        return {key.strip(): value.strip() for key, _, value in pairs}
     try:
         content = yaml.load(text, Loader=TextLoader)
     except RecursionError:
