@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,9 +93,21 @@ def test_a_process_that_dies_ends_the_job(squares: Path, tmp_path: Path) -> None
         os.kill(first, 0)
 
 
+def free_port() -> int:
+    """accelerate 1.6 waits for ever where it is given port 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"),
+    "accelerate": (
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        f"--main_process_port={free_port()}",
+    ),
 }
 
 
