@@ -305,7 +305,7 @@ def test_a_run_says_soon_how_long_it_will_take_and_when_it_is_judged(squares: Pa
     lines: list[str] = []
     train(squares, tmp_path / "run", replace(TINY, epochs=9, val_every=None), say=lines.append)
     (place,) = (i for i, line in enumerate(lines) if line.startswith("about "))
-    assert re.fullmatch(r"about .* s to go: 17 steps of [\d.]+ s, AP after every epoch", lines[place])
+    assert re.fullmatch(r"about .* s to go: 17 steps of 0\.\d+ s, AP after every epoch", lines[place])
     assert lines[place - 1].startswith("epoch 3/9: AP")
 
 
