@@ -275,7 +275,7 @@ def test_examples_without_a_number_are_left_out_and_told(softmax, dense, tmp_pat
     with pytest.warns(UserWarning, match="1 examples of the epoch are left out: scores that are no numbers"):
         counted = watch.end_epoch()
     assert (counted.examples == sound.end_epoch().examples).all() and counted.examples.any()
-    assert (counted.gradient == sound.epochs.gradient[-1:]).all()
+    np.testing.assert_allclose(counted.gradient, sound.epochs.gradient[-1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("row", [[torch.inf, 0, 0], [torch.inf, torch.inf, 0], [-torch.inf] * 3])
